@@ -1,0 +1,261 @@
+"""The model zoo equals the published networks: names, shapes, sizes, outputs and initialisation.
+
+`golden/models.json` holds, per model, what the published implementation has: parameter counts by class count, logits by
+image size (null: not supported), and the state-dict entries for 10 classes in order, one line per module, shapes after
+names ("bn1: weight 64, bias 64, ..., num_batches_tracked").
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import MODEL_NAMES, build_model
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "models.json").read_text())
+ONE_PER_BLOCK_TYPE = (
+    "net",
+    "mlp",
+    "resnet18",
+    "resnet50",
+    "preresnet20",
+    "preresnet44",
+    "densenet121",
+    "resnext29",
+    "mobilenetv2",
+    "shufflenetv2",
+)
+WITH_DEFAULT_INIT = ("net", "mlp", "resnet18", "resnet50", "densenet121", "mobilenetv2", "shufflenetv2")
+ONLY_32X32 = tuple(name for name, golden in GOLDEN.items() if golden["logits"]["64"] is None)
+
+all_models = pytest.mark.parametrize("name", MODEL_NAMES)
+one_per_block_type = pytest.mark.parametrize("name", ONE_PER_BLOCK_TYPE)
+
+
+def build_on_meta(name: str, num_classes: int, **options: float) -> nn.Module:
+    """A model that has shapes but no memory, and costs nothing to initialise."""
+    with torch.device("meta"):
+        return build_model(name, num_classes, **options)
+
+
+def small_images(name: str, count: int) -> Tensor:
+    """Random images of a size that the model takes; 16x16 is a quarter of the work."""
+    size = 32 if name in ONLY_32X32 else 16
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def listing(state_dict: dict[str, Tensor]) -> list[str]:
+    return [f"{name} {'x'.join(map(str, tensor.shape))}".strip() for name, tensor in state_dict.items()]
+
+
+def golden_listing(name: str) -> list[str]:
+    entries = []
+    for line in GOLDEN[name]["state_dict"]:
+        module, tensors = line.split(": ")
+        entries += [f"{module}.{tensor}" for tensor in tensors.split(", ")]
+    return entries
+
+
+def golden_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights under which the golden logits were computed: entry i of the state dict from random seed i."""
+    weights = {}
+    for i, (name, tensor) in enumerate(model.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            weights[name] = torch.tensor(0)
+            continue
+        v = np.random.RandomState(i).standard_normal(tuple(tensor.shape))
+        if name.endswith("running_var"):
+            v = 1 + 0.1 * np.abs(v)
+        elif name.endswith(("running_mean", "bias")):
+            v = 0.1 * v
+        elif v.ndim == 1:
+            v = 1 + 0.1 * v
+        else:
+            v = v / math.sqrt(v.size / v.shape[0])
+        weights[name] = torch.from_numpy(v)
+    return weights
+
+
+def test_the_zoo_has_the_published_models_in_order():
+    assert tuple(GOLDEN) == MODEL_NAMES
+
+
+@all_models
+def test_state_dict_has_the_published_names_and_shapes_in_order(name: str):
+    built, golden = listing(build_on_meta(name, 10).state_dict()), golden_listing(name)
+    for i, (ours, published) in enumerate(zip(built, golden, strict=False)):
+        assert ours == published, f"entry {i} of {name} is the first to differ"
+    assert len(built) == len(golden)
+
+
+@all_models
+@pytest.mark.parametrize("num_classes", [10, 100, 200])
+def test_parameter_count_is_the_published_one(name: str, num_classes: int):
+    count = sum(parameter.numel() for parameter in build_on_meta(name, num_classes).parameters())
+    assert count == GOLDEN[name]["parameters"][str(num_classes)]
+
+
+@all_models
+def test_logits_are_the_published_ones(name: str):
+    model = build_on_meta(name, 10).eval()
+    model.load_state_dict(golden_weights(model), assign=True)
+    for size, golden in GOLDEN[name]["logits"].items():
+        if golden is None:
+            continue
+        images = torch.from_numpy(np.random.RandomState(999).standard_normal((2, 3, int(size), int(size))))
+        with torch.inference_mode():
+            logits = model(images)
+        torch.testing.assert_close(logits, torch.tensor(golden, dtype=torch.float64), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ONLY_32X32)
+def test_an_unsupported_image_size_is_an_error(name: str):
+    with pytest.raises(ValueError, match=f"^{name} takes 3x32x32 images, got 3x64x64$"):
+        build_on_meta(name, 10)(torch.empty(2, 3, 64, 64, device="meta"))
+
+
+@all_models
+def test_the_classifier_has_as_many_classes_as_asked(name: str):
+    logits = build_on_meta(name, 7)(torch.empty(2, 3, 32, 32, device="meta"))
+    assert logits.shape == (2, 7)
+
+
+@one_per_block_type
+def test_gradients_reach_every_parameter(name: str):
+    torch.manual_seed(0)
+    model = build_model(name, 10).train()
+    F.cross_entropy(model(small_images(name, 2)), torch.tensor([3, 7])).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        # A bias before BN has no gradient but rounding, so only weights must have one.
+        if parameter.ndim > 1:
+            assert parameter.grad.any(), parameter_name
+
+
+@one_per_block_type
+def test_one_image_in_bfloat16_gives_finite_logits_close_to_float32(name: str):
+    torch.manual_seed(0)
+    model = build_model(name, 10).eval()
+    image = small_images(name, 1)
+    with torch.inference_mode():
+        exact = model(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(image)
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), exact, rtol=0, atol=0.05 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_PER_BLOCK_TYPE if name != "mlp"])
+def test_channels_last_images_stay_channels_last_throughout(name: str):
+    torch.manual_seed(0)
+    model = build_model(name, 10).eval()
+    images = small_images(name, 2)
+    with torch.inference_mode():
+        expected = model(images)
+
+    def channel_stride_is_1(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        assert inputs[0].stride(1) == output.stride(1) == 1
+
+    model = model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(channel_stride_is_1)
+    with torch.inference_mode():
+        logits = model(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def assert_normal(weight: Tensor, std: float) -> None:
+    """Mean and standard deviation within six standard errors of N(0, std), and as many tails as a normal has."""
+    z, n = weight.detach().flatten() / std, weight.numel()
+    assert abs(z.mean()) < 6 / math.sqrt(n)
+    assert abs(z.std() - 1) < 6 / math.sqrt(2 * n)
+    within = math.erf(1 / math.sqrt(2))
+    assert abs((z.abs() < 1).float().mean() - within) < 6 * math.sqrt(within * (1 - within) / n)
+
+
+def assert_batch_norms_are_identity(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+
+
+@pytest.mark.parametrize("name", ["preresnet20", "preresnet44"])
+def test_preresnet_starts_from_normal_convolutions_over_the_fan_out(name: str):
+    torch.manual_seed(0)
+    model = build_model(name, 10)
+    assert_batch_norms_are_identity(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert_normal(module.weight, std=math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels)))
+
+
+def test_resnext_starts_from_normal_weights_and_zero_bias():
+    torch.manual_seed(0)
+    model = build_model("resnext29", 10)
+    assert_batch_norms_are_identity(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert_normal(module.weight, std=math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels)))
+    assert_normal(model.classifier.weight, std=math.sqrt(2 / model.classifier.in_features))
+    assert (model.classifier.bias == 0).all()
+
+
+@pytest.mark.parametrize("name", WITH_DEFAULT_INIT)
+def test_the_other_families_keep_the_uniform_default_initialisation(name: str):
+    torch.manual_seed(0)
+    model = build_model(name, 10)
+    assert_batch_norms_are_identity(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.detach()
+            bound = 1 / math.sqrt(weight[0].numel())
+            assert weight.abs().max() <= bound
+            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=6 / math.sqrt(weight.numel()))
+
+
+def test_num_channels_scales_every_layer_of_net():
+    state_dict = build_on_meta("net", 10, num_channels=8).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    assert shapes["conv1.weight"] == (8, 3, 3, 3)
+    assert shapes["conv2.weight"] == (16, 8, 3, 3)
+    assert shapes["conv3.weight"] == (32, 16, 3, 3)
+    assert shapes["fc1.weight"] == (32, 32 * 16)
+    assert shapes["fc2.weight"] == (10, 32)
+
+
+def test_dropout_of_net_acts_in_train_mode_only():
+    images = small_images("net", 4)
+    model = build_model("net", 10, dropout_rate=0.5)
+    assert not torch.equal(model.train()(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))
+
+
+def test_net_has_no_dropout_by_default():
+    images = small_images("net", 4)
+    model = build_model("net", 10).train()
+    assert torch.equal(model(images), model(images))
+
+
+def test_an_unknown_name_is_an_error_with_the_nearest_name_and_the_choices():
+    with pytest.raises(ValueError, match=r"unknown model 'ResNet81'.*did you mean 'resnet18'") as error:
+        build_model("ResNet81", 10)
+    assert all(name in str(error.value) for name in MODEL_NAMES)
+
+
+def test_a_name_like_no_other_is_an_error_without_a_guess():
+    with pytest.raises(ValueError, match=r"^unknown model 'qqq'; choose from net, mlp, "):
+        build_model("qqq", 10)
+
+
+@pytest.mark.parametrize("num_classes", [0, -1])
+def test_a_model_has_at_least_one_class(num_classes: int):
+    with pytest.raises(ValueError, match="num_classes must be at least 1"):
+        build_model("net", num_classes)
