@@ -1,0 +1,1 @@
+"""What every stage shares: parameters, data, losses, the training loop, checkpoints and logs."""

@@ -1,0 +1,71 @@
+"""The losses of the stages as pure functions of logits (B, C) and labels (B,).
+
+All are means over the batch, computed in float32 at least: bfloat16 and float16 logits are promoted, float64 stays.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half-precision logits as float32; T^2 of up to 400 leaves no room for eight bits of mantissa."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B, C) and class indices (B,), in nats."""
+    return F.cross_entropy(at_least_float32(logits), labels)
+
+
+def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:
+    """KL(p || q) in nats, mean over the batch, of p = softmax(p_logits / T) and q = softmax(q_logits / T).
+
+    The gradient reaches both arguments and is finite for any finite logits: all is written from log-probabilities,
+    sum p (log p - log q). `F.kl_div(log q, p)` differentiates p log p through log(p) instead, which is NaN as soon
+    as one p underflows to zero, and the nasty loss, which rewards such p, then ends in NaN weights.
+    """
+    log_p = F.log_softmax(at_least_float32(p_logits) / temperature, dim=1)
+    log_q = F.log_softmax(at_least_float32(q_logits) / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def kd_terms(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *,
+             temperature: float, alpha: float) -> dict[str, Tensor]:
+    """Knowledge distillation (Hinton et al., 2015, arXiv 1503.02531), in the weighting of Ma et al. (2021):
+
+        loss = alpha * T^2 * KL(teacher || student) + (1 - alpha) * CE(student, labels)
+
+    Returns the loss and its two terms as logged: `kl` (T^2 included) and `cross_entropy`.
+    """
+    kl = temperature**2 * kl_divergence(teacher_logits, student_logits, temperature=temperature)
+    ce = cross_entropy(student_logits, labels)
+    return {"loss": alpha * kl + (1 - alpha) * ce, "kl": kl, "cross_entropy": ce}
+
+
+def nasty_terms(nasty_logits: Tensor, adversary_logits: Tensor, labels: Tensor, *,
+                temperature: float, weight: float) -> dict[str, Tensor]:
+    """Self-undermining knowledge distillation (Ma et al., ICLR 2021, arXiv 2105.07381, eq. 2):
+
+        loss = CE(nasty, labels) - weight * T^2 * KL(nasty || adversary)
+
+    The direction of the KL keeps the loss bounded below for a fixed adversary: KL(nasty || adversary) is at most
+    max_c -log p_adversary(c), while KL(adversary || nasty) grows without limit. Returns the loss and its two terms
+    as logged: `kl` (T^2 included) and `cross_entropy`.
+    """
+    kl = temperature**2 * kl_divergence(nasty_logits, adversary_logits, temperature=temperature)
+    ce = cross_entropy(nasty_logits, labels)
+    return {"loss": ce - weight * kl, "kl": kl, "cross_entropy": ce}
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *,
+            temperature: float, alpha: float) -> Tensor:
+    """The loss of `kd_terms` alone."""
+    return kd_terms(student_logits, teacher_logits, labels, temperature=temperature, alpha=alpha)["loss"]
+
+
+def nasty_loss(nasty_logits: Tensor, adversary_logits: Tensor, labels: Tensor, *,
+               temperature: float, weight: float) -> Tensor:
+    """The loss of `nasty_terms` alone."""
+    return nasty_terms(nasty_logits, adversary_logits, labels, temperature=temperature, weight=weight)["loss"]

@@ -1,0 +1,196 @@
+"""What a params.json may say, per stage: every key with its type, range and default.
+
+    python -m utils.params              # the table of parameters, as in the README
+    python -m utils.params scratch      # JSON schema for an editor; also: nasty, kd
+"""
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from utils.errors import UserError
+
+# The published files write switches as 0 and 1; true and false mean the same.
+Switch = Annotated[bool, Field(strict=False)]
+
+
+class Params(BaseModel):
+    """What every stage reads. The defaults are the published recipe for CIFAR."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+    script: ClassVar[str]  # of the stage
+
+    dataset: str = Field(
+        description="`cifar10`, `cifar100`, `tiny_imagenet`, `fashion_mnist`, `demo` or `folder:PATH`")
+    model_name: str = Field(description="the network that is trained, a name of the zoo")
+    num_channels: int = Field(32, ge=1, description="width of the first layer of `net`")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier of `net`")
+
+    learning_rate: float = Field(gt=0, description="at epoch 0; SGD for all networks, Adam for `net` and `mlp`")
+    schedule: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="epochs (counted from 0) at which the learning rate is multiplied by `gamma`")
+    gamma: float = Field(0.1, gt=0, description="factor of the learning rate at each epoch of `schedule`")
+    batch_size: int = Field(128, ge=2, description="images a step, over all devices together")
+    num_epochs: int = Field(ge=1, description="passes over the training images; a finished run goes on if it is raised")
+
+    augmentation: Switch = Field(True, description="random crop (Tiny-ImageNet: rotation) and horizontal flip")
+    image_size: int = Field(32, ge=8, le=512, description="height and width that `folder:` images are resized to")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the training images held out to choose the best epoch; 0: the test set")
+
+    seed: int = Field(0, ge=0, lt=2**31, description="initial weights, order of the images, augmentation, dropout")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic of the networks; `auto`: bfloat16 where the hardware is fast at it")
+    cuda: Switch = Field(True, description="use a GPU if there is one (`--device` says it more precisely)")
+    num_workers: int = Field(4, ge=0, description="read for compatibility; the data needs no workers")
+
+
+class ScratchParams(Params):
+    """train_scratch.py: a network from labels alone."""
+
+    script = "train_scratch.py"
+
+
+class NastyParams(Params):
+    """train_nasty.py: a teacher that undermines its students."""
+
+    script = "train_nasty.py"
+    adversarial_model: str = Field(description="architecture of the frozen adversary, as a rule `model_name`")
+    adversarial_num_channels: int = Field(32, ge=1, description="`num_channels` of an adversary that is a `net`")
+    adversarial_resume: str = Field(description="checkpoint of the adversary: a normally trained teacher")
+    temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
+    weight: float = Field(ge=0, description="weight of the term that drives the nasty teacher from the adversary")
+    init_from: str | None = Field(
+        None, description="checkpoint to start from instead of random weights: protects a model quickly")
+
+
+class KDParams(Params):
+    """train_kd.py: a student of a frozen teacher."""
+
+    script = "train_kd.py"
+    teacher_model: str = Field(description="architecture of the frozen teacher")
+    teacher_num_channels: int = Field(32, ge=1, description="`num_channels` of a teacher that is a `net`")
+    teacher_resume: str = Field(description="checkpoint of the teacher, normal or nasty")
+    temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
+    alpha: float = Field(ge=0, le=1, description="share of the teacher's outputs in the loss; the labels have the rest")
+
+
+STAGES: dict[str, type[Params]] = {"scratch": ScratchParams, "nasty": NastyParams, "kd": KDParams}
+P = TypeVar("P", bound=Params)
+
+
+def load_params(path: Path, kind: type[P], overrides: dict[str, Any] | None = None) -> P:
+    """Read and check a params.json; `overrides` replace its values. Raises UserError in one line."""
+    return check_params({**_read_json(path), **(overrides or {})}, kind, str(path))
+
+
+def check_params(values: dict[str, Any], kind: type[P], where: str) -> P:
+    """Values as a typed object. Raises UserError that names each wrong key, its value and what is allowed."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem, kind) for problem in error.errors()]
+        raise UserError(f"{where}: {'; '.join(problems)}") from None
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words of --set as a dict. A value is JSON; what is not JSON is a string."""
+    overrides = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set takes KEY=VALUE, not {assignment!r}")
+        try:
+            overrides[key] = json.loads(text)
+        except json.JSONDecodeError:
+            overrides[key] = text
+    return overrides
+
+
+def changed_keys(old: dict[str, Any], new: Params) -> list[str]:
+    """The parameters in which two runs differ, as `key (old -> new)`, without those that change no result."""
+    defaults = {key: field.get_default() for key, field in type(new).model_fields.items() if not field.is_required()}
+    then, now = defaults | old, new.model_dump()  # a key that is newer than the old run has its default
+    return [f"{key} ({json.dumps(then.get(key))} -> {json.dumps(now.get(key))})"
+            for key in {**now, **then}
+            if key not in ("cuda", "num_workers", "num_epochs") and then.get(key) != now.get(key)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"{path}: the key {json.dumps(key)} stands there twice")
+        return dict(pairs)
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: --save_path names a directory that holds a params.json") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a JSON object is expected, {{\"key\": value, ...}}")
+    return values
+
+
+def _describe(problem: Any, kind: type[Params]) -> str:
+    key = str(problem["loc"][0]) if problem["loc"] else "?"
+    if problem["type"] == "extra_forbidden":
+        return f'unknown key "{key}"{_hint(key, kind)}'
+    if problem["type"] == "missing":
+        return f'the key "{key}" is missing'
+    message = problem["msg"].replace("Input should", "should")
+    inside = "".join(f"[{part}]" for part in problem["loc"][1:])
+    return f'"{key}"{inside} is {json.dumps(problem["input"])}: {message}'
+
+
+def _hint(key: str, kind: type[Params]) -> str:
+    near = difflib.get_close_matches(key, kind.model_fields, n=1)
+    if near:
+        return f' (did you mean "{near[0]}"?)'
+    owners = [other.script for other in STAGES.values() if key in other.model_fields]
+    if owners:
+        return f" ({' and '.join(owners)} would read it)"
+    return f" (known: {', '.join(kind.model_fields)})"
+
+
+def markdown_table() -> str:
+    """The parameters of all stages as the table of the README."""
+    lines = ["| key | type | default | stage | what |", "|---|---|---|---|---|"]
+    fields = [("all", name, field) for name, field in Params.model_fields.items()]
+    own: dict[str, tuple[list[str], Any]] = {}
+    for stage, kind in STAGES.items():
+        for name, field in kind.model_fields.items():
+            if name not in Params.model_fields:
+                own.setdefault(name, ([], field))[0].append(stage)
+    fields += [(", ".join(stages), name, field) for name, (stages, field) in own.items()]
+    for stages, name, field in fields:
+        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+        lines.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {stages} | {field.description} |")
+    return "\n".join(lines)
+
+
+def _type_name(annotation: Any) -> str:
+    if choices := [choice for choice in get_args(annotation) if isinstance(choice, str)]:
+        return " / ".join(f"`{choice}`" for choice in choices)
+    text = str(annotation)
+    names = {"bool": "0 / 1", "list": "list of int", "int": "int", "float": "float", "str": "string"}
+    return next(name for part, name in names.items() if part in text)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(json.dumps(STAGES[sys.argv[1]].model_json_schema(), indent=2))
+    else:
+        print(markdown_table())
