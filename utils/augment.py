@@ -1,0 +1,96 @@
+"""Augmentation and normalisation of whole batches, on the device that holds the data set.
+
+A data set is one uint8 tensor (N, H, W, C). A training step names the images of its batch and what happens to each of
+them (offsets, angle, flip), and gets the augmented batch back from a single gather: no loop over images, no copy of
+the originals, nothing that waits for the device. The random numbers are the caller's, so everything here is a pure
+function. Image by image the results equal those of torchvision's RandomCrop, RandomRotation (nearest neighbour) and
+RandomHorizontalFlip under the same offsets, angles and flips.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pad(images: Tensor, padding: int) -> Tensor:
+    """Surround uint8 images (N, H, W, C) with `padding` zeros: (N, H + 2 padding, W + 2 padding, C)."""
+    return F.pad(images, (0, 0, padding, padding, padding, padding))
+
+
+def crop_flip(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Cut a window of `size` x `size` pixels out of each chosen image, mirrored left to right where `flip` says so.
+
+    Args:
+        padded: uint8 (N, H + 2p, W + 2p, C), the padded data set.
+        index: int64 (B,), the images of the batch.
+        top, left: int64 (B,), the upper left corner of each window, in pixels of the padded image.
+        flip: bool (B,).
+        size: height and width of the windows.
+
+    Returns:
+        uint8 (B, size, size, C), contiguous.
+    """
+    height, width = padded.shape[1:3]
+    step = torch.arange(size, device=padded.device)
+    rows = (index * height + top)[:, None] + step
+    columns = left[:, None] + torch.where(flip[:, None], size - 1 - step, step)
+    return _gather(padded, rows[:, :, None] * width + columns[:, None, :])
+
+
+def rotate_flip(images: Tensor, index: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
+    """Rotate each chosen image about its centre, then mirror it left to right where `flip` says so.
+
+    Nearest neighbour; what comes from outside the image is zero.
+
+    Args:
+        images: uint8 (N, H, W, C), the data set.
+        index: int64 (B,), the images of the batch.
+        angle: float (B,), degrees, counter-clockwise.
+        flip: bool (B,).
+
+    Returns:
+        uint8 (B, H, W, C), contiguous.
+    """
+    height, width = images.shape[1:3]
+    # float64 for the 2 B numbers of the matrices and float32 for the grid, in torchvision's order of operations, so
+    # that pixels halfway between two neighbours round the same way.
+    radians = torch.deg2rad(-angle.double())
+    cosine, sine = radians.cos().float()[:, None], radians.sin().float()[:, None]
+    x = torch.arange(width, device=images.device) - (width - 1) / 2
+    y = torch.arange(height, device=images.device) - (height - 1) / 2
+    x = torch.where(flip[:, None], -x, x)
+
+    def source(across: Tensor, down: Tensor, length: int) -> Tensor:
+        scaled = across[:, None, :] + down[:, :, None]
+        return scaled.add_(1).mul_(length / 2).sub_(0.5).round_()
+
+    # A border of zeros around the chosen images stands for everything outside; clamping leads there.
+    chosen = pad(images.index_select(0, index), 1)
+    columns = source(x * (cosine / (width / 2)), y * (sine / (width / 2)), width).clamp_(-1, width)
+    rows = source(x * (-sine / (height / 2)), y * (cosine / (height / 2)), height).clamp_(-1, height)
+    first = torch.arange(len(index), dtype=torch.int32, device=images.device) * ((height + 2) * (width + 2)) + width + 3
+    return _gather(chosen, rows.mul_(width + 2).add_(columns).int().add_(first[:, None, None]))
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Turn uint8 pixels into the network's input, (pixel / 255 - mean) / std.
+
+    Args:
+        images: uint8 (B, H, W, C).
+        mean, std: float32 (C,), of pixels in [0, 1], on the device of the images.
+
+    Returns:
+        float32 (B, C, H, W) in channels-last memory format.
+    """
+    width = images.shape[2]
+    # Whole rows as the innermost dimension: broadcasting over C = 3 alone keeps a CPU from vectorising.
+    scale, shift = (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)
+    rows = images.reshape(-1, scale.numel()).float()
+    torch.addcmul(shift, rows, scale, out=rows)  # in place: fresh memory costs a CPU more than the arithmetic
+    return rows.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _gather(images: Tensor, position: Tensor) -> Tensor:
+    """Pixels of `images` (N, H, W, C), counted through the whole set, at `position` (B, h, w): (B, h, w, C)."""
+    channels = images.shape[3]
+    return images.view(-1, channels).index_select(0, position.view(-1)).view(*position.shape, channels)

@@ -1,0 +1,249 @@
+"""Data sets, from disk to uint8 tensors.
+
+    load_dataset("cifar10", "data")
+
+Adding a data set is one function that returns a `Dataset` and one line in `_LOADERS`.
+"""
+
+import difflib
+import lzma
+import sys
+import tarfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import image_folder
+from utils.errors import UserError
+
+DEMO_DIR = Path(__file__).resolve().parent.parent / "demo_data"
+
+# One pair for both CIFARs, as in the reference.
+_CIFAR_MEAN_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+_TINY_MEAN_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
+_FASHION_MEAN_STD = (0.2860,) * 3, (0.3530,) * 3
+_FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+                    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_JPEG = (".jpeg", ".jpg")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory. Images are square, RGB, contiguous and not normalised."""
+
+    name: str
+    train_images: Tensor  # uint8 (N, H, W, 3)
+    train_labels: Tensor  # int64 (N,)
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]  # the name of each label
+    mean: tuple[float, float, float]  # of pixels in [0, 1]
+    std: tuple[float, float, float]
+    augmentation: Literal["crop_flip", "rotate_flip"]  # what the recipe of this data set does to training images
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return self.train_images.shape[1]
+
+
+def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32) -> Dataset:
+    """Load a data set by its name.
+
+    Args:
+        name: one of `DATASET_NAMES`, or `folder:PATH` for a directory of images (PATH relative to the current
+            directory) with PATH/train/CLASS/... and PATH/test/CLASS/... (or, where there is no `test`, `val`).
+        data_dir: where the data sets lie. The CIFARs and Fashion-MNIST are downloaded there when absent; decoded
+            images are kept in its sub-directory `cache`.
+        image_size: height and width in pixels that the images of `folder:PATH` are scaled to; the others have their
+            own (32, Tiny-ImageNet 64).
+
+    Raises:
+        UserError: an unknown name; data that are missing, incomplete or damaged.
+    """
+    data_dir = Path(data_dir).expanduser()
+    try:
+        if name.startswith("folder:"):
+            return _folder(name, data_dir, image_size)
+        if name in _LOADERS:
+            return _LOADERS[name](data_dir)
+    except OSError as error:
+        raise UserError(f"{name}: {error}") from error
+    near = difflib.get_close_matches(name, DATASET_NAMES, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    raise UserError(f"unknown data set '{name}'{hint}: choose from {', '.join(DATASET_NAMES)} and folder:PATH")
+
+
+def _cifar(name: str, torchvision_name: str, data_dir: Path) -> Dataset:
+    import torchvision  # here and below: importing it takes about a second, which not every data set needs
+
+    source = getattr(torchvision.datasets, torchvision_name)
+    root = data_dir / f"data-{name}"
+    files = {file: md5 for file, md5 in source.train_list + source.test_list}
+    files[source.meta["filename"]] = source.meta["md5"]
+    _download_if_missing(name, source, root, [root / source.base_folder / file for file in files], source.url)
+    for file, md5 in files.items():  # unpickled by torchvision: only if it is the official file to the bit
+        if not torchvision.datasets.utils.check_integrity(root / source.base_folder / file, md5):
+            raise _damaged(root / source.base_folder / file, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the files are older than some of NumPy's rules for them
+        train, test = source(root, train=True), source(root, train=False)
+    return Dataset(name, torch.from_numpy(train.data).contiguous(), torch.tensor(train.targets),
+                   torch.from_numpy(test.data).contiguous(), torch.tensor(test.targets), tuple(train.classes),
+                   *_CIFAR_MEAN_STD, augmentation="crop_flip")
+
+
+def _fashion_mnist(data_dir: Path) -> Dataset:
+    import torchvision
+
+    name, source = "fashion_mnist", torchvision.datasets.FashionMNIST
+    root = data_dir / "data-fashion-mnist"
+    files = [root / "FashionMNIST" / "raw" / file.removesuffix(".gz") for file, _ in source.resources]
+    _download_if_missing(name, source, root, files, source.mirrors[0])
+    arrays = []
+    for path in files:  # there is no MD5 of the unpacked files: the header says what is there
+        try:
+            arrays.append(torchvision.datasets.mnist.read_sn3_pascalvincent_tensor(str(path)).numpy())
+        except (ValueError, AssertionError, IndexError, KeyError, RuntimeError):
+            raise _damaged(path, name) from None
+    return _fashion(name, *arrays)
+
+
+def _damaged(path: Path, name: str) -> UserError:
+    return UserError(f"{path} is damaged: delete it and run again to download {name} anew")
+
+
+def _demo(data_dir: Path) -> Dataset:
+    """10,000 + 2,000 images of Fashion-MNIST that come with the code (scripts/make_demo_data.py); needs no data_dir."""
+
+    def read(file: str) -> np.ndarray:
+        path = DEMO_DIR / f"{file}.npy.xz"
+        try:
+            with lzma.open(path) as content:
+                return np.load(content, allow_pickle=False)
+        except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+            raise UserError(f"{path}, which comes with the code, cannot be read: {error}") from error
+
+    # Stored with x before y, which packs a little tighter.
+    train, test = (read(f"{part}_images").transpose(0, 2, 1) for part in ("train", "test"))
+    return _fashion("demo", train, read("train_labels"), test, read("test_labels"))
+
+
+def _fashion(name: str, train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray,
+             test_labels: np.ndarray) -> Dataset:
+    """Grey 28 x 28 images to RGB 32 x 32 with a border of zeros, the size that every network here takes."""
+
+    def rgb(images: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.repeat(np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None], 3, axis=3))
+
+    def labels(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64))
+
+    return Dataset(name, rgb(train_images), labels(train_labels), rgb(test_images), labels(test_labels),
+                   _FASHION_CLASSES, *_FASHION_MEAN_STD, augmentation="crop_flip")
+
+
+def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], url: str) -> None:
+    """Have torchvision fetch and unpack a data set (class `source`) into `root` unless all its files are there."""
+    missing = [path for path in files if not path.is_file()]
+    if not missing:
+        return
+    tqdm.write(f"{name}: {missing[0]} is not there, downloading {url}", file=sys.stderr)
+    try:
+        source(root, download=True)
+    except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: there is no {missing[0]}, and downloading {url} failed ({cause}): "
+                        f"put it into {root} yourself and unpack it so that this file is there") from error
+
+
+def _tiny_imagenet(data_dir: Path) -> Dataset:
+    name, root = "tiny_imagenet", data_dir / "tiny-imagenet-200"
+    for part in ("train", "val"):
+        if not (root / part).is_dir():
+            raise UserError(f"{name}: there is no {root / part}: download {_TINY_URL} and unpack it into {data_dir}")
+    # Restricted to JPEG because each class folder of the official archive also holds a text file of boxes.
+    train = image_folder.class_folders(root / "train", _JPEG)
+    classes = tuple(train)
+    val = root / "val"
+    if (val / "images").is_dir() and any((val / "images").iterdir()):
+        test = _tiny_annotations(val)
+    else:
+        test = image_folder.class_folders(val, _JPEG)
+    if unknown := min(test.keys() - train.keys(), default=None):
+        raise UserError(f"{test[unknown][0]} belongs to the class '{unknown}', which {root / 'train'} does not have")
+    return _from_files(name, root, train, test, classes, 64, data_dir, _TINY_MEAN_STD, "rotate_flip")
+
+
+def _tiny_annotations(val: Path) -> dict[str, list[str]]:
+    """The images of the official archive's val/images by class; val_annotations.txt has a line `FILE WNID box`."""
+    annotations = val / "val_annotations.txt"
+    if not annotations.is_file():
+        raise UserError(f"{annotations} is missing: it says which class the images in {val / 'images'} have; "
+                        f"it comes with {_TINY_URL}")
+    present = {path.name for path in (val / "images").iterdir() if path.suffix.lower() in _JPEG}
+    classes: dict[str, list[str]] = {}
+    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+        fields = line.split()
+        if len(fields) < 2:
+            raise UserError(f"{annotations}, line {number}: expected an image and its class, found '{line}'")
+        if fields[0] not in present:
+            raise UserError(f"{val / 'images' / fields[0]} is missing, but {annotations} lists it")
+        present.remove(fields[0])
+        classes.setdefault(fields[1], []).append(str(val / "images" / fields[0]))
+    if present:
+        raise UserError(f"{val / 'images' / min(present)} has no class: {annotations} does not list it")
+    return {wnid: sorted(classes[wnid]) for wnid in sorted(classes)}
+
+
+def _folder(name: str, data_dir: Path, image_size: int) -> Dataset:
+    root = Path(name.removeprefix("folder:")).expanduser().resolve()
+    test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+    if name == "folder:" or not (root / "train").is_dir() or test_root is None:
+        raise UserError(f"{name}: expected a directory PATH with PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE "
+                        "(or PATH/val/CLASS/IMAGE)")
+    train, test = image_folder.class_folders(root / "train"), image_folder.class_folders(test_root)
+    if unknown := sorted(test.keys() - train.keys()):
+        raise UserError(f"{test_root} has classes that {root / 'train'} does not have: {', '.join(unknown)}")
+    return _from_files(name, root, train, test, tuple(train), image_size, data_dir, None, "crop_flip")
+
+
+def _from_files(
+    name: str, root: Path, train: dict[str, list[str]], test: dict[str, list[str]], classes: tuple[str, ...], size: int,
+    data_dir: Path, mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    augmentation: Literal["crop_flip", "rotate_flip"],
+) -> Dataset:
+    """Decode listed images; `mean_std` None: computed from the training images."""
+    short = f"folder-{root.name}" if name.startswith("folder:") else name
+
+    def part(kind: str, files: dict[str, list[str]]) -> tuple[Tensor, Tensor]:
+        paths, labels = image_folder.flatten(files, classes)
+        return image_folder.load_images(f"{short}-{kind}", root, paths, size, data_dir / "cache"), labels
+
+    images, labels = part("train", train)
+    return Dataset(name, images, labels, *part("test", test), classes,
+                   *(mean_std or image_folder.mean_and_std(images)), augmentation=augmentation)
+
+
+_LOADERS: dict[str, Callable[[Path], Dataset]] = {
+    "cifar10": partial(_cifar, "cifar10", "CIFAR10"),
+    "cifar100": partial(_cifar, "cifar100", "CIFAR100"),
+    "tiny_imagenet": _tiny_imagenet,
+    "fashion_mnist": _fashion_mnist,
+    "demo": _demo,
+}
+DATASET_NAMES = tuple(_LOADERS)
