@@ -16,8 +16,9 @@ LABELS = torch.tensor(GOLDEN["labels"])
 
 def golden(kind):
     """(temperature, alpha or weight, expected) of every golden case of a loss."""
-    numbers = {name: [float(word.split("=")[1]) for word in name.split()[1:]] for name in GOLDEN if name.startswith(kind)}
-    return [pytest.param(*values, GOLDEN[name], id=name) for name, values in numbers.items()]
+    names = [name for name in GOLDEN if name.startswith(kind)]
+    return [pytest.param(*(float(word.split("=")[1]) for word in name.split()[1:]), GOLDEN[name], id=name)
+            for name in names]
 
 
 @pytest.mark.parametrize("temperature, alpha, expected", golden("kd"))

@@ -1,0 +1,86 @@
+"""What the tests of whole runs share: small data, experiment directories, stages called as a user calls them."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+FEW = {"num_channels": 4, "learning_rate": 0.001, "batch_size": 8, "num_epochs": 2, "precision": "fp32"}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder data set: 3 classes of noisy flat colours, 45 training and 15 test images of 32x32."""
+    root = tmp_path_factory.mktemp("data") / "colours"
+    random = np.random.default_rng(0)
+    for part, count in (("train", 15), ("test", 5)):
+        for label, colour in enumerate(("blue", "green", "red")):
+            folder = root / part / colour
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+                pixels[..., label] += 60
+                Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture
+def experiment(tmp_path, data):
+    """`experiment(name, **params)` writes a directory with the params.json of a small `net` on the small data."""
+    def write(name="run", **params):
+        directory = tmp_path / name
+        directory.mkdir(parents=True, exist_ok=True)
+        params = {"model_name": "net", "dataset": f"folder:{data}", **FEW, **params}
+        (directory / "params.json").write_text(json.dumps(params))
+        return directory
+    return write
+
+
+def environment():
+    """One thread: the same numbers on every machine, and no two test processes in each other's way."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def command(script, directory, *arguments):
+    return [sys.executable, str(ROOT / f"{script}.py"), "--save_path", str(directory), "--device", "cpu",
+            "--data_dir", str(Path(directory).parent / "data"), *map(str, arguments)]
+
+
+@pytest.fixture
+def stage():
+    """`stage("train_kd", directory, ...)` runs a stage as a process of its own."""
+    def run(script, directory, *arguments, check=True, **options):
+        done = subprocess.run(command(script, directory, *arguments), capture_output=True, text=True,
+                              env=environment(), **options)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`call("train_kd", directory, ...)` runs a stage in this process: its exit status, stdout and stderr."""
+    def run(script, directory, *arguments):
+        from importlib import import_module
+
+        from utils.cli import main
+        monkeypatch.setattr(sys, "argv", command(script, directory, *arguments)[1:])
+        capsys.readouterr()
+        status = 0
+        try:
+            main(getattr(import_module(script), script))
+        except SystemExit as end:
+            status = end.code or 0
+        captured = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=captured.out, stderr=captured.err)
+    return run
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())

@@ -1,0 +1,227 @@
+"""Bad input ends in one clear line on stderr and exit status 2, without a traceback, and nothing is overwritten."""
+import ctypes
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from model import MODEL_NAMES, build_model
+
+KD = {"teacher_model": "net", "teacher_num_channels": 4, "temperature": 4, "alpha": 0.9}
+NASTY = {"adversarial_model": "net", "adversarial_num_channels": 4, "temperature": 4, "weight": 0.04}
+WRITTEN = {"training.log", "metrics.csv", "results.json", "best_model.tar", "last_model.tar"}
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def assert_refused(run, script, directory, *arguments, words):
+    before = contents(directory) if directory.is_dir() else {}
+    done = run(script, directory, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    line, = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    assert (contents(directory) if directory.is_dir() else {}) == before
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A checkpoint of a `net` with 4 channels for 3 classes, as the published code writes it."""
+    path = tmp_path / "teacher.tar"
+    torch.save({"epoch": 1, "state_dict": build_model("net", 3, num_channels=4).state_dict(), "optim_dict": {}}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("script", ["train_scratch", "train_nasty", "train_kd"])
+def test_a_missing_params_json(call, tmp_path, script):
+    assert_refused(call, script, tmp_path, words=[str(tmp_path / "params.json"), "does not exist"])
+    assert_refused(call, script, tmp_path / "nowhere", words=["params.json", "does not exist"])
+
+
+def test_as_a_process_too(stage, tmp_path):
+    assert_refused(lambda *a: stage(*a, check=False), "train_scratch", tmp_path, words=["params.json"])
+
+
+def test_invalid_json_names_the_line(call, tmp_path):
+    (tmp_path / "params.json").write_text('{"dataset": "demo",\n "model_name": net}')
+    assert_refused(call, "train_scratch", tmp_path, words=["params.json", "line 2"])
+
+
+def test_an_unknown_key_names_the_nearest(call, experiment):
+    assert_refused(call, "train_scratch", experiment(lerning_rate=1), words=['"lerning_rate"', '"learning_rate"'])
+    assert_refused(call, "train_scratch", experiment(), "--set", "batchsize=4", words=['"batchsize"', '"batch_size"'])
+
+
+def test_a_wrong_type_and_a_wrong_range_name_key_value_and_what_is_allowed(call, experiment):
+    assert_refused(call, "train_scratch", experiment(num_epochs="ten"), words=['"num_epochs"', '"ten"', "integer"])
+    assert_refused(call, "train_scratch", experiment(learning_rate=-1), words=['"learning_rate"', "-1", "greater than"])
+
+
+def test_an_unknown_model_names_the_choices(call, experiment, teacher):
+    assert_refused(call, "train_scratch", experiment(model_name="resnet19"),
+                   words=["model_name", "resnet19", *MODEL_NAMES])
+    assert_refused(call, "train_kd", experiment(**{**KD, "teacher_model": "vgg"}, teacher_resume=teacher),
+                   words=["teacher_model", "vgg", *MODEL_NAMES])
+    assert_refused(call, "train_nasty", experiment(**{**NASTY, "adversarial_model": "vgg"}, adversarial_resume=teacher),
+                   words=["adversarial_model", "vgg", *MODEL_NAMES])
+
+
+def test_an_unknown_data_set_names_the_choices(call, experiment):
+    assert_refused(call, "train_scratch", experiment(dataset="cifar11"),
+                   words=["cifar11", "cifar10", "cifar100", "tiny_imagenet", "fashion_mnist", "demo", "folder:"])
+
+
+def test_missing_data_says_what_was_looked_for_where_and_how_to_get_it(call, experiment):
+    directory = experiment(dataset="tiny_imagenet")
+    assert_refused(call, "train_scratch", directory,
+                   words=[str(directory.parent / "data" / "tiny-imagenet-200"), "http://", "unpack"])
+    assert_refused(call, "train_scratch", experiment(dataset="folder:/no/such/place"),
+                   words=["/no/such/place", "PATH/train"])
+
+
+def test_a_network_that_cannot_take_the_images_says_so(call, experiment):
+    assert_refused(call, "train_scratch", experiment(image_size=64), words=["model_name", "3x32x32", "3x64x64"])
+
+
+def test_a_missing_checkpoint(call, experiment):
+    assert_refused(call, "train_kd", experiment(**KD, teacher_resume="no/best_model.tar"),
+                   words=["teacher_resume", "no/best_model.tar", "does not exist"])
+    assert_refused(call, "train_nasty", experiment(**NASTY, adversarial_resume="no/best_model.tar"),
+                   words=["adversarial_resume", "no/best_model.tar", "does not exist"])
+    assert_refused(call, "train_scratch", experiment(), "--resume", "no/best_model.tar", words=["no/best_model.tar"])
+
+
+def test_a_missing_checkpoint_to_start_from(call, experiment, teacher):
+    assert_refused(call, "train_nasty", experiment(**NASTY, adversarial_resume=teacher, init_from="no.tar"),
+                   words=["init_from", "no.tar", "does not exist"])
+
+
+def test_a_truncated_checkpoint(call, experiment, teacher, tmp_path):
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes((tmp_path / "teacher.tar").read_bytes()[:-200])
+    assert_refused(call, "train_kd", experiment(**KD, teacher_resume=teacher), "--teacher_resume", cut,
+                   words=["teacher_resume", str(cut), "truncated"])
+
+
+def test_a_mismatching_checkpoint_names_file_name_and_shapes(call, experiment, teacher):
+    directory = experiment(**{**KD, "teacher_num_channels": 6}, teacher_resume=teacher)
+    assert_refused(call, "train_kd", directory, words=[teacher, "conv1.weight", "(4, 3, 3, 3)", "(6, 3, 3, 3)"])
+    directory = experiment(**{**KD, "teacher_model": "mlp"}, teacher_resume=teacher)
+    assert_refused(call, "train_kd", directory, words=[teacher, "fc1.weight", "(512, 3072)"])
+
+
+def test_a_teacher_of_another_class_count(call, experiment, tmp_path):
+    torch.save({"state_dict": build_model("net", 100, num_channels=4).state_dict()}, tmp_path / "hundred.tar")
+    assert_refused(call, "train_kd", experiment(**KD, teacher_resume=str(tmp_path / "hundred.tar")),
+                   words=["teacher", "hundred.tar", "100 classes", "has 3"])
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["teacher", "resume", "init_from", "last"])
+def test_a_malicious_checkpoint_executes_nothing_whatever_it_is_used_as(call, experiment, teacher, tmp_path, name):
+    evil, victim = tmp_path / "evil.tar", tmp_path / "executed"
+    torch.save({"epoch": 1, "state_dict": Malicious(victim)}, evil)
+    if name == "teacher":
+        assert_refused(call, "train_kd", experiment(**KD, teacher_resume=str(evil)), words=[str(evil), "not executed"])
+    elif name == "resume":
+        assert_refused(call, "train_scratch", experiment(), "--resume", evil, words=[str(evil), "not executed"])
+    elif name == "init_from":
+        directory = experiment(**NASTY, adversarial_resume=teacher, init_from=str(evil))
+        assert_refused(call, "train_nasty", directory, words=[str(evil), "not executed"])
+    else:
+        directory = experiment()
+        evil.rename(directory / "last_model.tar")
+        assert_refused(call, "train_scratch", directory, words=["last_model.tar", "not executed", "--restart"])
+    assert not victim.exists()
+    with pytest.raises(FileNotFoundError):  # the pickle itself is armed: outside, it would have made a directory
+        pickle.loads(pickle.dumps(Malicious(tmp_path / "no" / "parent")))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("arguments", [("--device", "cuda"), ("--device", "cuda:1"),
+                                       ("--device", "auto", "--gpu_id", "0"),
+                                       ("--device", "auto", "--gpu_id", "0", "1")])
+def test_no_cuda_where_it_was_asked_for(call, experiment, arguments):
+    assert_refused(call, "train_scratch", experiment(), *arguments, words=["no CUDA device", " ".join(arguments[2:] or arguments)])
+
+
+@pytest.mark.parametrize("arguments, word", [(("--device", "tpu"), "tpu"), (("--device", "cuda:x"), "cuda:x"),
+                                             (("--device", "cpu", "--gpu_id", "0"), "contradict")])
+def test_a_device_that_is_none(call, experiment, arguments, word):
+    assert_refused(call, "train_scratch", experiment(), *arguments, words=[word])
+
+
+def test_a_word_of_set_without_a_value(call, experiment):
+    assert_refused(call, "train_scratch", experiment(), "--set", "num_epochs", words=["KEY=VALUE", "num_epochs"])
+
+
+def test_no_run_to_resume(call, experiment):
+    assert_refused(call, "train_scratch", experiment(), "--resume", words=["last_model.tar", "no run to continue"])
+
+
+def test_a_foreign_best_model_is_not_overwritten(call, experiment, teacher):
+    directory = experiment()
+    shutil.copy(teacher, directory / "best_model.tar")
+    assert_refused(call, "train_scratch", directory, words=["best_model.tar", "--restart"])
+
+
+def _without_the_right_to_write_anywhere():
+    """In the child: even as root, permissions count (drops CAP_DAC_OVERRIDE from what exec may grant)."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_an_unwritable_directory(stage, experiment):
+    directory = experiment()
+    directory.chmod(0o555)
+    try:
+        assert_refused(lambda *a: stage(*a, check=False, preexec_fn=_without_the_right_to_write_anywhere),
+                       "train_scratch", directory, words=[str(directory), "Permission denied"])
+    finally:
+        directory.chmod(0o755)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(call, experiment):
+    directory = experiment(num_epochs=1)
+    assert call("train_scratch", directory).returncode == 0
+    before = contents(directory)
+    (directory / ".last_model.tar.tmp").symlink_to("/dev/full")  # every write there fails with ENOSPC
+    done = call("train_scratch", directory, "--set", "num_epochs=2")
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr.splitlines()[0]
+    assert len(done.stderr.splitlines()) == 1
+    after = contents(directory)
+    assert after["last_model.tar"] == before["last_model.tar"]
+    assert after["best_model.tar"] == before["best_model.tar"]
+    assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
+
+
+def test_a_bad_restart_removes_nothing(call, experiment):
+    directory = experiment(num_epochs=1)
+    assert call("train_scratch", directory).returncode == 0
+    assert_refused(call, "train_scratch", directory, "--restart", "--set", "dataset=folder:/no/such/place",
+                   words=["/no/such/place"])
+
+
+def test_help_explains_without_a_traceback(stage, tmp_path):
+    done = stage("train_kd", tmp_path, "--help")
+    assert all(word in done.stdout for word in ("KL(", "--save_path", "--teacher_resume", "--restart", "--set"))
+
+
+def test_the_experiment_that_these_tests_spoil_is_valid(call, experiment):
+    directory = experiment(num_epochs=1)
+    assert call("train_scratch", directory).returncode == 0
+    names = {path.name for path in directory.iterdir()}
+    assert names >= WRITTEN
+    assert all(name in WRITTEN | {"params.json"} or name.startswith("events.out.tfevents") for name in names)

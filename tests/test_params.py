@@ -1,0 +1,133 @@
+"""What a params.json may say, and what it is told when it says something else."""
+import json
+from pathlib import Path
+
+import pytest
+
+from utils import params as params_module
+from utils.errors import UserError
+from utils.params import KDParams, NastyParams, ScratchParams, changed_keys, load_params, parse_overrides
+
+SCRATCH = {"dataset": "demo", "model_name": "net", "learning_rate": 0.001, "num_epochs": 2}
+KD = {**SCRATCH, "teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
+
+
+def load(tmp_path, values, kind=ScratchParams, overrides=None):
+    path = tmp_path / "params.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    return load_params(path, kind, overrides)
+
+
+def message(tmp_path, values, kind=ScratchParams, overrides=None):
+    with pytest.raises(UserError) as error:
+        load(tmp_path, values, kind, overrides)
+    text = str(error.value)
+    assert "\n" not in text
+    assert str(tmp_path / "params.json") in text
+    return text
+
+
+def test_defaults_are_the_published_recipe(tmp_path):
+    params = load(tmp_path, SCRATCH)
+    assert (params.batch_size, params.gamma, params.augmentation, params.seed) == (128, 0.1, True, 0)
+
+
+def test_switches_are_0_and_1_or_false_and_true(tmp_path):
+    assert load(tmp_path, {**SCRATCH, "augmentation": 0}).augmentation is False
+    assert load(tmp_path, {**SCRATCH, "augmentation": True}).augmentation is True
+
+
+def test_an_integer_is_a_fine_temperature_and_overrides_replace_values(tmp_path):
+    params = load(tmp_path, KD, KDParams, {"alpha": 0.5})
+    assert (params.temperature, params.alpha) == (4.0, 0.5)
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("learning_rate", 0, ["greater than 0", "0"]),
+    ("learning_rate", "fast", ["valid number", '"fast"']),
+    ("batch_size", 128.5, ["integer", "128.5"]),
+    ("batch_size", "128", ["integer", '"128"']),
+    ("batch_size", True, ["integer", "true"]),
+    ("batch_size", 1, ["greater than or equal to 2"]),
+    ("num_epochs", 0, ["greater than or equal to 1"]),
+    ("schedule", 80, ["list", "80"]),
+    ("schedule", [80, -1], ['"schedule"[1]', "-1"]),
+    ("dropout_rate", 1.0, ["less than 1"]),
+    ("validation_fraction", 1, ["less than 1"]),
+    ("precision", "fp16", ["'auto'", "'fp32'", "'bf16'"]),
+    ("augmentation", 2, ["boolean", "2"]),
+    ("model_name", None, ["string", "null"]),
+])
+def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(tmp_path, key, value, words):
+    text = message(tmp_path, {**SCRATCH, key: value})
+    assert all(word in text for word in [f'"{key}"', *words])
+
+
+def test_infinity_and_nan_are_no_numbers(tmp_path):
+    assert '"learning_rate"' in message(tmp_path, {**SCRATCH, "learning_rate": float("inf")})
+    assert '"learning_rate"' in message(tmp_path, {**SCRATCH, "learning_rate": float("nan")})
+
+
+def test_all_wrong_values_are_named_at_once(tmp_path):
+    text = message(tmp_path, {**SCRATCH, "learning_rate": -1, "gamma": 0})
+    assert '"learning_rate"' in text
+    assert '"gamma"' in text
+
+
+def test_an_unknown_key_is_named_with_the_nearest_valid_one(tmp_path):
+    text = message(tmp_path, {**SCRATCH, "leraning_rate": 0.1})
+    assert 'unknown key "leraning_rate"' in text
+    assert 'did you mean "learning_rate"' in text
+
+
+def test_an_unknown_key_on_the_command_line_is_named_too(tmp_path):
+    assert 'did you mean "num_epochs"' in message(tmp_path, SCRATCH, overrides={"num_epoch": 3})
+
+
+def test_a_key_of_another_stage_names_that_stage(tmp_path):
+    text = message(tmp_path, KD)
+    assert 'unknown key "teacher_model" (train_kd.py would read it)' in text
+
+
+def test_a_missing_key_is_named(tmp_path):
+    text = message(tmp_path, SCRATCH, NastyParams)
+    assert all(f'the key "{key}" is missing' in text for key in ("adversarial_model", "temperature", "weight"))
+
+
+def test_invalid_json_is_named_with_its_line(tmp_path):
+    text = message(tmp_path, '{\n  "dataset": "demo",\n  "model_name" "net"\n}')
+    assert "line 3" in text
+
+
+def test_a_key_that_stands_twice_is_an_error(tmp_path):
+    assert '"gamma" stands there twice' in message(tmp_path, '{"gamma": 0.1, "gamma": 0.2}')
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "", "\x00"])
+def test_what_is_no_json_object_is_an_error(tmp_path, text):
+    message(tmp_path, text)
+
+
+def test_a_file_that_is_no_text_or_not_there_is_an_error(tmp_path):
+    (tmp_path / "params.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a text file"):
+        load_params(tmp_path / "params.json", ScratchParams)
+    with pytest.raises(UserError, match="does not exist"):
+        load_params(tmp_path / "nowhere" / "params.json", ScratchParams)
+
+
+def test_overrides_are_json_or_else_words():
+    assert parse_overrides(["alpha=0.5", "schedule=[1, 2]", "dataset=folder:x=y", "augmentation=false", "a="]) == {
+        "alpha": 0.5, "schedule": [1, 2], "dataset": "folder:x=y", "augmentation": False, "a": ""}
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        parse_overrides(["alpha"])
+
+
+def test_changed_keys_names_old_and_new_and_ignores_what_changes_no_result():
+    new = ScratchParams.model_validate({**SCRATCH, "learning_rate": 0.1, "num_epochs": 4, "cuda": 0, "num_workers": 9})
+    assert changed_keys(SCRATCH, new) == ["learning_rate (0.001 -> 0.1)"]
+    assert changed_keys({**SCRATCH, "removed": 1}, new)[-1] == "removed (1 -> null)"
+
+
+def test_the_table_of_the_readme_is_the_one_of_the_code():
+    assert params_module.markdown_table() in (Path(__file__).parents[1] / "README.md").read_text()

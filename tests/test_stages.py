@@ -1,0 +1,150 @@
+"""The three stages from end to end, and every published experiment for one step."""
+import csv
+import hashlib
+import json
+import re
+
+import pytest
+import torch
+from conftest import ROOT, results
+
+from utils import experiment as experiment_module
+from utils.datasets import Dataset
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "experiments.json").read_text())
+CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
+
+
+@pytest.fixture
+def chain(call, experiment):
+    """A teacher, a nasty teacher that starts from it, and a student of each."""
+    normal = experiment("normal", num_epochs=6)
+    teacher = {"temperature": 4, "num_epochs": 4, "learning_rate": 0.01}
+    nasty = experiment("nasty", **teacher, weight=1.0, init_from=str(normal / "best_model.tar"),
+                       adversarial_model="net", adversarial_num_channels=4,
+                       adversarial_resume=str(normal / "best_model.tar"))
+    students = [experiment(f"student_of_{name}", **teacher, alpha=0.9, teacher_model="net", teacher_num_channels=4,
+                           teacher_resume=str(directory / "best_model.tar"))
+                for name, directory in (("normal", normal), ("nasty", nasty))]
+    done = [call("train_scratch", normal), call("train_nasty", nasty), *(call("train_kd", s) for s in students)]
+    assert [run.returncode for run in done] == [0, 0, 0, 0], "".join(run.stderr for run in done)
+    return normal, nasty, *students, done
+
+
+def test_normal_teacher_nasty_teacher_and_students(chain):
+    normal, nasty, of_normal, of_nasty, done = chain
+    accuracy = results(normal)["best"]["test_accuracy"]
+    assert f"adversarial network: test accuracy {accuracy:.2f} % before training" in done[1].stdout
+    assert f"the network itself: test accuracy {accuracy:.2f} % before training" in done[1].stdout
+    assert f"teacher network: test accuracy {accuracy:.2f} % before training" in done[2].stdout
+    nasty_accuracy = results(nasty)["best"]["test_accuracy"]
+    assert f"teacher network: test accuracy {nasty_accuracy:.2f} % before training" in done[3].stdout
+    for directory in (nasty, of_normal, of_nasty):
+        row = results(directory)["last"]
+        assert {"loss", "kl", "cross_entropy", "learning_rate", "test_loss", "test_accuracy"} <= set(row)
+    row = results(nasty)["last"]
+    assert row["loss"] == pytest.approx(row["cross_entropy"] - 1.0 * row["kl"], rel=1e-4)
+    row = results(of_normal)["last"]
+    assert row["loss"] == pytest.approx(0.9 * row["kl"] + 0.1 * row["cross_entropy"], rel=1e-4)
+
+
+def test_the_nasty_teacher_leaves_the_adversary_that_it_starts_from(chain):
+    _, nasty, *_ = chain
+    with open(nasty / "metrics.csv") as file:
+        kl = [float(row["kl"]) for row in csv.DictReader(file)]
+    assert kl == sorted(kl)
+    assert kl[-1] > 10 * kl[0]
+
+
+def test_results_name_what_was_read_and_how_it_was_run(chain):
+    normal, nasty, of_normal, _, _ = chain
+    content = results(of_normal)
+    sha256 = hashlib.sha256((normal / "best_model.tar").read_bytes()).hexdigest()
+    assert content["checkpoints_read"] == {"teacher": {"path": str(normal / "best_model.tar"), "sha256": sha256}}
+    assert set(results(nasty)["checkpoints_read"]) == {"adversarial", "init_from"}
+    assert content["stage"] == "train_kd.py"
+    assert content["params"]["alpha"] == 0.9
+    assert content["versions"]["torch"] == torch.__version__
+    assert content["seed"] == 0
+    assert content["wall_time_seconds"] > 0
+    assert content["best"]["epoch"] <= content["last"]["epoch"] == 4
+
+
+def test_metrics_and_log_have_a_line_per_epoch(chain):
+    _, _, of_normal, *_ = chain
+    with open(of_normal / "metrics.csv") as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3, 4]
+    log = (of_normal / "training.log").read_text()
+    assert len(re.findall(r"epoch \d/4  lr 0.01  loss .* test accuracy .* % .* images/s", log)) == 4
+    assert '"alpha": 0.9' in log
+    assert "device: " in log
+
+
+def test_tensorboard_has_the_curves_and_the_augmented_images(chain):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    _, _, of_normal, *_ = chain
+    events = EventAccumulator(str(of_normal))
+    events.Reload()
+    assert {"loss/loss", "loss/kl", "loss/cross_entropy", "loss/test", "accuracy/test", "learning_rate",
+            "images_per_second"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("accuracy/test")] == [1, 2, 3, 4]
+    assert events.Tags()["images"] == ["augmented"]
+
+
+def test_teacher_resume_on_the_command_line_replaces_the_one_in_params_json(call, chain):
+    _, nasty, of_normal, *_ = chain
+    path = str(nasty / "best_model.tar")
+    assert call("train_kd", of_normal, "--restart", "--teacher_resume", path).returncode == 0
+    assert results(of_normal)["checkpoints_read"]["teacher"]["path"] == path
+    assert results(of_normal)["set"] == {"teacher_resume": path}
+
+
+def test_set_is_logged_and_kept_with_the_results(call, experiment):
+    directory = experiment(num_epochs=1)
+    assert call("train_scratch", directory, "--set", "seed=3", "batch_size=16").returncode == 0
+    assert results(directory)["set"] == {"seed": 3, "batch_size": 16}
+    assert results(directory)["params"]["batch_size"] == 16
+    assert '"batch_size": 16' in (directory / "training.log").read_text()
+
+
+def test_the_published_experiments_are_in_the_repository_as_published():
+    found = {str(path.parent.relative_to(ROOT / "experiments")): json.loads(path.read_text())
+             for path in (ROOT / "experiments").rglob("params.json")}
+    assert len(GOLDEN) == 60
+    assert {name: found.get(name) for name in GOLDEN} == GOLDEN
+    assert all(list(found[name]) == list(GOLDEN[name]) for name in GOLDEN)
+
+
+def in_order_of_need():
+    """Teachers before nasty teachers before students."""
+    names = [str(path.parent.relative_to(ROOT / "experiments"))
+             for path in sorted((ROOT / "experiments").rglob("params.json"))]
+    params = {name: json.loads((ROOT / "experiments" / name / "params.json").read_text()) for name in names}
+    published = {name: values for name, values in params.items() if values["dataset"] in CLASSES}
+    return dict(sorted(published.items(), key=lambda x: ("teacher_model" in x[1], "adversarial_model" in x[1])))
+
+
+def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, monkeypatch):
+    """All, through the real stages and each other's checkpoints, on two synthetic images per part."""
+    def synthetic(name, data_dir, *, image_size):
+        size = 64 if name == "tiny_imagenet" else 32
+        pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+        labels = torch.tensor([0, CLASSES[name] - 1])
+        return Dataset(name, pixels, labels, pixels, labels, tuple(map(str, range(CLASSES[name]))), (0.5,) * 3,
+                       (0.25,) * 3, "rotate_flip" if size == 64 else "crop_flip")
+    monkeypatch.setattr(experiment_module, "load_dataset", synthetic)
+    monkeypatch.chdir(tmp_path)
+    experiments = in_order_of_need()
+    assert set(GOLDEN) <= set(experiments)
+    for name, values in experiments.items():
+        directory = tmp_path / "experiments" / name
+        directory.mkdir(parents=True)
+        (directory / "params.json").write_text(json.dumps(values))
+        script = "train_kd" if "teacher_model" in values else "train_nasty" if "adversarial_model" in values \
+            else "train_scratch"
+        done = call(script, directory.relative_to(tmp_path), "--set", "num_epochs=1", "precision=fp32")
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        assert results(directory)["last"]["epoch"] == 1
+        if script == "train_kd":  # nobody's teacher: room for the next
+            for path in directory.glob("*.tar"):
+                path.unlink()

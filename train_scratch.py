@@ -1,0 +1,34 @@
+"""Train a network from labels alone: a normal teacher, or a student's baseline.
+
+    loss = CE(network(x), y)
+
+    python train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
+    python train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18 --set seed=1 num_epochs=80
+    torchrun --nproc_per_node=4 train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
+
+Run it again to continue an interrupted run.
+"""
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from model import build_model
+from utils.cli import main
+from utils.experiment import Experiment
+from utils.losses import cross_entropy
+from utils.params import ScratchParams
+
+
+def train_scratch() -> None:
+    run = Experiment.from_command_line(ScratchParams, build_model, __doc__)
+    params = run.params
+    network = run.network(params.model_name, num_channels=params.num_channels, dropout_rate=params.dropout_rate)
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": cross_entropy(network(images), labels)}
+
+    run.train(network, loss)
+
+
+if __name__ == "__main__":
+    main(train_scratch)

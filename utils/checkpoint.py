@@ -1,0 +1,146 @@
+"""Checkpoints: atomic saves, loads that execute nothing, weights checked name by name.
+
+A checkpoint is a `torch.save` of a dict with the reference's keys `epoch` (epochs done), `state_dict` and `optim_dict`;
+ours stand beside them. Anything published in that form loads, with or without a `module.` prefix, and so does a bare
+state dict.
+"""
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read from a file, and which file it was."""
+
+    path: Path
+    sha256: str
+    content: dict[str, Any]
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        weights = self.content["state_dict"]
+        return {name.removeprefix("module."): value for name, value in weights.items()}
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Where weights came from, for the records of a run."""
+        return {"path": str(self.path), "sha256": self.sha256}
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that a kill, a crash or a full disk at any moment leaves the previous file whole."""
+    buffer = io.BytesIO()  # so that a full disk is an OSError here and not a RuntimeError inside torch
+    torch.save(content, buffer)
+    _write(path, buffer.getbuffer())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file as atomically as a checkpoint."""
+    _write(path, text.encode())
+
+
+def copy(source: Path, destination: Path) -> None:
+    """Give a checkpoint a second name, atomically. A hard link where the file system has them: no byte is copied."""
+    with _replacing(destination) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
+    """Read a checkpoint onto the CPU. Raises UserError that begins with `role` and names the file.
+
+    Weights may come from anyone, so nothing but tensors and plain containers is unpickled.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{role}: {path} does not exist (looked for it in {Path.cwd()}); train it first, or name "
+                        "another file") from None
+    except OSError as error:
+        raise UserError(f"{role}: cannot read {path}: {error.strerror}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on the pickles that it refuses
+            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for damaged or refused files
+        reason = "it holds more than tensors and plain values, and is not executed" if _refused(error) else \
+            "it is truncated or not a checkpoint"
+        raise UserError(f"{role}: {path} cannot be loaded: {reason}") from None
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        content = {"state_dict": content}
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{role}: {path} holds no state_dict, so it is not a checkpoint of a network")
+    return Checkpoint(path, hashlib.sha256(raw).hexdigest(), content)
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint, role: str = "checkpoint") -> None:
+    """Copy the weights of a checkpoint into a network of the same architecture.
+
+    Raises UserError that names the file, the first name that differs and both shapes.
+    """
+    found, wanted = checkpoint.state_dict, network.state_dict()
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise UserError(f"{role}: {checkpoint.path} does not fit: it has no {name} "
+                            f"(shape {tuple(tensor.shape)}); is it another architecture?")
+        if found[name].shape != tensor.shape:
+            theirs, ours = tuple(found[name].shape), tuple(tensor.shape)
+            reason = f"{name} has shape {theirs} there and {ours} here"
+            if _is_classifier(name, wanted) and theirs[1:] == ours[1:]:
+                reason += f": it knows {theirs[0]} classes, the data set has {ours[0]}"
+            raise UserError(f"{role}: {checkpoint.path} does not fit: {reason}")
+    for name, tensor in found.items():
+        if name not in wanted:
+            raise UserError(f"{role}: {checkpoint.path} does not fit: {name} (shape {tuple(tensor.shape)}) has no "
+                            "place in this network; is it another architecture?")
+    network.load_state_dict(found)
+
+
+def _is_classifier(name: str, state_dict: dict[str, Tensor]) -> bool:
+    matrices = [other for other, tensor in state_dict.items() if tensor.dim() >= 2]
+    return matrices[-1:] == [name]
+
+
+def _refused(error: Exception) -> bool:
+    return "weights_only" in str(error).lower() or "unsupported" in str(error).lower()
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    with _replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _replacing:
+    """A temporary file beside `path` that takes its place when all went well."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""The command line that every stage has, and how a stage ends: exit status 0, or one line on stderr and 2."""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from utils import distributed
+from utils.errors import UserError
+
+LAST = "last"  # what a bare --resume stands for
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that all stages share."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="The parameters of a params.json are listed in the README; "
+                                            "`python -m utils.params` prints them.")
+    result.add_argument("--save_path", required=True, type=Path, metavar="DIR",
+                        help="experiment directory: holds params.json, receives logs and checkpoints")
+    result.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
+                        help="where the data sets are, or are downloaded to (default: data)")
+    result.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
+    result.add_argument("--gpu_id", type=int, nargs="+", metavar="N",
+                        help="GPUs to use; several share each batch among one process each")
+    result.add_argument("--resume", nargs="?", const=LAST, metavar="CHECKPOINT",
+                        help="without a value: the run must be there to be continued (it is continued anyway if it "
+                             "is); with one: continue from it or, where it holds weights only, start from them")
+    result.add_argument("--restart", action="store_true", help="start over, replacing what the directory holds")
+    result.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="parameters of this run that differ from params.json")
+    return result
+
+
+def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.device:
+    """The device of this process. Starts one process for each of several GPUs. Raises UserError if one is missing.
+
+    `cuda`: the parameter of that name; 0 means the CPU, unless the command line asks for a GPU.
+    """
+    if gpu_ids and device not in ("auto", "cuda"):
+        raise UserError(f"--gpu_id and --device {device} contradict each other")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto" and not gpu_ids:
+        device = "cuda" if cuda and found else "cpu"
+    elif device == "auto":
+        device = "cuda"
+    if device == "cpu":
+        return torch.device("cpu")
+    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
+        raise UserError(f"--device {device}: choose auto, cpu, cuda or cuda:N")
+    ids = gpu_ids or ([int(device[5:])] if ":" in device else list(range(max(1, distributed.local_size()))))
+    asked = f"--gpu_id {' '.join(map(str, gpu_ids))}" if gpu_ids else f"--device {device}"
+    if not found:
+        raise UserError(f"{asked}: no CUDA device is available here (torch {torch.__version__})")
+    if missing := [number for number in ids if not 0 <= number < found]:
+        raise UserError(f"{asked}: GPU {missing[0]} does not exist, there are {found}, counted from 0")
+    if distributed.launched():
+        if distributed.local_rank() >= len(ids):
+            raise UserError(f"{asked}: torchrun started more processes than GPUs are named")
+        return torch.device("cuda", ids[distributed.local_rank()])
+    if len(ids) > 1:
+        distributed.relaunch(len(ids))
+    return torch.device("cuda", ids[0])
+
+
+def main(stage: Callable[[], None]) -> None:
+    """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130."""
+    try:
+        stage()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _fail(f"{error.filename or 'writing'}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues after the last finished epoch", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        distributed.shut_down()
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,113 @@
+"""Batches on the device: the data set lies there as uint8, every step gathers, augments and normalises there.
+
+No worker processes, no PIL, no copy from the host inside an epoch. The order of the images and what happens to each
+derive from (seed, epoch) and from the position in the epoch, so processes that share a batch cut one and the same
+epoch into parts.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils import augment, distributed, seeds
+from utils.datasets import Dataset
+
+MAX_ROTATION = 20.0  # degrees, either way
+
+
+@dataclass(frozen=True)
+class Images:
+    """A part of a data set on the device: uint8 images (N, H, W, 3), int64 labels (N,), mean and std (3,)."""
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def split(dataset: Dataset, validation_fraction: float, seed: int, device: torch.device) -> dict[str, Images]:
+    """The parts `train`, `test` and, where a fraction is held out of the training images, `validation`."""
+    images, labels = dataset.train_images, dataset.train_labels
+    parts = {"test": (dataset.test_images, dataset.test_labels)}
+    held_out = round(validation_fraction * len(labels))
+    if held_out:
+        order = torch.randperm(len(labels), generator=seeds.generator(seed, "validation"))
+        validation, train = order[:held_out], order[held_out:]
+        parts["validation"] = images[validation], labels[validation]
+        images, labels = images[train], labels[train]
+    parts["train"] = images, labels
+    mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
+    return {name: Images(x.to(device), y.to(device), mean, std) for name, (x, y) in parts.items()}
+
+
+class TrainBatches:
+    """The training images of a run: each epoch a new permutation, each image augmented anew.
+
+    `augmentation`: `crop_flip` (shift by up to an eighth of the image, 4 pixels of 32, and horizontal flip),
+    `rotate_flip` (up to 20 degrees and flip) or None.
+    """
+
+    def __init__(self, part: Images, batch_size: int, augmentation: str | None, seed: int) -> None:
+        self.part, self.batch_size, self.augmentation, self.seed = part, batch_size, augmentation, seed
+        self.size = part.images.shape[1]
+        self.padding = self.size // 8
+        self.pixels = augment.pad(part.images, self.padding) if augmentation == "crop_flip" else part.images
+        # Batch statistics need two images, and every process needs one: a smaller rest waits for another epoch.
+        rest = len(part) % batch_size
+        self.usable = len(part) - (rest if rest < max(2, distributed.world_size()) else 0)
+
+    def __len__(self) -> int:
+        return -(-self.usable // self.batch_size)
+
+    def batch_sizes(self) -> list[int]:
+        """Images of each step over all processes; the last may be smaller."""
+        return [min(self.batch_size, self.usable - start) for start in range(0, self.usable, self.batch_size)]
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of each batch: float32 images (B, 3, H, W), channels last, and labels (B,)."""
+        draw = self._draw(epoch)
+        rank, ranks = distributed.rank(), distributed.world_size()
+        start = 0
+        for size in self.batch_sizes():
+            share = slice(start + size * rank // ranks, start + size * (rank + 1) // ranks)
+            yield self._batch({name: values[share] for name, values in draw.items()})
+            start += size
+
+    def _draw(self, epoch: int) -> dict[str, Tensor]:
+        """What the epoch does to which image, drawn on the CPU so that it is the same on every device."""
+        random = seeds.generator(self.seed, "epoch", epoch)
+        count = len(self.part)
+        draw = {"index": torch.randperm(count, generator=random)}
+        if self.augmentation:
+            draw["flip"] = torch.rand(count, generator=random) < 0.5
+        if self.augmentation == "crop_flip":
+            draw["top"] = torch.randint(2 * self.padding + 1, (count,), generator=random)
+            draw["left"] = torch.randint(2 * self.padding + 1, (count,), generator=random)
+        elif self.augmentation == "rotate_flip":
+            draw["angle"] = (torch.rand(count, generator=random) * 2 - 1) * MAX_ROTATION
+        device = self.part.labels.device
+        return {name: values.to(device, non_blocking=True) for name, values in draw.items()}
+
+    def _batch(self, draw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.augmentation == "crop_flip":
+            images = augment.crop_flip(self.pixels, draw["index"], draw["top"], draw["left"], draw["flip"], self.size)
+        elif self.augmentation == "rotate_flip":
+            images = augment.rotate_flip(self.pixels, draw["index"], draw["angle"], draw["flip"])
+        else:
+            images = self.pixels[draw["index"]]
+        return augment.normalise(images, self.part.mean, self.part.std), self.part.labels[draw["index"]]
+
+
+def in_order(part: Images, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of a part in its order, not augmented: images as from `TrainBatches.epoch`, labels."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    share = range(len(part) * rank // ranks, len(part) * (rank + 1) // ranks)
+    for start in share[::batch_size]:
+        stop = min(start + batch_size, share.stop)
+        yield augment.normalise(part.images[start:stop], part.mean, part.std), part.labels[start:stop]

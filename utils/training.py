@@ -1,0 +1,178 @@
+"""The one training loop: epochs, steps, evaluation, learning rate, precision.
+
+It knows a stage only as `loss(network, images, labels) -> {"loss": tensor, name: tensor, ...}`: every named tensor is
+averaged over the epoch and logged, `loss` is minimised.
+"""
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils import distributed, seeds
+from utils.data import Images, TrainBatches, in_order
+from utils.errors import UserError
+from utils.losses import cross_entropy
+from utils.params import Params
+
+Loss = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+Row = dict[str, float]
+
+
+@dataclass
+class Progress:
+    """What a run has done so far. `history`: a row per epoch, reproducible; `timings`: the same of the clock."""
+
+    history: list[Row] = field(default_factory=list)
+    timings: list[Row] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def best(self) -> Row:
+        """The row of the epoch with the highest accuracy on the held-out images, or, without any, on the test
+        images; the later one on a tie."""
+        key = "validation_accuracy" if "validation_accuracy" in self.history[-1] else "test_accuracy"
+        return max(self.history, key=lambda row: (row[key], row["epoch"]))
+
+    @property
+    def images_per_second(self) -> float:
+        """Training speed: the median epoch's."""
+        return statistics.median(row["images_per_second"] for row in self.timings)
+
+
+def learning_rate(params: Params, epoch: int) -> float:
+    """Of the epoch, counted from 0: `gamma` applied once at each epoch of the schedule that has come."""
+    return params.learning_rate * params.gamma ** sum(epoch >= milestone for milestone in params.schedule)
+
+
+def build_optimizer(params: Params, network: nn.Module) -> torch.optim.Optimizer:
+    """Adam without weight decay for the plain networks, SGD with momentum 0.9 and weight decay 5e-4 for all others."""
+    if params.model_name in ("net", "mlp"):
+        return torch.optim.Adam(network.parameters(), lr=params.learning_rate, fused=True)
+    return torch.optim.SGD(network.parameters(), lr=params.learning_rate, momentum=0.9, weight_decay=5e-4, fused=True)
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The arithmetic of the networks. `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
+    native = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else _cpu_multiplies_bfloat16()
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and native) else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"amx_bf16", "avx512_bf16"}) or (platform.machine() == "aarch64" and "bf16" in words)
+
+
+class Frozen:
+    """A network that only answers: eval mode, no gradients, logits that a loss may use."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits = self.network(images)
+        return logits.clone()  # outside inference mode: a tensor that autograd may save
+
+
+def evaluate(network: nn.Module, part: Images, dtype: torch.dtype) -> Row:
+    """Accuracy in percent (correct of all, exact) and mean cross-entropy in nats over a part of the data."""
+    device = part.labels.device
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode(), _autocast(device, dtype):
+        for images, labels in in_order(part):
+            logits = network(images)
+            sums[0] += (logits.argmax(1) == labels).sum()
+            sums[1] += cross_entropy(logits, labels).double() * len(labels)
+    network.train(was_training)
+    correct, loss = (distributed.sum_over_ranks(sums) / len(part)).tolist()
+    return {"accuracy": 100 * correct, "loss": loss}
+
+
+def train(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
+          evaluated: dict[str, Images], params: Params, dtype: torch.dtype, progress: Progress,
+          end_of_epoch: Callable[[], None]) -> None:
+    """Run the epochs that `progress` lacks and evaluate after each; `end_of_epoch` saves and logs.
+
+    Raises UserError when a loss or gradient is not finite, before `end_of_epoch`: what was saved stays good.
+    """
+    device = batches.part.labels.device
+    parallel = distributed.parallel(network, device)
+    for epoch in range(progress.epoch, params.num_epochs):
+        start = time.perf_counter()
+        torch.manual_seed(seeds.derive_seed(params.seed, "dropout", epoch, distributed.rank()))
+        rate = learning_rate(params, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        terms = _train_epoch(parallel, loss, optimizer, batches, dtype, epoch, params.num_epochs)
+        trained = time.perf_counter()
+        row = {"epoch": epoch + 1, "learning_rate": rate, **terms}
+        for name, part in evaluated.items():
+            row |= {f"{name}_{key}": value for key, value in evaluate(network, part, dtype).items()}
+            if not math.isfinite(row[f"{name}_loss"]):
+                raise UserError(f"epoch {epoch + 1}: the network's outputs on the {name} images are not finite")
+        progress.history.append(row)
+        progress.timings.append({"images_per_second": batches.usable / (trained - start),
+                                 "seconds": time.perf_counter() - start})
+        end_of_epoch()
+
+
+def _train_epoch(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
+                 dtype: torch.dtype, epoch: int, num_epochs: int) -> Row:
+    """One pass over the training images. The mean of every named tensor of the loss, and of the gradient's norm."""
+    device = batches.part.labels.device
+    gradients = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sizes, records, names = batches.batch_sizes(), [], []
+    network.train()
+    quiet = True if distributed.rank() else None  # None: quiet where stderr is not a terminal
+    with tqdm(total=sum(sizes), desc=f"epoch {epoch + 1}/{num_epochs}", unit=" images", leave=False,
+              disable=quiet) as bar:
+        for size, (images, labels) in zip(sizes, batches.epoch(epoch), strict=True):
+            with _autocast(device, dtype):
+                terms = loss(network, images, labels)
+            share = distributed.world_size() * len(labels) / size  # processes average gradients; batches may be odd
+            (terms["loss"] * share).backward()
+            norm = torch.stack(torch._foreach_norm([p.grad for p in gradients if p.grad is not None])).norm()
+            optimizer.step()
+            optimizer.zero_grad()
+            names = [*terms, "gradient_norm"]
+            records.append(torch.stack([*(value.detach().float() * share for value in terms.values()), norm.float()]))
+            if device.type == "cpu":  # elsewhere a look at every step would make the device wait
+                _check_finite(records[-1:], names, epoch, len(records))
+            bar.update(size)
+    _check_finite(records, names, epoch, 1)
+    weights = torch.tensor(sizes, dtype=torch.float64, device=device).unsqueeze(1)
+    sums = distributed.sum_over_ranks((torch.stack(records).double() * weights).sum(0))
+    return dict(zip(names, (sums / sum(sizes) / distributed.world_size()).tolist(), strict=True))
+
+
+def _check_finite(records: list[Tensor], names: list[str], epoch: int, first_step: int) -> None:
+    table = torch.stack(records)
+    bad = ~table.isfinite().all(dim=1)
+    if bad.any():
+        step = int(bad.nonzero()[0])
+        values = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, table[step].tolist(), strict=True))
+        raise UserError(f"epoch {epoch + 1}, step {first_step + step}: not finite: {values}; the checkpoint of the "
+                        "last good epoch is kept")
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> Any:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
