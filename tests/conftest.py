@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)  # as in the processes that the tests start: sums in the same order, the same bits
 FEW = {"num_channels": 4, "learning_rate": 0.001, "batch_size": 8, "num_epochs": 2, "precision": "fp32"}
 
 
@@ -43,7 +45,6 @@ def experiment(tmp_path, data):
 
 
 def environment():
-    """One thread: the same numbers on every machine, and no two test processes in each other's way."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 

@@ -154,7 +154,8 @@ def test_a_malicious_checkpoint_executes_nothing_whatever_it_is_used_as(call, ex
                                        ("--device", "auto", "--gpu_id", "0"),
                                        ("--device", "auto", "--gpu_id", "0", "1")])
 def test_no_cuda_where_it_was_asked_for(call, experiment, arguments):
-    assert_refused(call, "train_scratch", experiment(), *arguments, words=["no CUDA device", " ".join(arguments[2:] or arguments)])
+    asked = " ".join(arguments[2:] or arguments)
+    assert_refused(call, "train_scratch", experiment(), *arguments, words=["no CUDA device", asked])
 
 
 @pytest.mark.parametrize("arguments, word", [(("--device", "tpu"), "tpu"), (("--device", "cuda:x"), "cuda:x"),
