@@ -21,7 +21,7 @@ from utils.params import KDParams
 def train_kd() -> None:
     run = Experiment.from_command_line(KDParams, build_model, __doc__, options=["teacher_resume"])
     params = run.params
-    student = run.network(params.model_name, num_channels=params.num_channels, dropout_rate=params.dropout_rate)
+    student = run.network()
     teacher = run.frozen(params.teacher_model, params.teacher_resume, role="teacher",
                          num_channels=params.teacher_num_channels)
 

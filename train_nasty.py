@@ -25,8 +25,7 @@ from utils.params import NastyParams
 def train_nasty() -> None:
     run = Experiment.from_command_line(NastyParams, build_model, __doc__)
     params = run.params
-    nasty = run.network(params.model_name, num_channels=params.num_channels, dropout_rate=params.dropout_rate,
-                        init_from=params.init_from)
+    nasty = run.network(init_from=params.init_from)
     adversary = run.frozen(params.adversarial_model, params.adversarial_resume, role="adversarial",
                            num_channels=params.adversarial_num_channels)
 

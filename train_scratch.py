@@ -21,8 +21,7 @@ from utils.params import ScratchParams
 
 def train_scratch() -> None:
     run = Experiment.from_command_line(ScratchParams, build_model, __doc__)
-    params = run.params
-    network = run.network(params.model_name, num_channels=params.num_channels, dropout_rate=params.dropout_rate)
+    network = run.network()
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": cross_entropy(network(images), labels)}

@@ -54,6 +54,5 @@ def build_model(name: str, num_classes: int, *, num_channels: int = 32, dropout_
         raise ValueError(f"unknown model {name!r}{hint}; choose from {', '.join(MODEL_NAMES)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if name == "net":
-        return Net(num_classes, num_channels=num_channels, dropout_rate=dropout_rate)
-    return _REGISTRY[name](num_classes)
+    options = {"num_channels": num_channels, "dropout_rate": dropout_rate} if name == "net" else {}
+    return _REGISTRY[name](num_classes, **options)

@@ -1,4 +1,4 @@
-"""The demo's table from its results: mean over seeds and, with several, the standard deviation.
+"""The demo's table from its results: one seed, or mean and standard deviation over several.
 
     python scripts/demo_table.py experiments/demo [experiments/demo-seed1 ...]
 """
@@ -9,30 +9,34 @@ import statistics
 import sys
 from pathlib import Path
 
-TEACHER, NASTY = "baseline/net24", "kd_nasty_net24/nasty_net24"
-ROWS = [("teacher", "normal", TEACHER, None), ("teacher", "nasty", NASTY, TEACHER)]
+NORMAL, NASTY = "baseline/net24", "kd_nasty_net24/nasty_net24"
+# network, how it was trained, directory, the same network without a teacher, the one of the normal teacher
+ROWS = [("teacher", "normal", NORMAL, None, None), ("teacher", "nasty", NASTY, None, NORMAL)]
 for width in ("net16", "net8"):
-    ROWS += [(width, "no teacher", f"baseline/{width}", None),
-             (width, "of the normal teacher", f"kd_normal_net24/{width}", f"baseline/{width}"),
-             (width, "of the nasty teacher", f"kd_nasty_net24/{width}", f"baseline/{width}")]
+    alone, normal, nasty = f"baseline/{width}", f"kd_normal_net24/{width}", f"kd_nasty_net24/{width}"
+    ROWS += [(width, "no teacher", alone, None, None), (width, "by the normal teacher", normal, alone, None),
+             (width, "by the nasty teacher", nasty, alone, normal)]
 
 
-def main() -> None:
+def table(roots: list[Path]) -> str:
+    """A Markdown table of the results below each directory, one directory a seed."""
     seeds = [{str(path.parent.relative_to(root)): json.loads(path.read_text()) for path in root.rglob("results.json")}
-             for root in map(Path, sys.argv[1:])]
-    count = f"mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    print(f"\nTest accuracy in percent on 2,000 images of Fashion-MNIST, {count}; teachers: net, 24 channels.")
-    print(f"\n| {'network':8} | {'trained':21} | {'last epoch':13} | {'difference':13} | {'best epoch':13} |")
-    print(f"|{'-' * 10}|{'-' * 23}|{'-' * 15}|{'-' * 15}|{'-' * 15}|")
-    for network, how, name, reference in ROWS:
-        last, best = ([seed[name][epoch]["test_accuracy"] for seed in seeds] for epoch in ("last", "best"))
-        difference = ""
-        if reference:
-            compared = [seed[reference]["last"]["test_accuracy"] for seed in seeds]
-            difference = spread([a - b for a, b in zip(last, compared, strict=True)], "+")
-        print(f"| {network:8} | {how:21} | {spread(last):13} | {difference:13} | {spread(best):13} |")
-    print("\nDifference: the nasty teacher to the normal one, a student to the same network without a teacher, at the "
-          "last epoch.\nBest epoch: highest accuracy on these same test images, so it flatters.")
+             for root in roots]
+
+    def accuracy(name: str, epoch: str = "last") -> list[float]:
+        return [seed[name][epoch]["test_accuracy"] for seed in seeds]
+
+    def difference(name: str, other: str | None) -> str:
+        return spread([a - b for a, b in zip(accuracy(name), accuracy(other), strict=True)], "+") if other else ""
+
+    lines = [("network", "trained", "last epoch", "to no teacher", "to normal", "best epoch")]
+    lines += [(network, how, spread(accuracy(name)), difference(name, alone), difference(name, normal),
+               spread(accuracy(name, "best"))) for network, how, name, alone, normal in ROWS]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+            for line in lines]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(text)
 
 
 def spread(values: list[float], sign: str = "") -> str:
@@ -42,4 +46,10 @@ def spread(values: list[float], sign: str = "") -> str:
 
 
 if __name__ == "__main__":
-    main()
+    directories = [Path(word) for word in sys.argv[1:]]
+    seeds = f"mean ± standard deviation of {len(directories)} seeds" if len(directories) > 1 else "one seed"
+    print(f"\nTest accuracy in percent on 2,000 images of Fashion-MNIST, {seeds}.\n")
+    print(table(directories))
+    print("\nThe teachers are `net` with 24 channels, the students `net` with 16 and 8. To no teacher, to normal: the "
+          "difference\nto the same network trained without a teacher, and by (or as) the normal teacher, at the last "
+          "epoch. Best epoch:\nthe highest accuracy on these same images, so it flatters.")

@@ -1,13 +1,17 @@
 # Sourced by the other scripts: makes .venv in the repository, activates it and installs the requirements file named.
-python=python3
-for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
-        python=$candidate
-        break
+if [ ! -x .venv/bin/pip ]; then
+    python=
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+    if [ -z "$python" ]; then
+        echo "error: Python 3.10 or newer is needed, and none is on the PATH" >&2
+        exit 2
     fi
-done
-if [ ! -x .venv/bin/python ]; then
-    "$python" -m venv .venv
+    "$python" -m venv --clear .venv
 fi
 source .venv/bin/activate
 # Installed once: the stamp is a copy of what was asked for.

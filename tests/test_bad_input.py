@@ -2,6 +2,7 @@
 import ctypes
 import os
 import pickle
+import resource
 import shutil
 
 import pytest
@@ -206,6 +207,18 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(call, experiment):
     assert after["last_model.tar"] == before["last_model.tar"]
     assert after["best_model.tar"] == before["best_model.tar"]
     assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
+
+
+def _with_small_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_disk_that_is_full_for_the_curves_ends_in_one_line_too(stage, experiment):
+    done = stage("train_scratch", experiment(num_channels=2, batch_size=40), check=False,
+                 preexec_fn=_with_small_files)
+    assert done.returncode == 2
+    line, = done.stderr.splitlines()
+    assert "File too large" in line
 
 
 def test_a_bad_restart_removes_nothing(call, experiment):

@@ -52,15 +52,15 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("write", [
-    lambda content, path: torch.save(content, path),
-    lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
-    lambda content, path: path.write_bytes(pickle.dumps(content)),
+@pytest.mark.parametrize("write, words", [
+    (lambda content, path: torch.save(content, path), "not executed"),
+    (lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False), "not executed"),
+    (lambda content, path: path.write_bytes(pickle.dumps(content)), "not a checkpoint"),
 ], ids=["torch.save", "torch.save of old", "pickle"])
-def test_a_malicious_pickle_executes_nothing(tmp_path, write):
+def test_a_malicious_pickle_executes_nothing(tmp_path, write, words):
     victim = tmp_path / "executed"
     write({"epoch": 1, "state_dict": WEIGHTS, "optim_dict": Malicious(victim)}, tmp_path / "evil.tar")
-    assert "not executed" in message(checkpoint.load, tmp_path / "evil.tar")
+    assert words in message(checkpoint.load, tmp_path / "evil.tar")
     assert not victim.exists()
 
 
@@ -86,7 +86,20 @@ def test_a_truncated_file_is_named(tmp_path, share):
     assert "truncated or not a checkpoint" in text
 
 
-@pytest.mark.parametrize("content", [{"epoch": 1}, [1, 2], {"state_dict": {"conv1.weight": 3}}, {}, torch.ones(3)])
+@pytest.mark.parametrize("data", [b"<!DOCTYPE html><html>404 Not Found</html>", b"\x80\x02junk", b"PK\x03\x04junk"])
+def test_a_file_that_is_no_checkpoint_is_not_called_malicious(tmp_path, data):
+    (tmp_path / "x.tar").write_bytes(data)
+    assert "truncated or not a checkpoint" in message(checkpoint.load, tmp_path / "x.tar")
+
+
+def test_a_truncated_file_of_the_old_format_is_named(tmp_path):
+    torch.save({"state_dict": WEIGHTS}, tmp_path / "x.tar", _use_new_zipfile_serialization=False)
+    (tmp_path / "x.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:-100])
+    assert "truncated or not a checkpoint" in message(checkpoint.load, tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("content", [{"epoch": 1}, [1, 2], {"state_dict": {"conv1.weight": 3}}, {}, torch.ones(3),
+                                     {"state_dict": {0: torch.ones(3)}}])
 def test_a_file_without_weights_is_named(tmp_path, content):
     torch.save(content, tmp_path / "x.tar")
     assert "no state_dict" in message(checkpoint.load, tmp_path / "x.tar")

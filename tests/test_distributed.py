@@ -5,9 +5,11 @@ import sys
 
 import pytest
 import torch
-from conftest import command, environment, results
+from conftest import ROOT, command, environment, results
 
-from utils import checkpoint
+from utils import checkpoint, distributed
+from utils.cli import choose_device
+from utils.errors import UserError
 
 
 def torchrun(directory, script="train_scratch", *arguments):
@@ -33,7 +35,7 @@ def assert_close(one, two):
 
 def test_two_processes_train_the_network_of_one(call, experiment):
     """45 images in batches of 8: the last batch of 5 is shared as 2 and 3. PreResNet: batch statistics everywhere."""
-    params = {"model_name": "preresnet20", "learning_rate": 0.001, "validation_fraction": 0.2}
+    params = {"model_name": "preresnet20", "learning_rate": 0.001}
     alone, shared = experiment("alone", **params), experiment("shared", **params)
     assert call("train_scratch", alone).returncode == 0
     done = torchrun(shared)
@@ -78,3 +80,83 @@ def test_the_synchronised_batch_norm_of_one_process_is_torchs_own(tmp_path):
             torch.testing.assert_close(own.eval()(x), ours.eval()(x))
     finally:
         dist.destroy_process_group()
+
+
+def test_what_is_not_finite_ends_all_processes_with_one_line(experiment):
+    directory = experiment(num_epochs=3, schedule=[1], gamma=1e30)
+    done = launched(directory)
+    assert done.returncode == 2
+    line, = done.stderr.splitlines()
+    assert "epoch 2, step " in line
+
+
+def launched(directory, *arguments):
+    """Two processes as --gpu_id starts them, but on the CPU."""
+    code = f"import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT)!r}); from utils import distributed; " \
+           "distributed.launch(2)"
+    return subprocess.run([sys.executable, "-c", code, *command("train_scratch", directory, *arguments)[1:]],
+                          env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def test_the_processes_of_gpu_id_are_those_of_torchrun(call, experiment):
+    alone, shared = experiment("alone"), experiment("shared")
+    assert call("train_scratch", alone).returncode == 0
+    done = launched(shared)
+    assert done.returncode == 0, done.stderr
+    assert results(shared)["processes"] == 2
+    assert rows(shared) == [pytest.approx(row, rel=1e-2, abs=1e-2) for row in rows(alone)]
+
+
+def test_bad_input_of_several_processes_is_one_line_too(experiment):
+    done = launched(experiment(model_name="resnet19"))
+    assert done.returncode == 2
+    line, = done.stderr.splitlines()
+    assert "resnet19" in line
+
+
+@pytest.mark.parametrize("device, gpu_ids, environ, expected", [
+    ("auto", None, {}, "cuda:0"),
+    ("cuda", None, {}, "cuda:0"),
+    ("cuda:3", None, {}, "cuda:3"),
+    ("auto", [2], {}, "cuda:2"),
+    ("auto", [2, 0], {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cuda:0"),
+    ("auto", None, {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, "cuda:3"),
+    ("cpu", None, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cpu"),
+])
+def test_each_process_has_the_gpu_that_it_was_given(monkeypatch, device, gpu_ids, environ, expected):
+    four_gpus(monkeypatch, environ)
+    assert str(choose_device(device, gpu_ids, cuda=True)) == expected
+
+
+def test_cuda_0_means_the_cpu_unless_the_command_line_asks_for_a_gpu(monkeypatch):
+    four_gpus(monkeypatch, {})
+    assert str(choose_device("auto", None, cuda=False)) == "cpu"
+    assert str(choose_device("cuda", None, cuda=False)) == "cuda:0"
+
+
+def test_several_gpu_ids_start_a_process_each(monkeypatch):
+    four_gpus(monkeypatch, {})
+    started = []
+    monkeypatch.setattr(distributed, "launch", started.append)
+    choose_device("auto", [1, 3], cuda=True)
+    assert started == [2]
+
+
+@pytest.mark.parametrize("gpu_ids, environ, words", [
+    ([0, 7], {}, "GPU 7 does not exist, there are 4"),
+    ([1, 1], {}, "named twice"),
+    ([0], {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "2 processes for 1 GPU"),
+])
+def test_gpus_that_do_not_fit_are_an_error(monkeypatch, gpu_ids, environ, words):
+    four_gpus(monkeypatch, environ)
+    with pytest.raises(UserError, match=words):
+        choose_device("auto", gpu_ids, cuda=True)
+
+
+def four_gpus(monkeypatch, environ):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)

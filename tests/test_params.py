@@ -56,6 +56,9 @@ def test_an_integer_is_a_fine_temperature_and_overrides_replace_values(tmp_path)
     ("validation_fraction", 1, ["less than 1"]),
     ("precision", "fp16", ["'auto'", "'fp32'", "'bf16'"]),
     ("augmentation", 2, ["boolean", "2"]),
+    ("augmentation", "yes", ["boolean", '"yes"']),
+    ("std", [0.2, 0.0, 0.2], ['"std"[1]', "greater than 0"]),
+    ("mean", [0.5], ["at least 3 items"]),
     ("model_name", None, ["string", "null"]),
 ])
 def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(tmp_path, key, value, words):
@@ -100,7 +103,7 @@ def test_invalid_json_is_named_with_its_line(tmp_path):
 
 
 def test_a_key_that_stands_twice_is_an_error(tmp_path):
-    assert '"gamma" stands there twice' in message(tmp_path, '{"gamma": 0.1, "gamma": 0.2}')
+    assert '"gamma" appears twice' in message(tmp_path, '{"gamma": 0.1, "gamma": 0.2}')
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "", "\x00"])

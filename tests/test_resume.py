@@ -1,5 +1,4 @@
 """A run that was stopped, killed or called again: the same numbers, nothing lost, nothing replaced unasked."""
-import os
 import signal
 import subprocess
 import sys
@@ -57,21 +56,21 @@ def wait_for(path, process, seconds=60):
 
 
 def test_a_run_killed_in_the_middle_of_epochs_is_the_run_that_was_not(stage, experiment):
-    whole, killed = (experiment(name, **ALIKE, num_epochs=60) for name in ("whole", "killed"))
+    whole, directory = (experiment(name, **ALIKE, num_epochs=60) for name in ("whole", "killed"))
     stage("train_scratch", whole)
     for delay in (0.05, 0.13):
-        (killed / "last_model.tar").unlink(missing_ok=True)
-        process = subprocess.Popen(command("train_scratch", killed, "--restart"), env=environment(),
+        (directory / "last_model.tar").unlink(missing_ok=True)
+        process = subprocess.Popen(command("train_scratch", directory, "--restart"), env=environment(),
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(killed / "last_model.tar", process)
+        wait_for(directory / "last_model.tar", process)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        assert 1 <= state(killed)["epoch"] < 60
-        assert not (killed / "results.json").exists()
-        done = stage("train_scratch", killed)
+        assert 1 <= state(directory)["epoch"] < 60
+        assert not (directory / "results.json").exists()
+        done = stage("train_scratch", directory)
         assert "continues after epoch" in done.stdout
-        assert_same_run(whole, killed)
+        assert_same_run(whole, directory)
 
 
 KILLER = """
@@ -90,19 +89,24 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def killed(directory, function, call, *arguments):
+    """Run a stage that kills itself when it calls `os.FUNCTION` for the CALL-th time."""
+    code = KILLER.format(function=function, call=call, root=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", code, *command("train_scratch", directory, *arguments)[1:]],
+                          env=environment(), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
 @pytest.mark.parametrize("function", ["fsync", "replace", "link"])
 def test_killed_while_saving_the_previous_checkpoint_loads_and_the_run_goes_on(call, experiment, function):
     """fsync: written, not yet in place; replace: about to be; link: saved, but best_model.tar not yet named."""
-    whole, killed = experiment("whole", num_epochs=3), experiment("killed", num_epochs=3)
+    whole, directory = experiment("whole", num_epochs=3), experiment("killed", num_epochs=3)
     assert call("train_scratch", whole).returncode == 0
-    code = KILLER.format(function=function, call=2, root=str(ROOT))
-    done = subprocess.run([sys.executable, "-c", code, *command("train_scratch", killed)[1:]], env=environment(),
-                          capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert state(killed)["epoch"] >= 1
-    assert call("train_scratch", killed).returncode == 0
-    assert_same_run(whole, killed)
-    assert not list(killed.glob(".*.tmp"))
+    killed(directory, function, 2)
+    assert state(directory)["epoch"] >= 1
+    assert call("train_scratch", directory).returncode == 0
+    assert_same_run(whole, directory)
+    assert not list(directory.glob(".*.tmp"))
 
 
 def test_a_finished_run_says_so_and_is_left_alone(call, experiment):
@@ -143,7 +147,7 @@ def test_a_run_of_another_stage_is_not_continued(call, experiment):
     assert call("train_scratch", directory).returncode == 0
     teacher = {"teacher_model": "net", "teacher_num_channels": 4, "temperature": 4, "alpha": 0.9}
     experiment(**teacher, teacher_resume=str(directory / "best_model.tar"))
-    assert "written by train_scratch.py" in call("train_kd", directory).stderr
+    assert "holds a run of train_scratch.py, not of train_kd.py" in call("train_kd", directory).stderr
 
 
 def test_restart_starts_over_and_gives_the_same_numbers(call, experiment):
@@ -170,8 +174,7 @@ def test_resume_with_a_weights_only_checkpoint_starts_a_new_run_from_those_weigh
     source, directory = experiment("source", num_epochs=4), experiment("new", num_epochs=1)
     assert call("train_scratch", source).returncode == 0
     content = state(source)
-    published = {key: content[key] for key in ("epoch", "state_dict", "optim_dict")}
-    torch.save(published, tmp_path / "published.tar")
+    published(tmp_path / "published.tar", source)
     done = call("train_scratch", directory, "--resume", tmp_path / "published.tar")
     assert done.returncode == 0
     assert f"test accuracy {content['history'][-1]['test_accuracy']:.2f} % before training" in done.stdout
@@ -179,8 +182,7 @@ def test_resume_with_a_weights_only_checkpoint_starts_a_new_run_from_those_weigh
     assert results(directory)["checkpoints_read"]["resume"]["path"] == str(tmp_path / "published.tar")
     again = call("train_scratch", directory, "--resume", tmp_path / "published.tar")
     assert "already finished" in again.stdout
-    published["epoch"] = 99
-    torch.save(published, tmp_path / "published.tar")
+    torch.save(content["state_dict"], tmp_path / "published.tar")
     other = call("train_scratch", directory, "--resume", tmp_path / "published.tar")
     assert other.returncode == 2
     assert "did not begin from it" in other.stderr
@@ -195,12 +197,118 @@ def test_resume_with_a_state_of_another_directory_continues_that_run_here(call, 
     assert state(first)["epoch"] == 2
 
 
-def test_resume_with_the_best_model_of_the_run_goes_back_to_its_epoch(call, experiment):
-    directory = experiment(num_epochs=3)
+def test_a_chain_of_directories_may_continue_one_run(call, experiment):
+    whole, *parts = (experiment(name, num_epochs=4) for name in ("whole", "a", "b", "c"))
+    assert call("train_scratch", whole).returncode == 0
+    assert call("train_scratch", parts[0], "--set", "num_epochs=1").returncode == 0
+    for epochs, one, two in ((2, parts[0], parts[1]), (4, parts[1], parts[2])):
+        arguments = ("--resume", one / "last_model.tar", "--set", f"num_epochs={epochs}")
+        assert call("train_scratch", two, *arguments).returncode == 0
+    assert_same_run(whole, parts[2])
+
+
+def test_a_continued_run_killed_in_its_first_epoch_here_continues_with_the_same_command(call, experiment):
+    whole, first, second = (experiment(name, num_epochs=4) for name in ("whole", "first", "second"))
+    assert call("train_scratch", whole).returncode == 0
+    assert call("train_scratch", first, "--set", "num_epochs=2").returncode == 0
+    resume = ("--resume", first / "last_model.tar")
+    killed(second, "fsync", 2, *resume)
+    assert state(second)["epoch"] == 2
+    assert call("train_scratch", second, *resume).returncode == 0
+    assert_same_run(whole, second)
+
+
+def refused(call, directory, *arguments):
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    done = call("train_scratch", directory, *arguments)
+    assert done.returncode == 2
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    line, = done.stderr.splitlines()
+    return line
+
+
+def test_the_best_model_of_a_run_continues_it_only_where_the_last_is_lost(call, experiment):
+    whole, directory = experiment("whole", num_epochs=4), experiment(num_epochs=4)
+    assert call("train_scratch", whole).returncode == 0
+    assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
+    best = directory / "best_model.tar"
+    if state(directory)["epoch"] != state(directory, "best_model.tar")["epoch"]:
+        assert "goes on after its last_model.tar" in refused(call, directory, "--resume", best)
+    (directory / "last_model.tar").unlink()
+    assert call("train_scratch", directory, "--resume", best).returncode == 0
+    assert_same_run(whole, directory)
+
+
+def test_a_restart_from_a_state_without_its_best_model_removes_nothing(call, experiment):
+    other, directory = experiment("other", num_epochs=4), experiment(num_epochs=4)
+    assert call("train_scratch", other).returncode == 0
+    assert call("train_scratch", directory, "--set", "num_epochs=1").returncode == 0
+    content = state(other)
+    content["history"][0]["test_accuracy"] = 101.0  # the best epoch was another than the last
+    checkpoint.save(other / "last_model.tar", content)
+    (other / "best_model.tar").unlink()
+    line = refused(call, directory, "--restart", "--resume", other / "last_model.tar")
+    assert "best_model.tar does not exist" in line
+
+
+def published(path, directory):
+    """A checkpoint as the published code writes it."""
+    torch.save({key: state(directory)[key] for key in ("epoch", "state_dict", "optim_dict")}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["best_model.tar", "last_model.tar"])
+def test_published_weights_in_the_directory_of_a_run_are_never_replaced_unasked(call, experiment, name):
+    source, directory = experiment("source", num_epochs=1), experiment()
+    assert call("train_scratch", source).returncode == 0
+    path = published(directory / name, source)
+    assert str(path) in refused(call, directory)
+    assert "move it to another directory" in refused(call, directory, "--resume", path)
+    assert "contradict" in refused(call, directory, "--restart", "--resume", path)
+
+
+def test_keys_of_ours_in_a_foreign_checkpoint_do_not_make_it_a_state(call, experiment, tmp_path):
+    source, directory = experiment("source", num_epochs=1), experiment(num_epochs=1)
+    assert call("train_scratch", source).returncode == 0
+    torch.save({"state_dict": state(source)["state_dict"], "history": [1], "params": None}, tmp_path / "foreign.tar")
+    assert call("train_scratch", directory, "--resume", tmp_path / "foreign.tar").returncode == 0
+    assert results(directory)["last"]["epoch"] == 1
+
+
+def test_a_finished_run_without_its_checkpoints_does_not_silently_start_over(call, experiment):
+    directory = experiment(num_epochs=1)
     assert call("train_scratch", directory).returncode == 0
-    whole = (directory / "metrics.csv").read_bytes()
-    assert call("train_scratch", directory, "--resume", directory / "best_model.tar").returncode == 0
-    assert (directory / "metrics.csv").read_bytes() == whole
+    for path in directory.glob("*.tar"):
+        path.unlink()
+    assert "no last_model.tar to go on after" in refused(call, directory, "--set", "num_epochs=2")
+
+
+def test_a_finished_run_is_not_finished_any_more_once_it_goes_on(experiment, call):
+    directory = experiment(num_epochs=4)
+    assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
+    killed(directory, "fsync", 2)
+    assert not (directory / "results.json").exists()
+    assert call("train_scratch", directory).returncode == 0
+    assert results(directory)["last"]["epoch"] == 4
+
+
+def test_a_resume_that_changes_nothing_leaves_no_temporary_file(call, experiment):
+    directory = unfinished(call, experiment(num_epochs=1))
+    assert call("train_scratch", directory).returncode == 0
+    assert not list(directory.glob(".*"))
+
+
+def test_a_finished_student_says_that_its_teacher_has_changed_since(call, experiment):
+    teacher = experiment("teacher", num_epochs=1)
+    assert call("train_scratch", teacher).returncode == 0
+    student = experiment("student", teacher_model="net", teacher_num_channels=4, temperature=4, alpha=0.9,
+                         teacher_resume=str(teacher / "best_model.tar"))
+    assert call("train_kd", student).returncode == 0
+    assert "has changed since" not in call("train_kd", student).stdout
+    assert call("train_scratch", teacher, "--restart", "--set", "seed=1").returncode == 0
+    done = call("train_kd", student)
+    assert done.returncode == 0
+    assert f"teacher: {teacher / 'best_model.tar'} has changed since" in done.stdout
 
 
 def test_another_teacher_under_an_unfinished_run_is_an_error(call, experiment, tmp_path):
@@ -219,15 +327,20 @@ def test_another_teacher_under_an_unfinished_run_is_an_error(call, experiment, t
     assert "is not the checkpoint that this run began with" in done.stderr
 
 
-def test_two_processes_do_not_train_in_one_directory(call, experiment):
-    directory = experiment()
-    import fcntl
-    with open(directory / "training.log", "a") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        done = call("train_scratch", directory)
+@pytest.mark.parametrize("arguments", [(), ("--restart",)])
+def test_two_processes_do_not_train_in_one_directory(call, experiment, arguments):
+    directory = experiment(num_epochs=5000)
+    process = subprocess.Popen(command("train_scratch", directory), env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        wait_for(directory / "last_model.tar", process)
+        done = call("train_scratch", directory, *arguments)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
     assert done.returncode == 2
     assert "another process" in done.stderr
-    assert os.listdir(directory).count("last_model.tar") == 0
+    assert state(directory)["epoch"] >= 1
 
 
 def test_an_interrupt_says_how_to_go_on(experiment):
@@ -238,5 +351,5 @@ def test_an_interrupt_says_how_to_go_on(experiment):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command continues" in stderr
+    assert "the same command (without --restart) continues" in stderr
     assert "Traceback" not in stderr

@@ -3,16 +3,18 @@ import csv
 import hashlib
 import json
 import re
+import sys
 
 import pytest
 import torch
 from conftest import ROOT, results
 
 from utils import experiment as experiment_module
+from utils import seeds
 from utils.datasets import Dataset
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "experiments.json").read_text())
-CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
+CLASSES = {"demo": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
 
 
 @pytest.fixture
@@ -120,15 +122,43 @@ def in_order_of_need():
     names = [str(path.parent.relative_to(ROOT / "experiments"))
              for path in sorted((ROOT / "experiments").rglob("params.json"))]
     params = {name: json.loads((ROOT / "experiments" / name / "params.json").read_text()) for name in names}
-    published = {name: values for name, values in params.items() if values["dataset"] in CLASSES}
-    return dict(sorted(published.items(), key=lambda x: ("teacher_model" in x[1], "adversarial_model" in x[1])))
+    return dict(sorted(params.items(), key=lambda x: ("teacher_model" in x[1], "adversarial_model" in x[1])))
+
+
+def test_every_experiment_names_checkpoints_of_experiments_with_the_same_network():
+    experiments = in_order_of_need()
+    for name, values in experiments.items():
+        roles = {key.removesuffix("_resume") for key in values if key.endswith("_resume")}
+        for role in roles:
+            path = values[f"{role}_resume"]
+            source = experiments[path.removeprefix("experiments/").removesuffix("/best_model.tar")]
+            assert source["model_name"] == values[f"{role}_model"], name
+            assert source.get("num_channels", 32) == values.get(f"{role}_num_channels", 32), name
+            assert source["dataset"] == values["dataset"], name
+        if "init_from" in values:
+            assert values["init_from"] == values["adversarial_resume"]
+
+
+def test_the_table_of_the_demo_has_a_row_for_each_of_its_experiments(tmp_path):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from demo_table import ROWS, table
+    names = {name.removeprefix("demo/") for name in in_order_of_need() if name.startswith("demo/")}
+    assert {row[2] for row in ROWS} == names
+    for seed in (0, 1):
+        for number, name in enumerate(sorted(names)):
+            directory = tmp_path / str(seed) / name
+            directory.mkdir(parents=True)
+            row = {"test_accuracy": 50.0 + number + 2 * seed}
+            (directory / "results.json").write_text(json.dumps({"last": row, "best": row}))
+    assert "| net8 " in table([tmp_path / "0"])
+    assert "± 1.41" in table([tmp_path / "0", tmp_path / "1"])
 
 
 def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, monkeypatch):
     """All, through the real stages and each other's checkpoints, on two synthetic images per part."""
     def synthetic(name, data_dir, *, image_size):
         size = 64 if name == "tiny_imagenet" else 32
-        pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=seeds.generator("test"))
         labels = torch.tensor([0, CLASSES[name] - 1])
         return Dataset(name, pixels, labels, pixels, labels, tuple(map(str, range(CLASSES[name]))), (0.5,) * 3,
                        (0.25,) * 3, "rotate_flip" if size == 64 else "crop_flip")
@@ -148,3 +178,5 @@ def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, m
         if script == "train_kd":  # nobody's teacher: room for the next
             for path in directory.glob("*.tar"):
                 path.unlink()
+    for path in tmp_path.rglob("*.tar"):
+        path.unlink()

@@ -11,9 +11,10 @@ from model import build_model
 from utils import distributed, seeds
 from utils.data import Images, TrainBatches, in_order, split
 from utils.datasets import Dataset
+from utils.errors import UserError
 from utils.losses import cross_entropy
 from utils.params import ScratchParams
-from utils.training import Frozen, Progress, build_optimizer, choose_dtype, evaluate, learning_rate
+from utils.training import Frozen, Progress, _check_finite, build_optimizer, choose_dtype, evaluate, learning_rate
 
 CPU = torch.device("cpu")
 
@@ -127,13 +128,31 @@ def test_a_validation_part_is_held_out_of_the_training_images():
     part = images(20)
     dataset = Dataset("x", part.images, part.labels, part.images[:5], part.labels[:5], tuple("abcd"), (0.0,) * 3,
                       (1.0,) * 3, "crop_flip")
-    assert set(split(dataset, 0.0, 0, CPU)) == {"train", "test"}
-    parts = split(dataset, 0.25, 0, CPU)
+    assert set(split(dataset, params(), CPU)) == {"train", "test"}
+    parts = split(dataset, params(validation_fraction=0.25), CPU)
     held_out, rest = (set(parts[name].images[:, 0, 0, 0].tolist()) for name in ("validation", "train"))
     assert (len(held_out), len(rest)) == (5, 15)
     assert held_out | rest == set(range(20))
-    other = set(split(dataset, 0.25, 1, CPU)["validation"].images[:, 0, 0, 0].tolist())
+    other = set(split(dataset, params(validation_fraction=0.25, seed=1), CPU)["validation"].images[:, 0, 0, 0].tolist())
     assert other != held_out
+    assert len(split(dataset, params(validation_fraction=0.001), CPU)["validation"]) == 1
+
+
+def test_mean_and_std_of_params_json_replace_those_of_the_data_set():
+    part = images(4)
+    dataset = Dataset("x", part.images, part.labels, part.images, part.labels, tuple("abcd"), (0.5,) * 3, (0.5,) * 3,
+                      "crop_flip")
+    assert split(dataset, params(), CPU)["test"].mean.tolist() == [0.5] * 3
+    other = split(dataset, params(mean=[0.0, 0.25, 0.5], std=[1.0, 1.0, 0.25]), CPU)["train"]
+    assert (other.mean.tolist(), other.std.tolist()) == ([0.0, 0.25, 0.5], [1.0, 1.0, 0.25])
+
+
+def test_too_few_images_are_an_error(monkeypatch):
+    with pytest.raises(UserError, match="1 training images are too few"):
+        TrainBatches(images(1), 8, None, seed=0)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    with pytest.raises(UserError, match="a batch of 2 images cannot be shared by 4 processes"):
+        TrainBatches(images(), 2, None, seed=0)
 
 
 def test_evaluation_is_exact_over_all_images_in_eval_mode():
@@ -196,6 +215,18 @@ def test_what_is_not_finite_ends_the_run_names_epoch_and_step_and_keeps_the_last
         assert content["epoch"] <= 2
         assert all(tensor.isfinite().all() for tensor in content["state_dict"].values())
     assert not (directory / "results.json").exists()
+
+
+    assert "stopped: epoch 3, step " in (directory / "training.log").read_text().splitlines()[-1]
+
+
+def test_the_first_step_that_is_not_finite_is_found_at_the_end_of_an_epoch_too():
+    """As on a GPU, where no step waits for a look at its numbers."""
+    records = [torch.tensor([1.0, 2.0]) for _ in range(5)]
+    _check_finite(records, ["loss", "gradient_norm"], epoch=0, first_step=1)
+    records[2], records[4] = torch.tensor([math.nan, 2.0]), torch.tensor([1.0, math.inf])
+    with pytest.raises(UserError, match="epoch 7, step 3: not finite: loss nan, gradient_norm 2;"):
+        _check_finite(records, ["loss", "gradient_norm"], epoch=6, first_step=1)
 
 
 def test_bfloat16_is_chosen_by_name_and_trains(call, experiment):

@@ -6,11 +6,13 @@ state dict.
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ def write_text(path: Path, text: str) -> None:
 
 def copy(source: Path, destination: Path) -> None:
     """Give a checkpoint a second name, atomically. A hard link where the file system has them: no byte is copied."""
+    if destination.exists() and os.path.samefile(source, destination):
+        return
     with _replacing(destination) as temporary:
         temporary.unlink(missing_ok=True)
         try:
@@ -71,7 +75,7 @@ def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{role}: {path} does not exist (looked for it in {Path.cwd()}); train it first, or name "
+        raise UserError(f"{role}: {path} does not exist (current directory: {Path.cwd()}); train it first, or name "
                         "another file") from None
     except OSError as error:
         raise UserError(f"{role}: cannot read {path}: {error.strerror}") from None
@@ -86,7 +90,8 @@ def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
         content = {"state_dict": content}
     weights = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
+                                                for name, value in weights.items()):
         raise UserError(f"{role}: {path} holds no state_dict, so it is not a checkpoint of a network")
     return Checkpoint(path, hashlib.sha256(raw).hexdigest(), content)
 
@@ -120,7 +125,8 @@ def _is_classifier(name: str, state_dict: dict[str, Tensor]) -> bool:
 
 
 def _refused(error: Exception) -> bool:
-    return "weights_only" in str(error).lower() or "unsupported" in str(error).lower()
+    """Whether a file was a pickle of more than tensors and plain values, in the words of torch's own loader."""
+    return " GLOBAL " in str(error)
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
@@ -130,17 +136,12 @@ def _write(path: Path, data: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-class _replacing:
-    """A temporary file beside `path` that takes its place when all went well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place if the block ends well."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -27,8 +27,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     result.add_argument("--gpu_id", type=int, nargs="+", metavar="N",
                         help="GPUs to use; several share each batch among one process each")
     result.add_argument("--resume", nargs="?", const=LAST, metavar="CHECKPOINT",
-                        help="without a value: the run must be there to be continued (it is continued anyway if it "
-                             "is); with one: continue from it or, where it holds weights only, start from them")
+                        help="without a value: fail unless there is a run to continue (one is continued anyway); with "
+                             "one: continue that run here or, if the file holds only weights, start from them")
     result.add_argument("--restart", action="store_true", help="start over, replacing what the directory holds")
     result.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="parameters of this run that differ from params.json")
@@ -51,18 +51,20 @@ def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.d
         return torch.device("cpu")
     if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
         raise UserError(f"--device {device}: choose auto, cpu, cuda or cuda:N")
-    ids = gpu_ids or ([int(device[5:])] if ":" in device else list(range(max(1, distributed.local_size()))))
+    ids = gpu_ids or ([int(device[5:])] if ":" in device else list(range(distributed.local_size())))
     asked = f"--gpu_id {' '.join(map(str, gpu_ids))}" if gpu_ids else f"--device {device}"
+    if distributed.local_size() > len(ids):
+        raise UserError(f"{asked}: torchrun started {distributed.local_size()} processes for {len(ids)} GPU(s)")
     if not found:
         raise UserError(f"{asked}: no CUDA device is available here (torch {torch.__version__})")
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{asked}: a GPU is named twice")
     if missing := [number for number in ids if not 0 <= number < found]:
         raise UserError(f"{asked}: GPU {missing[0]} does not exist, there are {found}, counted from 0")
     if distributed.launched():
-        if distributed.local_rank() >= len(ids):
-            raise UserError(f"{asked}: torchrun started more processes than GPUs are named")
         return torch.device("cuda", ids[distributed.local_rank()])
     if len(ids) > 1:
-        distributed.relaunch(len(ids))
+        distributed.launch(len(ids))
     return torch.device("cuda", ids[0])
 
 
@@ -77,12 +79,15 @@ def main(stage: Callable[[], None]) -> None:
             raise
         _fail(f"{error.filename or 'writing'}: {error.strerror}")
     except KeyboardInterrupt:
-        print("interrupted: the same command continues after the last finished epoch", file=sys.stderr)
+        if distributed.local_rank() == 0:
+            print("interrupted: the same command (without --restart) continues after the last finished epoch",
+                  file=sys.stderr)
         sys.exit(130)
     finally:
         distributed.shut_down()
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    if distributed.local_rank() == 0:  # all processes of a run fail alike
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

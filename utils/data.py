@@ -14,6 +14,8 @@ from torch import Tensor
 
 from utils import augment, distributed, seeds
 from utils.datasets import Dataset
+from utils.errors import UserError
+from utils.params import Params
 
 MAX_ROTATION = 20.0  # degrees, either way
 
@@ -31,18 +33,19 @@ class Images:
         return len(self.labels)
 
 
-def split(dataset: Dataset, validation_fraction: float, seed: int, device: torch.device) -> dict[str, Images]:
+def split(dataset: Dataset, params: Params, device: torch.device) -> dict[str, Images]:
     """The parts `train`, `test` and, where a fraction is held out of the training images, `validation`."""
     images, labels = dataset.train_images, dataset.train_labels
     parts = {"test": (dataset.test_images, dataset.test_labels)}
-    held_out = round(validation_fraction * len(labels))
-    if held_out:
-        order = torch.randperm(len(labels), generator=seeds.generator(seed, "validation"))
+    if params.validation_fraction:
+        held_out = max(1, round(params.validation_fraction * len(labels)))
+        order = torch.randperm(len(labels), generator=seeds.generator(params.seed, "validation"))
         validation, train = order[:held_out], order[held_out:]
         parts["validation"] = images[validation], labels[validation]
         images, labels = images[train], labels[train]
     parts["train"] = images, labels
-    mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
+    mean, std = (torch.tensor(values, device=device) for values in (params.mean or dataset.mean,
+                                                                    params.std or dataset.std))
     return {name: Images(x.to(device), y.to(device), mean, std) for name, (x, y) in parts.items()}
 
 
@@ -58,9 +61,13 @@ class TrainBatches:
         self.size = part.images.shape[1]
         self.padding = self.size // 8
         self.pixels = augment.pad(part.images, self.padding) if augmentation == "crop_flip" else part.images
+        if batch_size < distributed.world_size():
+            raise UserError(f"a batch of {batch_size} images cannot be shared by {distributed.world_size()} processes")
         # Batch statistics need two images, and every process needs one: a smaller rest waits for another epoch.
         rest = len(part) % batch_size
         self.usable = len(part) - (rest if rest < max(2, distributed.world_size()) else 0)
+        if not self.usable:
+            raise UserError(f"{len(part)} training images are too few to train on")
 
     def __len__(self) -> int:
         return -(-self.usable // self.batch_size)
@@ -104,8 +111,9 @@ class TrainBatches:
         return augment.normalise(images, self.part.mean, self.part.std), self.part.labels[draw["index"]]
 
 
-def in_order(part: Images, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+def in_order(part: Images) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of a part in its order, not augmented: images as from `TrainBatches.epoch`, labels."""
+    batch_size = max(1, 256 * 32**2 // part.images.shape[1] ** 2)  # keeps the activations of large images in memory
     rank, ranks = distributed.rank(), distributed.world_size()
     share = range(len(part) * rank // ranks, len(part) * (rank + 1) // ranks)
     for start in share[::batch_size]:

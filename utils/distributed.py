@@ -1,14 +1,17 @@
 """One run on several processes (torchrun): the global batch is shared out, the result is that of one process.
 
-Outside torchrun every function here does nothing.
+In a process that stands alone, rank() is 0, world_size() 1, and nothing is sent anywhere.
 """
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -25,7 +28,7 @@ def world_size() -> int:
 
 
 def launched() -> bool:
-    """Whether torchrun started this process."""
+    """Whether torchrun, or `launch`, started this process."""
     return "LOCAL_RANK" in os.environ
 
 
@@ -38,19 +41,39 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def relaunch(processes: int) -> None:
-    """Replace this process by torchrun with the same command line on `processes` processes."""
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                              f"--nproc_per_node={processes}", *sys.argv])
+def launch(processes: int) -> NoReturn:
+    """Run this command line on `processes` processes of this machine, as torchrun does; exit as the first that fails.
+
+    torchrun itself reports a failed process with a page of traceback, under which the one line of an error drowns.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    workers = []
+    for number in range(processes):
+        own = {name: str(value) for name, value in {**shared, "RANK": number, "LOCAL_RANK": number}.items()}
+        workers.append(subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **own}))
+    try:
+        while not (failed := [worker.returncode for worker in workers if worker.poll()]) and \
+                any(worker.returncode is None for worker in workers):
+            time.sleep(0.1)
+    except KeyboardInterrupt:  # the terminal has told the workers too
+        failed = [130]
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait()
+    sys.exit(failed[0] if failed else 0)
 
 
 def initialise(device: torch.device) -> None:
-    """Join the process group if torchrun started this process."""
+    """Join the other processes if torchrun, or `launch`, started this one."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        cuda = device.type == "cuda"
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
 
 
 def shut_down() -> None:

@@ -1,8 +1,10 @@
 """What a run writes for people: training.log, metrics.csv, TensorBoard, and the same lines in the terminal."""
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -14,11 +16,6 @@ from utils import distributed
 from utils.errors import UserError
 from utils.training import Progress, Row
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where two runs in one directory are not kept apart
-    fcntl = None
-
 
 class Logger:
     """Open the logs of a run; only the first process of several writes."""
@@ -29,19 +26,19 @@ class Logger:
         if not self.writes:
             return
         self._log = self._open("training.log", "a")
-        self._lock()
         self._metrics = self._open("metrics.csv", "w")
         self._writer: csv.DictWriter | None = None
         for row in history:  # rewritten whole: a kill may have left a row too few or half a row
             self._write_metrics(row)
         from torch.utils.tensorboard import SummaryWriter  # costs a second, so not for --help and errors
 
+        threading.excepthook = _without_os_errors  # its thread's; the next call from here raises the same
         self._board = SummaryWriter(str(directory), purge_step=len(history) + 1 if history else None)
 
     def info(self, text: str) -> None:
         """A line for people, in training.log and in the terminal."""
         if self.writes:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            self._log.write(f"{_now()}  {text}\n")
             self._log.flush()
             say(text)
 
@@ -67,11 +64,18 @@ class Logger:
         if self.writes:
             self._board.add_images(title, images)
 
+    def stopped(self, error: BaseException) -> None:
+        """The last line of a run that did not finish, in training.log alone: the terminal hears of it elsewhere."""
+        if self.writes:
+            with contextlib.suppress(OSError):
+                self._log.write(f"{_now()}  stopped: {error or type(error).__name__}\n")
+                self._log.flush()
+
     def close(self) -> None:
         if self.writes:
-            self._board.close()
-            self._metrics.close()
-            self._log.close()
+            for file in (self._board, self._metrics, self._log):
+                with contextlib.suppress(OSError):  # a full disk: said already
+                    file.close()
 
     def _open(self, name: str, mode: str) -> IO[str]:
         try:
@@ -79,19 +83,21 @@ class Logger:
         except OSError as error:
             raise UserError(f"cannot write {self.directory / name}: {error.strerror}") from None
 
-    def _lock(self) -> None:
-        if fcntl:
-            try:
-                fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is training in {self.directory}") from None
-
     def _write_metrics(self, row: Row) -> None:
         if self._writer is None:
             self._writer = csv.DictWriter(self._metrics, list(row), lineterminator="\n")
             self._writer.writeheader()
         self._writer.writerow(row)
         self._metrics.flush()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _without_os_errors(thread: threading.ExceptHookArgs) -> None:
+    if not isinstance(thread.exc_value, OSError):
+        threading.__excepthook__(thread)
 
 
 def say(text: str) -> None:

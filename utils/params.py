@@ -9,14 +9,19 @@ import difflib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils.errors import UserError
 
-# The published files write switches as 0 and 1; true and false mean the same.
-Switch = Annotated[bool, Field(strict=False)]
+
+def _zero_or_one(value: Any) -> Any:
+    """The published files write switches as 0 and 1; true and false mean the same."""
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+Switch = Annotated[bool, BeforeValidator(_zero_or_one)]
 
 
 class Params(BaseModel):
@@ -40,14 +45,18 @@ class Params(BaseModel):
 
     augmentation: Switch = Field(True, description="random crop (Tiny-ImageNet: rotation) and horizontal flip")
     image_size: int = Field(32, ge=8, le=512, description="height and width that `folder:` images are resized to")
+    mean: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=3, max_length=3)] | None = Field(
+        None, description="of each channel, of pixels in [0, 1]; null: the data set's own")
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = Field(
+        None, description="likewise; the networks see (pixel - `mean`) / `std`")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the training images held out to choose the best epoch; 0: the test set")
 
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights, order of the images, augmentation, dropout")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of the networks; `auto`: bfloat16 where the hardware is fast at it")
-    cuda: Switch = Field(True, description="use a GPU if there is one (`--device` says it more precisely)")
-    num_workers: int = Field(4, ge=0, description="read for compatibility; the data needs no workers")
+    cuda: Switch = Field(True, description="use a GPU if there is one; `--device` and `--gpu_id` choose which")
+    num_workers: int = Field(4, ge=0, description="ignored: the data needs no worker processes")
 
 
 class ScratchParams(Params):
@@ -66,7 +75,7 @@ class NastyParams(Params):
     temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
     weight: float = Field(ge=0, description="weight of the term that drives the nasty teacher from the adversary")
     init_from: str | None = Field(
-        None, description="checkpoint to start from instead of random weights: protects a model quickly")
+        None, description="checkpoint to start from instead of random weights: the fast way to protect a trained model")
 
 
 class KDParams(Params):
@@ -77,19 +86,19 @@ class KDParams(Params):
     teacher_num_channels: int = Field(32, ge=1, description="`num_channels` of a teacher that is a `net`")
     teacher_resume: str = Field(description="checkpoint of the teacher, normal or nasty")
     temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
-    alpha: float = Field(ge=0, le=1, description="share of the teacher's outputs in the loss; the labels have the rest")
+    alpha: float = Field(ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`")
 
 
 STAGES: dict[str, type[Params]] = {"scratch": ScratchParams, "nasty": NastyParams, "kd": KDParams}
-P = TypeVar("P", bound=Params)
+ParamsType = TypeVar("ParamsType", bound=Params)
 
 
-def load_params(path: Path, kind: type[P], overrides: dict[str, Any] | None = None) -> P:
+def load_params(path: Path, kind: type[ParamsType], overrides: dict[str, Any] | None = None) -> ParamsType:
     """Read and check a params.json; `overrides` replace its values. Raises UserError in one line."""
     return check_params({**_read_json(path), **(overrides or {})}, kind, str(path))
 
 
-def check_params(values: dict[str, Any], kind: type[P], where: str) -> P:
+def check_params(values: dict[str, Any], kind: type[ParamsType], where: str) -> ParamsType:
     """Values as a typed object. Raises UserError that names each wrong key, its value and what is allowed."""
     try:
         return kind.model_validate(values)
@@ -126,7 +135,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         for key in keys:
             if keys.count(key) > 1:
-                raise UserError(f"{path}: the key {json.dumps(key)} stands there twice")
+                raise UserError(f"{path}: the key {json.dumps(key)} appears twice")
         return dict(pairs)
 
     try:
@@ -167,30 +176,32 @@ def _hint(key: str, kind: type[Params]) -> str:
 
 def markdown_table() -> str:
     """The parameters of all stages as the table of the README."""
-    lines = ["| key | type | default | stage | what |", "|---|---|---|---|---|"]
-    fields = [("all", name, field) for name, field in Params.model_fields.items()]
-    own: dict[str, tuple[list[str], Any]] = {}
+    stages: dict[str, list[str]] = {}
     for stage, kind in STAGES.items():
-        for name, field in kind.model_fields.items():
-            if name not in Params.model_fields:
-                own.setdefault(name, ([], field))[0].append(stage)
-    fields += [(", ".join(stages), name, field) for name, (stages, field) in own.items()]
-    for stages, name, field in fields:
+        for name in kind.model_fields:
+            stages.setdefault(name, []).append(stage)
+    schemas = {name: (kind.model_fields[name], kind.model_json_schema()["properties"][name])
+               for kind in STAGES.values() for name in kind.model_fields}
+    lines = ["| key | type | default | stage | what |", "|---|---|---|---|---|"]
+    for name, (field, schema) in schemas.items():
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-        lines.append(f"| `{name}` | {_type_name(field.annotation)} | {default} | {stages} | {field.description} |")
+        owners = "all" if len(stages[name]) == len(STAGES) else ", ".join(stages[name])
+        lines.append(f"| `{name}` | {_type_name(schema)} | {default} | {owners} | {field.description} |")
     return "\n".join(lines)
 
 
-def _type_name(annotation: Any) -> str:
-    if choices := [choice for choice in get_args(annotation) if isinstance(choice, str)]:
-        return " / ".join(f"`{choice}`" for choice in choices)
-    text = str(annotation)
-    names = {"bool": "0 / 1", "list": "list of int", "int": "int", "float": "float", "str": "string"}
-    return next(name for part, name in names.items() if part in text)
+def _type_name(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " / ".join(f"`{choice}`" for choice in schema["enum"])
+    schema = schema.get("anyOf", [schema])[0]  # an optional value: what it is when it is not null
+    names = {"boolean": "0 / 1", "integer": "int", "number": "float", "string": "string"}
+    return f"list of {names[schema['items']['type']]}" if schema["type"] == "array" else names[schema["type"]]
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if not sys.argv[1:]:
+        print(markdown_table())
+    elif sys.argv[1] in STAGES:
         print(json.dumps(STAGES[sys.argv[1]].model_json_schema(), indent=2))
     else:
-        print(markdown_table())
+        sys.exit(f"error: choose from {', '.join(STAGES)}, or nothing for the table")

@@ -54,7 +54,7 @@ class Progress:
 
 
 def learning_rate(params: Params, epoch: int) -> float:
-    """Of the epoch, counted from 0: `gamma` applied once at each epoch of the schedule that has come."""
+    """The learning rate of an epoch (counted from 0): times `gamma` at each epoch of the schedule up to it."""
     return params.learning_rate * params.gamma ** sum(epoch >= milestone for milestone in params.schedule)
 
 
@@ -150,6 +150,7 @@ def _train_epoch(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimize
                 terms = loss(network, images, labels)
             share = distributed.world_size() * len(labels) / size  # processes average gradients; batches may be odd
             (terms["loss"] * share).backward()
+            # The public torch.nn.utils.get_total_norm is the same, from torch 2.6 on.
             norm = torch.stack(torch._foreach_norm([p.grad for p in gradients if p.grad is not None])).norm()
             optimizer.step()
             optimizer.zero_grad()

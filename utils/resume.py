@@ -1,0 +1,157 @@
+"""How a run in a directory begins: new, from given weights, where an earlier call stopped, or not at all.
+
+    nothing there                        a new run
+    last_model.tar of the same run       goes on after it
+    results.json of the same run         finished
+    either, of other parameters          an error that names them
+    --restart                            a new run, whatever is there
+    --resume FILE, a state of a run      goes on after it in this directory (same parameters)
+    --resume FILE, weights only          a new run from these weights
+
+Repeating a command with --resume FILE continues the run that it began. Nothing is written here.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoint
+from utils.checkpoint import Checkpoint
+from utils.errors import UserError
+from utils.params import Params, changed_keys
+from utils.training import Progress
+
+# What a checkpoint has if the run can go on after it, beside the published keys.
+STATE_KEYS = {"stage": str, "params": dict, "sources": dict, "history": list, "timings": list, "optim_dict": dict}
+
+
+@dataclass(frozen=True)
+class Start:
+    """The decision; at most one of the fields `finished`, `state` and `weights` is set."""
+
+    finished: str | None = None  # there is nothing to do, and this says so
+    state: Checkpoint | None = None  # the run goes on after this
+    best: Checkpoint | None = None  # the best model of that run so far
+    weights: Checkpoint | None = None  # a new run starts from these
+
+
+def is_state(given: Checkpoint) -> bool:
+    """Whether a checkpoint is one that a run can go on after, and not only weights."""
+    return all(isinstance(given.content.get(key), kind) for key, kind in STATE_KEYS.items()) and \
+        len(given.content["history"]) > 0
+
+
+def progress_of(state: Checkpoint) -> Progress:
+    return Progress(list(state.content["history"]), list(state.content["timings"]))
+
+
+def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist: bool, restart: bool) -> Start:
+    """Decide how a run with these parameters begins. Raises UserError where it cannot, or must not.
+
+    given: what --resume names. insist: --resume without a file: there must be a run to continue.
+    """
+    own = given is not None and given.path.resolve().parent == directory.resolve()
+    if restart:
+        if own:
+            raise UserError(f"--resume {given.path} and --restart contradict each other: --restart removes that file")
+        return _begin(given, params)
+
+    results, last = _read_results(directory), _read_last(directory, own)
+    if given and not own and (results or last):
+        sources = last.content["sources"] if last else results["checkpoints_read"]
+        known = {sources.get("resume", {}).get("sha256"), last.sha256 if last else None}
+        if given.sha256 not in known:
+            raise UserError(f"--resume {given.path}: {directory} already holds a run that did not begin from it; "
+                            "--restart replaces that run")
+    if own and not is_state(given):
+        raise UserError(f"--resume {given.path}: a new run would replace this file; move it to another directory first")
+    if own and last and given.sha256 != last.sha256:
+        raise UserError(f"--resume {given.path}: the run in {directory} goes on after its last_model.tar, without "
+                        "--resume")
+    state = last or (given if own else None)
+    if results and results["last"]["epoch"] == params.num_epochs:
+        _check_same_run(results, results["last"]["epoch"], params, directory)
+        return Start(finished=_finished(directory, results))
+    if state:
+        _check_same_run(state.content, len(state.content["history"]), params, directory)
+        return Start(state=state, best=_best_of(state))
+    if results:
+        _check_same_run(results, results["last"]["epoch"], params, directory)
+        raise UserError(f"{directory} holds a finished run of {results['last']['epoch']} epochs but no last_model.tar "
+                        "to go on after; --restart starts over")
+    if insist:
+        raise UserError(f"--resume: {directory / 'last_model.tar'} does not exist, so there is no run to continue")
+    start, best = _begin(given, params), directory / "best_model.tar"
+    if best.exists() and not (start.best and start.best.sha256 == hashlib.sha256(best.read_bytes()).hexdigest()):
+        raise UserError(f"{best} is there, but no last_model.tar of a run: a new run would replace it; move it to "
+                        "another directory, or --restart if it may go")
+    return start
+
+
+def _begin(given: Checkpoint | None, params: Params) -> Start:
+    """A run in a directory without one, from what --resume names in another directory."""
+    if given is None:
+        return Start()
+    if not is_state(given):
+        return Start(weights=given)
+    _check_same_run(given.content, len(given.content["history"]), params, given.path)
+    return Start(state=given, best=_best_of(given))
+
+
+def _best_of(state: Checkpoint) -> Checkpoint:
+    """The best model of the run that a state belongs to: the state itself, or best_model.tar beside it."""
+    epoch = progress_of(state).best["epoch"]
+    if epoch == state.content["epoch"]:
+        return state
+    best = checkpoint.load(state.path.with_name("best_model.tar"), "the best model so far")
+    if best.content.get("epoch") != epoch:
+        raise UserError(f"{best.path} is not the best model (epoch {epoch}) of the run of {state.path}; --restart "
+                        "starts over")
+    return best
+
+
+def _read_last(directory: Path, own: bool) -> Checkpoint | None:
+    path = directory / "last_model.tar"
+    if not path.exists():
+        return None
+    last = checkpoint.load(path, "last_model.tar (--restart starts over)")
+    if is_state(last):
+        return last
+    if own:
+        return None
+    raise UserError(f"{path} holds weights, but no state of a run to go on after: move it to another directory (and "
+                    "--resume it there, to start from its weights), or --restart if it may go")
+
+
+def _read_results(directory: Path) -> dict[str, Any] | None:
+    """results.json, or None if it is not there or not whole: last_model.tar decides then."""
+    try:
+        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+        complete = {"stage", "params", "checkpoints_read"} <= set(results) and results["last"]["epoch"] > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return results if complete else None
+
+
+def _check_same_run(content: dict[str, Any], epochs: int, params: Params, where: Path) -> None:
+    if content["stage"] != params.script:
+        raise UserError(f"{where} holds a run of {content['stage']}, not of {params.script}; --restart replaces it")
+    changed = changed_keys(content["params"], params)
+    if epochs > params.num_epochs:
+        changed.append(f"num_epochs ({epochs} done -> {params.num_epochs})")
+    if changed:
+        raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; change them back to "
+                        "continue it, or --restart to start over")
+
+
+def _finished(directory: Path, results: dict[str, Any]) -> str:
+    """What to say of a finished run, a checkpoint that has changed since it was read included."""
+    text = f"{directory}: already finished, {results['last']['epoch']} epochs (--restart runs it again)"
+    for role, source in results["checkpoints_read"].items():
+        path = Path(source["path"])
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
+            text += f"; {role}: {path} has changed since"
+    return text
