@@ -124,7 +124,7 @@ def test_another_class_count_is_called_so(tmp_path):
     assert "it knows 100 classes, the data set has 10" in text
 
 
-def test_a_name_that_lacks_and_a_name_too_many_are_named(tmp_path):
+def test_a_missing_and_a_surplus_name_are_named(tmp_path):
     fewer = {name: tensor for name, tensor in WEIGHTS.items() if name != "bn2.bias"}
     assert "no bn2.bias (shape (8,))" in mismatch(tmp_path, fewer, net())
     assert "extra (shape (1,))" in mismatch(tmp_path, {**WEIGHTS, "extra": torch.ones(1)}, net())

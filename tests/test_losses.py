@@ -52,7 +52,7 @@ def test_kl_divergence_of_two_classes_has_its_closed_form_in_both_directions():
     assert kl_divergence(of_p, of_p, temperature=3.0).item() == pytest.approx(0)
 
 
-def test_the_kl_terms_point_from_the_trusted_side():
+def test_kd_measures_from_the_teacher_and_the_nasty_loss_from_the_nasty_network():
     """KD: KL(teacher || student); nasty: KL(nasty || adversary). Both carry T^2."""
     kd = kd_terms(STUDENT, TEACHER, LABELS, temperature=4, alpha=0.9)
     nasty = nasty_terms(STUDENT, TEACHER, LABELS, temperature=4, weight=0.04)

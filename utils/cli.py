@@ -77,7 +77,7 @@ def main(stage: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        _fail(f"{error.filename or 'writing'}: {error.strerror}")
+        _fail(f"{error.filename or 'cannot write'}: {error.strerror}")
     except KeyboardInterrupt:
         if distributed.local_rank() == 0:
             print("interrupted: the same command (without --restart) continues after the last finished epoch",

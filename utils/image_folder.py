@@ -151,7 +151,8 @@ def _write_cache(cache: Path, images: np.ndarray) -> None:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        _warn_once(f"{cache.parent} cannot be written ({error.strerror}): images will be decoded again in every run")
+        reason = error.strerror or error
+        _warn_once(f"{cache.parent} cannot be written ({reason}): images will be decoded again in every run")
 
 
 @functools.cache
