@@ -5,13 +5,13 @@ A stage script builds its networks through this class, hands its loss to `train`
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
@@ -58,6 +58,7 @@ class Experiment(Generic[ParamsType]):
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = self.params.precision != "fp32"
 
+        self._lock()
         insist = arguments.resume == cli.LAST
         given = checkpoint.load(arguments.resume, "--resume") if arguments.resume and not insist else None
         self.start = resume.decide(self.directory, self.params, given=given, insist=insist, restart=self.restart)
@@ -126,26 +127,25 @@ class Experiment(Generic[ParamsType]):
         progress = self._restore(network, optimizer)
         batches = TrainBatches(self.parts["train"], params.batch_size,
                                self.dataset.augmentation if params.augmentation else None, params.seed)
-        with self._locked():
-            if distributed.rank() == 0:
-                self._prepare(network, optimizer, progress)
-            distributed.barrier()
-            logger = Logger(self.directory, progress.history)
-            try:
-                self._introduce(logger, network, progress, batches)
+        if distributed.rank() == 0:
+            self._prepare(network, optimizer, progress)
+        distributed.barrier()
+        logger = Logger(self.directory, progress.history)
 
-                def end_of_epoch() -> None:
-                    self._save(network, optimizer, progress)
-                    logger.epoch(progress, params.num_epochs)
+        def end_of_epoch() -> None:
+            self._save(network, optimizer, progress)
+            logger.epoch(progress, params.num_epochs)
 
-                evaluated = {name: self.parts[name] for name in ("validation", "test") if name in self.parts}
-                train(network, loss, optimizer, batches, evaluated, params, self.dtype, progress, end_of_epoch)
-                self._finish(logger, network, progress)
-            except (UserError, OSError, KeyboardInterrupt) as error:
-                logger.stopped(error)
-                raise
-            finally:
-                logger.close()
+        try:
+            self._introduce(logger, network, progress, batches)
+            evaluated = {name: self.parts[name] for name in ("validation", "test") if name in self.parts}
+            train(network, loss, optimizer, batches, evaluated, params, self.dtype, progress, end_of_epoch)
+            self._finish(logger, network, progress)
+        except (UserError, OSError, KeyboardInterrupt) as error:
+            logger.stopped(error)
+            raise
+        finally:
+            logger.close()
 
     def _restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Weights, optimiser and progress of the run that goes on, or the weights that a new one starts from."""
@@ -166,23 +166,18 @@ class Experiment(Generic[ParamsType]):
             raise UserError(f"{state.path} does not fit: its optimiser has another shape ({error})") from None
         return resume.progress_of(state)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from training in this directory, until the block or this process ends."""
+    def _lock(self) -> None:
+        """Keep other processes from training in this directory as long as this object or its process lives."""
         if distributed.rank() or fcntl is None:
-            yield
             return
         handle = os.open(self.directory, os.O_RDONLY)
+        weakref.finalize(self, os.close, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is training in {self.directory}") from None
         except OSError:
             pass  # a file system without locks
-        try:
-            yield
-        finally:
-            os.close(handle)
 
     def _prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Make the directory that of the run that begins: nothing of an old one, or all of the one that goes on."""
