@@ -61,7 +61,10 @@ def launch(processes: int) -> NoReturn:
     except KeyboardInterrupt:  # the terminal has told the workers too
         failed = [130]
     finally:
+        end = time.monotonic() + 5  # those that fail alike say so first; one that waits for a lost one never ends
         for worker in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(max(0, end - time.monotonic()))
             worker.terminate()
             worker.wait()
     sys.exit(failed[0] if failed else 0)
