@@ -21,12 +21,12 @@ for seed in "${@:-0}"; do
             sed "s#experiments/demo/#$directory/#" "experiments/demo/$file" > "$directory/$file"
         done
     fi
-    for network in net24 net16 net8; do
+    for network in net24 net12 net8; do
         python train_scratch.py --save_path "$directory/baseline/$network" --set "seed=$seed"
     done
     python train_nasty.py --save_path "$directory/kd_nasty_net24/nasty_net24" --set "seed=$seed"
     for teacher in normal nasty; do
-        for student in net16 net8; do
+        for student in net12 net8; do
             python train_kd.py --save_path "$directory/kd_${teacher}_net24/$student" --set "seed=$seed"
         done
     done
