@@ -72,6 +72,7 @@ def main(stage: Callable[[], None]) -> None:
     """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130."""
     try:
         stage()
+        distributed.shut_down()  # not after a failure: then the process ends, and its group with it
     except UserError as error:
         _fail(str(error))
     except OSError as error:
@@ -83,8 +84,6 @@ def main(stage: Callable[[], None]) -> None:
             print("interrupted: the same command (without --restart) continues after the last finished epoch",
                   file=sys.stderr)
         sys.exit(130)
-    finally:
-        distributed.shut_down()
 
 
 def _fail(message: str) -> None:

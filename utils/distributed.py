@@ -80,7 +80,9 @@ def initialise(device: torch.device) -> None:
 
 
 def shut_down() -> None:
+    """Leave together: a process group whose other end has gone can wait for ever (seen with gloo of torch 2.4)."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 
