@@ -72,11 +72,9 @@ def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
     Weights may come from anyone, so nothing but tensors and plain containers is unpickled.
     """
     path = Path(path)
+    check_exists(path, role)
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{role}: {path} does not exist (current directory: {Path.cwd()}); train it first, or name "
-                        "another file") from None
     except OSError as error:
         raise UserError(f"{role}: cannot read {path}: {error.strerror}") from None
     try:
@@ -96,6 +94,13 @@ def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
     return Checkpoint(path, hashlib.sha256(raw).hexdigest(), content)
 
 
+def check_exists(path: str | Path, role: str) -> None:
+    """Raise UserError, as `load` does, if there is no such file."""
+    if not Path(path).exists():
+        raise UserError(f"{role}: {path} does not exist (current directory: {Path.cwd()}); train it first, or name "
+                        "another file")
+
+
 def load_weights(network: nn.Module, checkpoint: Checkpoint, role: str = "checkpoint") -> None:
     """Copy the weights of a checkpoint into a network of the same architecture.
 
@@ -111,6 +116,8 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, role: str = "checkp
             reason = f"{name} has shape {theirs} there and {ours} here"
             if _is_classifier(name, wanted) and theirs[1:] == ours[1:]:
                 reason += f": it knows {theirs[0]} classes, the data set has {ours[0]}"
+            else:
+                reason += ": is it another architecture, or another num_channels?"
             raise UserError(f"{role}: {checkpoint.path} does not fit: {reason}")
     for name, tensor in found.items():
         if name not in wanted:

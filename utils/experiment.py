@@ -68,6 +68,9 @@ class Experiment(Generic[ParamsType]):
         foreign = given is not None and given.path.resolve().parent != self.directory.resolve()
         self.sources = {"resume": given.source} if foreign else {}  # the checkpoints that were read, by role
 
+        for key in ("teacher_resume", "adversarial_resume", "init_from"):  # sooner than after a download
+            if path := getattr(self.params, key, None):
+                checkpoint.check_exists(path, key)
         with distributed.first_process_first():  # it alone downloads and decodes
             self.dataset = load_dataset(self.params.dataset, arguments.data_dir, image_size=self.params.image_size)
         self.parts = split(self.dataset, self.params, self.device)
@@ -213,7 +216,7 @@ class Experiment(Generic[ParamsType]):
             accuracy = evaluate(network, self.parts["test"], self.dtype)["accuracy"]
             logger.info(f"the network itself: test accuracy {accuracy:.2f} % before training")
         if progress.epoch:
-            logger.info(f"continues after epoch {progress.epoch}")
+            logger.info(f"continues after epoch {progress.epoch}, to epoch {self.params.num_epochs}")
         else:
             images, _ = next(batches.epoch(0))
             part = self.parts["train"]

@@ -68,7 +68,7 @@ class Logger:
         """The last line of a run that did not finish, in training.log alone: the terminal hears of it elsewhere."""
         if self.writes:
             with contextlib.suppress(OSError):
-                self._log.write(f"{_now()}  stopped: {error or type(error).__name__}\n")
+                self._log.write(f"{_now()}  stopped: {str(error) or type(error).__name__}\n")
                 self._log.flush()
 
     def close(self) -> None:

@@ -204,4 +204,5 @@ if __name__ == "__main__":
     elif sys.argv[1] in STAGES:
         print(json.dumps(STAGES[sys.argv[1]].model_json_schema(), indent=2))
     else:
-        sys.exit(f"error: choose from {', '.join(STAGES)}, or nothing for the table")
+        print(f"error: choose from {', '.join(STAGES)}, or nothing for the table", file=sys.stderr)
+        sys.exit(2)
