@@ -85,3 +85,30 @@ def call(monkeypatch, capsys):
 
 def results(directory):
     return json.loads((directory / "results.json").read_text())
+
+
+def contents(directory):
+    """Name and bytes of every file of a directory, or nothing where there is none."""
+    files = directory.iterdir() if directory.is_dir() else ()
+    return {path.name: path.read_bytes() for path in files if path.is_file()}
+
+
+def refused(run, script, directory, *arguments):
+    """The one line on stderr of a stage that ends with exit status 2 and leaves its directory as it was."""
+    before = contents(directory)
+    done = run(script, directory, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    line, = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert contents(directory) == before
+    return line
+
+
+class Malicious:
+    """Unpickled by `pickle.load`, this makes a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)

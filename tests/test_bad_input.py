@@ -1,12 +1,12 @@
 """Bad input ends in one clear line on stderr and exit status 2, without a traceback, and nothing is overwritten."""
 import ctypes
-import os
 import pickle
 import resource
 import shutil
 
 import pytest
 import torch
+from conftest import Malicious, contents, refused
 
 from model import MODEL_NAMES, build_model
 
@@ -15,19 +15,10 @@ NASTY = {"adversarial_model": "net", "adversarial_num_channels": 4, "temperature
 WRITTEN = {"training.log", "metrics.csv", "results.json", "best_model.tar", "last_model.tar"}
 
 
-def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
-
-
 def assert_refused(run, script, directory, *arguments, words):
-    before = contents(directory) if directory.is_dir() else {}
-    done = run(script, directory, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    line, = done.stderr.splitlines()
-    assert line.startswith("error: ")
+    line = refused(run, script, directory, *arguments)
     for word in words:
         assert word in line
-    assert (contents(directory) if directory.is_dir() else {}) == before
 
 
 @pytest.fixture
@@ -120,14 +111,6 @@ def test_a_teacher_of_another_class_count(call, experiment, tmp_path):
     torch.save({"state_dict": build_model("net", 100, num_channels=4).state_dict()}, tmp_path / "hundred.tar")
     assert_refused(call, "train_kd", experiment(**KD, teacher_resume=str(tmp_path / "hundred.tar")),
                    words=["teacher", "hundred.tar", "100 classes", "has 3"])
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("name", ["teacher", "resume", "init_from", "last"])

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import Malicious
 from torch import nn
 
 from model import build_model
@@ -40,16 +41,6 @@ def test_a_checkpoint_in_any_published_form_loads(tmp_path, content):
 def test_the_old_format_of_torch_loads_too(tmp_path):
     torch.save({"state_dict": WEIGHTS}, tmp_path / "old.tar", _use_new_zipfile_serialization=False)
     checkpoint.load_weights(net(), checkpoint.load(tmp_path / "old.tar"))
-
-
-class Malicious:
-    """Unpickled by `pickle.load`, this creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("write, words", [

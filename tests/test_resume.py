@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, command, environment, results
+from conftest import ROOT, command, environment, refused, results
 
 from utils import checkpoint
 
@@ -218,22 +218,13 @@ def test_a_continued_run_killed_in_its_first_epoch_here_continues_with_the_same_
     assert_same_run(whole, second)
 
 
-def refused(call, directory, *arguments):
-    before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    done = call("train_scratch", directory, *arguments)
-    assert done.returncode == 2
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
-    line, = done.stderr.splitlines()
-    return line
-
-
 def test_the_best_model_of_a_run_continues_it_only_where_the_last_is_lost(call, experiment):
     whole, directory = experiment("whole", num_epochs=4), experiment(num_epochs=4)
     assert call("train_scratch", whole).returncode == 0
     assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
     best = directory / "best_model.tar"
     if state(directory)["epoch"] != state(directory, "best_model.tar")["epoch"]:
-        assert "goes on after its last_model.tar" in refused(call, directory, "--resume", best)
+        assert "goes on after its last_model.tar" in refused(call, "train_scratch", directory, "--resume", best)
     (directory / "last_model.tar").unlink()
     assert call("train_scratch", directory, "--resume", best).returncode == 0
     assert_same_run(whole, directory)
@@ -247,7 +238,7 @@ def test_a_restart_from_a_state_without_its_best_model_removes_nothing(call, exp
     content["history"][0]["test_accuracy"] = 101.0  # the best epoch was another than the last
     checkpoint.save(other / "last_model.tar", content)
     (other / "best_model.tar").unlink()
-    line = refused(call, directory, "--restart", "--resume", other / "last_model.tar")
+    line = refused(call, "train_scratch", directory, "--restart", "--resume", other / "last_model.tar")
     assert "best_model.tar does not exist" in line
 
 
@@ -262,9 +253,9 @@ def test_published_weights_in_the_directory_of_a_run_are_never_replaced_unasked(
     source, directory = experiment("source", num_epochs=1), experiment()
     assert call("train_scratch", source).returncode == 0
     path = published(directory / name, source)
-    assert str(path) in refused(call, directory)
-    assert "move it to another directory" in refused(call, directory, "--resume", path)
-    assert "contradict" in refused(call, directory, "--restart", "--resume", path)
+    assert str(path) in refused(call, "train_scratch", directory)
+    assert "move it to another directory" in refused(call, "train_scratch", directory, "--resume", path)
+    assert "contradict" in refused(call, "train_scratch", directory, "--restart", "--resume", path)
 
 
 def test_keys_of_ours_in_a_foreign_checkpoint_do_not_make_it_a_state(call, experiment, tmp_path):
@@ -280,7 +271,7 @@ def test_a_finished_run_without_its_checkpoints_does_not_silently_start_over(cal
     assert call("train_scratch", directory).returncode == 0
     for path in directory.glob("*.tar"):
         path.unlink()
-    assert "no last_model.tar to go on after" in refused(call, directory, "--set", "num_epochs=2")
+    assert "no last_model.tar to go on after" in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
 
 
 def test_a_finished_run_is_not_finished_any_more_once_it_goes_on(experiment, call):

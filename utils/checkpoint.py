@@ -94,6 +94,11 @@ def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
     return Checkpoint(path, hashlib.sha256(raw).hexdigest(), content)
 
 
+def sha256(path: Path) -> str:
+    """The hash of a file, as `Checkpoint.sha256` has it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def check_exists(path: str | Path, role: str) -> None:
     """Raise UserError, as `load` does, if there is no such file."""
     if not Path(path).exists():

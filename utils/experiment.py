@@ -65,8 +65,8 @@ class Experiment(Generic[ParamsType]):
         if self.start.finished:
             say(self.start.finished)
             sys.exit(0)
-        foreign = given is not None and given.path.resolve().parent != self.directory.resolve()
-        self.sources = {"resume": given.source} if foreign else {}  # the checkpoints that were read, by role
+        # The checkpoints that were read, by role; one of this very directory is this run's own.
+        self.sources = {"resume": given.source} if given and not resume.lies_in(self.directory, given) else {}
 
         for key in ("teacher_resume", "adversarial_resume", "init_from"):  # sooner than after a download
             if path := getattr(self.params, key, None):

@@ -12,7 +12,6 @@ Repeating a command with --resume FILE continues the run that it began. Nothing 
 """
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,11 @@ def is_state(given: Checkpoint) -> bool:
         len(given.content["history"]) > 0
 
 
+def lies_in(directory: Path, given: Checkpoint) -> bool:
+    """Whether a checkpoint was read from this very directory."""
+    return given.path.resolve().parent == directory.resolve()
+
+
 def progress_of(state: Checkpoint) -> Progress:
     return Progress(list(state.content["history"]), list(state.content["timings"]))
 
@@ -53,7 +57,7 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist:
 
     given: what --resume names. insist: --resume without a file: there must be a run to continue.
     """
-    own = given is not None and given.path.resolve().parent == directory.resolve()
+    own = given is not None and lies_in(directory, given)
     if restart:
         if own:
             raise UserError(f"--resume {given.path} and --restart contradict each other: --restart removes that file")
@@ -85,7 +89,7 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist:
     if insist:
         raise UserError(f"--resume: {directory / 'last_model.tar'} does not exist, so there is no run to continue")
     start, best = _begin(given, params), directory / "best_model.tar"
-    if best.exists() and not (start.best and start.best.sha256 == hashlib.sha256(best.read_bytes()).hexdigest()):
+    if best.exists() and not (start.best and start.best.sha256 == checkpoint.sha256(best)):
         raise UserError(f"{best} is there, but no last_model.tar of a run: a new run would replace it; move it to "
                         "another directory, or --restart if it may go")
     return start
@@ -152,6 +156,6 @@ def _finished(directory: Path, results: dict[str, Any]) -> str:
     text = f"{directory}: already finished, {results['last']['epoch']} epochs (--restart runs it again)"
     for role, source in results["checkpoints_read"].items():
         path = Path(source["path"])
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
+        if path.is_file() and checkpoint.sha256(path) != source["sha256"]:
             text += f"; {role}: {path} has changed since"
     return text
