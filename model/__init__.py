@@ -49,7 +49,8 @@ MODEL_NAMES: tuple[str, ...] = tuple(_REGISTRY)
 def build_model(name: str, num_classes: int, *, num_channels: int = 32, dropout_rate: float = 0.0) -> nn.Module:
     """Build the network called `name`, freshly initialised; `num_channels` and `dropout_rate` concern `net` only."""
     if name not in _REGISTRY:
-        nearest = get_close_matches(name.lower(), MODEL_NAMES, n=1)
+        nearest = [known for known in MODEL_NAMES if known.endswith(name.lower())] or \
+            get_close_matches(name.lower(), MODEL_NAMES, n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
         raise ValueError(f"unknown model {name!r}{hint}; choose from {', '.join(MODEL_NAMES)}")
     if num_classes < 1:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole system on real images in a few minutes on two CPU cores: a normal teacher, the nasty teacher made from it,
-# students of both and students without a teacher, and one table.
+# students of both (a copy of the teacher's network and a smaller one), and one table.
 #
 #     bash scripts/demo.sh           # seed 0, in experiments/demo
 #     bash scripts/demo.sh 0 1 2     # three seeds; seed N > 0 in experiments/demo-seedN
@@ -10,24 +10,32 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt
 
-SECONDS=0
+if [ $# = 0 ]; then set -- 0; fi
+SECONDS=0 number=0 total=$((7 * $#))
+
+run() {
+    number=$((number + 1))
+    printf '\n[%d of %d] python %s\n' "$number" "$total" "$*"
+    python "$@"
+}
+
 directories=()
-for seed in "${@:-0}"; do
+for seed in "$@"; do
     directory=experiments/demo
     if [ "$seed" != 0 ]; then
         directory="experiments/demo-seed$seed"
         (cd experiments/demo && find . -name params.json) | while read -r file; do
             mkdir -p "$(dirname "$directory/$file")"
-            sed "s#experiments/demo/#$directory/#" "experiments/demo/$file" > "$directory/$file"
+            sed "s#experiments/demo/#$directory/#; s#^{#{\"seed\": $seed,#" "experiments/demo/$file" > "$directory/$file"
         done
     fi
-    for network in net24 net12 net8; do
-        python train_scratch.py --save_path "$directory/baseline/$network" --set "seed=$seed"
+    for network in net16 net8; do
+        run train_scratch.py --save_path "$directory/baseline/$network"
     done
-    python train_nasty.py --save_path "$directory/kd_nasty_net24/nasty_net24" --set "seed=$seed"
+    run train_nasty.py --save_path "$directory/kd_nasty_net16/nasty_net16"
     for teacher in normal nasty; do
-        for student in net12 net8; do
-            python train_kd.py --save_path "$directory/kd_${teacher}_net24/$student" --set "seed=$seed"
+        for student in net16 net8; do
+            run train_kd.py --save_path "$directory/kd_${teacher}_net16/$student"
         done
     done
     directories+=("$directory")

@@ -17,7 +17,8 @@ source .venv/bin/activate
 # Installed once: the stamp is a copy of what was asked for.
 stamp=.venv/$1
 if ! cat requirements*.txt | cmp -s - "$stamp"; then
-    echo "installing $1 into .venv: torch alone is several GB, so this takes minutes the first time"
+    echo "installing $1 into .venv"
+    python -m pip show --quiet torch 2> /dev/null || echo "torch alone is several GB: this takes minutes, once"
     python -m pip install --quiet --disable-pip-version-check -r "$1"
     cat requirements*.txt > "$stamp"
 fi

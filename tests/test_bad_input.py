@@ -42,6 +42,8 @@ def test_as_a_process_too(stage, tmp_path):
 def test_invalid_json_names_the_line(call, tmp_path):
     (tmp_path / "params.json").write_text('{"dataset": "demo",\n "model_name": net}')
     assert_refused(call, "train_scratch", tmp_path, words=["params.json", "line 2"])
+    (tmp_path / "params.json").write_text('{"dataset": "demo"\n "model_name": "net"}')
+    assert_refused(call, "train_scratch", tmp_path, words=["params.json", "line 1", "Expecting ','"])
 
 
 def test_an_unknown_key_names_the_nearest(call, experiment):
@@ -54,6 +56,29 @@ def test_a_wrong_type_and_a_wrong_range_name_key_value_and_what_is_allowed(call,
     assert_refused(call, "train_scratch", experiment(learning_rate=-1), words=['"learning_rate"', "-1", "greater than"])
 
 
+def test_what_is_wrong_on_the_command_line_is_not_blamed_on_the_file(call, experiment):
+    line = refused(call, "train_scratch", experiment(), "--set", "schedule=3,4", "num_epochs=no")
+    assert "params.json" not in line
+    assert all(word in line for word in ("--set", '"3,4"', "[1, 2]", '"no"'))
+
+
+def test_the_params_json_of_another_stage_says_whose_it_is(call, experiment, teacher):
+    directory = experiment(**KD, teacher_resume=teacher)
+    assert_refused(call, "train_nasty", directory, words=["is for train_kd.py, not for train_nasty.py"])
+    assert_refused(call, "train_kd", experiment(), words=["is for train_scratch.py, not for train_kd.py"])
+    assert_refused(call, "train_scratch", experiment(), "--set", "alpha=1", words=["train_kd.py would read it"])
+
+
+def test_a_path_to_the_file_instead_of_the_directory(call, experiment):
+    assert_refused(call, "train_scratch", experiment() / "params.json", words=["names the directory"])
+
+
+@pytest.mark.parametrize("arguments, words", [(("--gpu_id", "0,1"), ["--gpu_id", "'0,1'"]),
+                                              (("--sett", "x=1", "y"), ["--sett"])])
+def test_a_command_line_that_is_wrong(call, experiment, arguments, words):
+    assert_refused(call, "train_scratch", experiment(), *arguments, words=[*words, "--help"])
+
+
 def test_an_unknown_model_names_the_choices(call, experiment, teacher):
     assert_refused(call, "train_scratch", experiment(model_name="resnet19"),
                    words=["model_name", "resnet19", *MODEL_NAMES])
@@ -61,6 +86,7 @@ def test_an_unknown_model_names_the_choices(call, experiment, teacher):
                    words=["teacher_model", "vgg", *MODEL_NAMES])
     assert_refused(call, "train_nasty", experiment(**{**NASTY, "adversarial_model": "vgg"}, adversarial_resume=teacher),
                    words=["adversarial_model", "vgg", *MODEL_NAMES])
+    assert_refused(call, "train_scratch", experiment(model_name="resnet20"), words=["did you mean 'preresnet20'?"])
 
 
 def test_an_unknown_data_set_names_the_choices(call, experiment):
@@ -77,7 +103,8 @@ def test_missing_data_says_what_was_looked_for_where_and_how_to_get_it(call, exp
 
 
 def test_a_network_that_cannot_take_the_images_says_so(call, experiment):
-    assert_refused(call, "train_scratch", experiment(image_size=64), words=["model_name", "3x32x32", "3x64x64"])
+    assert_refused(call, "train_scratch", experiment(image_size=64),
+                   words=["model_name", "3x32x32", "3x64x64", "image_size"])
 
 
 def test_a_missing_checkpoint(call, experiment):

@@ -194,7 +194,9 @@ def floating() -> bytes:
 def test_an_image_that_cannot_be_read_is_named(content, pictures, tmp_path):
     path = pictures / "train" / "dog" / "bad.png"
     path.write_bytes(content)
-    assert fails(f"folder:{pictures}", tmp_path).startswith(f"{path} cannot be read as an image")
+    line = fails(f"folder:{pictures}", tmp_path)
+    assert line.startswith(f"{path} cannot be read as an image")
+    assert line.count(str(path)) == 1
 
 
 def test_a_folder_without_its_two_parts_is_told_what_to_look_like(pictures, tmp_path):

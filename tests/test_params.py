@@ -23,7 +23,7 @@ def message(tmp_path, values, kind=ScratchParams, overrides=None):
         load(tmp_path, values, kind, overrides)
     text = str(error.value)
     assert "\n" not in text
-    assert str(tmp_path / "params.json") in text
+    assert ("--set" if overrides else str(tmp_path / "params.json")) in text
     return text
 
 

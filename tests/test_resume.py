@@ -334,13 +334,15 @@ def test_two_processes_do_not_train_in_one_directory(call, experiment, arguments
     assert state(directory)["epoch"] >= 1
 
 
-def test_an_interrupt_says_how_to_go_on(experiment):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_how_to_go_on(experiment, number):
     directory = experiment(num_epochs=5000)
     process = subprocess.Popen(command("train_scratch", directory), env=environment(), stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)
     wait_for(directory / "last_model.tar", process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command (without --restart) continues" in stderr
+    assert "stopped" in (directory / "training.log").read_text().splitlines()[-1]
     assert "Traceback" not in stderr

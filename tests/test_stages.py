@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_every_experiment_names_checkpoints_of_experiments_with_the_same_network
         roles = {key.removesuffix("_resume") for key in values if key.endswith("_resume")}
         for role in roles:
             path = values[f"{role}_resume"]
-            source = experiments[path.removeprefix("experiments/").removesuffix("/best_model.tar")]
+            source = experiments[str(Path(path).parent.relative_to("experiments"))]
             assert source["model_name"] == values[f"{role}_model"], name
             assert source.get("num_channels", 32) == values.get(f"{role}_num_channels", 32), name
             assert source["dataset"] == values["dataset"], name

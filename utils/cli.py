@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -14,11 +16,16 @@ from utils.errors import UserError
 LAST = "last"  # what a bare --resume stands for
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help explains)")
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """The arguments that all stages share."""
-    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="The parameters of a params.json are listed in the README; "
-                                            "`python -m utils.params` prints them.")
+    result = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     epilog="The parameters of a params.json are listed in the README; "
+                            "`python -m utils.params` prints them.")
     result.add_argument("--save_path", required=True, type=Path, metavar="DIR",
                         help="experiment directory: holds params.json, receives logs and checkpoints")
     result.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
@@ -29,7 +36,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     result.add_argument("--resume", nargs="?", const=LAST, metavar="CHECKPOINT",
                         help="without a value: fail unless there is a run to continue (one is continued anyway); with "
                              "one: continue that run here or, if the file holds only weights, start from them")
-    result.add_argument("--restart", action="store_true", help="start over, replacing what the directory holds")
+    result.add_argument("--restart", action="store_true",
+                        help="start over: what an earlier run wrote in the directory is removed")
     result.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="parameters of this run that differ from params.json")
     return result
@@ -56,7 +64,8 @@ def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.d
     if distributed.local_size() > len(ids):
         raise UserError(f"{asked}: torchrun started {distributed.local_size()} processes for {len(ids)} GPU(s)")
     if not found:
-        raise UserError(f"{asked}: no CUDA device is available here (torch {torch.__version__})")
+        raise UserError(f"{asked}: no CUDA device is available here (torch {torch.__version__}); --device cpu runs on "
+                        "the processor")
     if len(set(ids)) < len(ids):
         raise UserError(f"{asked}: a GPU is named twice")
     if missing := [number for number in ids if not 0 <= number < found]:
@@ -69,7 +78,9 @@ def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.d
 
 
 def main(stage: Callable[[], None]) -> None:
-    """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130."""
+    """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt or SIGTERM 130."""
+    if not distributed.launched():  # one of several may wait for the others where Python handles no signal
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         stage()
         distributed.shut_down()  # not after a failure: then the process ends, and its group with it

@@ -5,9 +5,12 @@ A stage script builds its networks through this class, hands its loss to `train`
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 import weakref
@@ -110,11 +113,15 @@ class Experiment(Generic[ParamsType]):
         torch.manual_seed(seeds.derive_seed(self.params.seed, "weights"))
         try:
             network = self._build_model(name, self.dataset.num_classes, **options)
-            size = self.dataset.image_size
+        except ValueError as error:
+            raise UserError(f'"{key}": {error}') from None
+        size = self.dataset.image_size
+        try:
             with torch.inference_mode():  # an architecture that cannot take these images says so now
                 network.eval()(torch.zeros(1, 3, size, size))
         except (ValueError, RuntimeError) as error:
-            raise UserError(f'"{key}": {" ".join(str(error).split())}') from None
+            hint = ', as "image_size" says' if self.params.dataset.startswith("folder:") else ""
+            raise UserError(f'"{key}": {" ".join(str(error).split())}{hint}') from None
         return network.to(self.device, memory_format=torch.channels_last).train()
 
     def _load_into(self, network: nn.Module, source: Checkpoint, role: str) -> None:
@@ -160,8 +167,8 @@ class Experiment(Generic[ParamsType]):
         for role, then in state.content["sources"].items():
             now = self.sources.setdefault(role, then)
             if role != "resume" and now["sha256"] != then["sha256"]:
-                raise UserError(f"{role}: {now['path']} is not the checkpoint that this run began with; --restart to "
-                                "start over")
+                raise UserError(f"{role}: {now['path']} is not the checkpoint that this run began with; --restart "
+                                "removes it and starts over")
         checkpoint.load_weights(network, state, "--resume")
         try:
             optimizer.load_state_dict(state.content["optim_dict"])
@@ -251,7 +258,8 @@ class Experiment(Generic[ParamsType]):
             "device": self._device_name(),
             "processes": distributed.world_size(),
             "precision": str(self.dtype).removeprefix("torch."),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                         "torchvision": importlib.metadata.version("torchvision"), "commit": _commit()},
             "num_parameters": _count_parameters(network),
             "seed": self.params.seed,
             "params": self.params.model_dump(),
@@ -263,7 +271,15 @@ class Experiment(Generic[ParamsType]):
     def _device_name(self) -> str:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
+
+
+def _commit() -> str | None:
+    """The commit of this code, `-dirty` if it was changed since; None where it is no git repository."""
+    call = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(call, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()
+    return None
 
 
 def _count_parameters(network: nn.Module) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -129,7 +129,8 @@ def _read_rgb(path: str, size: int) -> np.ndarray:
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path} cannot be read as an image ({reason}): replace or remove it") from error
 
 
 def _read_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -94,17 +94,29 @@ ParamsType = TypeVar("ParamsType", bound=Params)
 
 
 def load_params(path: Path, kind: type[ParamsType], overrides: dict[str, Any] | None = None) -> ParamsType:
-    """Read and check a params.json; `overrides` replace its values. Raises UserError in one line."""
-    return check_params({**_read_json(path), **(overrides or {})}, kind, str(path))
+    """Read and check a params.json; `overrides`, of the command line, replace its values.
 
-
-def check_params(values: dict[str, Any], kind: type[ParamsType], where: str) -> ParamsType:
-    """Values as a typed object. Raises UserError that names each wrong key, its value and what is allowed."""
+    Raises UserError that names each wrong key, its value and what is allowed.
+    """
+    values, overrides = _read_json(path), overrides or {}
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values | overrides)
     except ValidationError as error:
-        problems = [_describe(problem, kind) for problem in error.errors()]
-        raise UserError(f"{where}: {'; '.join(problems)}") from None
+        other = next((other.script for other in STAGES.values() if _fits(values, other)), kind.script)
+        file = str(path) if other == kind.script else f"{path} is for {other}, not for {kind.script}"
+        problems: dict[str, list[str]] = {}
+        for problem in error.errors():
+            place = "--set" if problem["loc"] and problem["loc"][0] in overrides else file
+            problems.setdefault(place, []).append(_describe(problem, kind))
+        raise UserError("; ".join(f"{place}: {'; '.join(texts)}" for place, texts in problems.items())) from None
+
+
+def _fits(values: dict[str, Any], kind: type[Params]) -> bool:
+    try:
+        kind.model_validate(values)
+    except ValidationError:
+        return False
+    return True
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
@@ -138,6 +150,8 @@ def _read_json(path: Path) -> dict[str, Any]:
                 raise UserError(f"{path}: the key {json.dumps(key)} appears twice")
         return dict(pairs)
 
+    if path.parent.is_file():
+        raise UserError(f"{path.parent} is a file: --save_path names the directory that holds a params.json")
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
     except FileNotFoundError:
@@ -147,6 +161,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except json.JSONDecodeError as error:
+        if error.msg == "Expecting ',' delimiter":  # missing where the value before ends, not where the next key is
+            error = json.JSONDecodeError("Expecting ',' after this", error.doc, len(error.doc[:error.pos].rstrip()))
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a JSON object is expected, {{\"key\": value, ...}}")
@@ -160,17 +176,19 @@ def _describe(problem: Any, kind: type[Params]) -> str:
     if problem["type"] == "missing":
         return f'the key "{key}" is missing'
     message = problem["msg"].replace("Input should", "should")
+    if problem["type"] == "list_type":
+        message += ", such as [1, 2]"
     inside = "".join(f"[{part}]" for part in problem["loc"][1:])
     return f'"{key}"{inside} is {json.dumps(problem["input"])}: {message}'
 
 
 def _hint(key: str, kind: type[Params]) -> str:
-    near = difflib.get_close_matches(key, kind.model_fields, n=1)
-    if near:
-        return f' (did you mean "{near[0]}"?)'
     owners = [other.script for other in STAGES.values() if key in other.model_fields]
     if owners:
         return f" ({' and '.join(owners)} would read it)"
+    near = difflib.get_close_matches(key, kind.model_fields, n=1)
+    if near:
+        return f' (did you mean "{near[0]}"?)'
     return f" (known: {', '.join(kind.model_fields)})"
 
 

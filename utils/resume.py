@@ -69,7 +69,7 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist:
         known = {sources.get("resume", {}).get("sha256"), last.sha256 if last else None}
         if given.sha256 not in known:
             raise UserError(f"--resume {given.path}: {directory} already holds a run that did not begin from it; "
-                            "--restart replaces that run")
+                            "--restart removes that run")
     if own and not is_state(given):
         raise UserError(f"--resume {given.path}: a new run would replace this file; move it to another directory first")
     if own and last and given.sha256 != last.sha256:
@@ -85,7 +85,7 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist:
     if results:
         _check_same_run(results, results["last"]["epoch"], params, directory)
         raise UserError(f"{directory} holds a finished run of {results['last']['epoch']} epochs but no last_model.tar "
-                        "to go on after; --restart starts over")
+                        "to go on after; --restart removes it and starts over")
     if insist:
         raise UserError(f"--resume: {directory / 'last_model.tar'} does not exist, so there is no run to continue")
     start, best = _begin(given, params), directory / "best_model.tar"
@@ -113,7 +113,7 @@ def _best_of(state: Checkpoint) -> Checkpoint:
     best = checkpoint.load(state.path.with_name("best_model.tar"), "the best model so far")
     if best.content.get("epoch") != epoch:
         raise UserError(f"{best.path} is not the best model (epoch {epoch}) of the run of {state.path}; --restart "
-                        "starts over")
+                        "removes it and starts over")
     return best
 
 
@@ -121,7 +121,7 @@ def _read_last(directory: Path, own: bool) -> Checkpoint | None:
     path = directory / "last_model.tar"
     if not path.exists():
         return None
-    last = checkpoint.load(path, "last_model.tar (--restart starts over)")
+    last = checkpoint.load(path, "last_model.tar (--restart removes it and starts over)")
     if is_state(last):
         return last
     if own:
@@ -142,13 +142,13 @@ def _read_results(directory: Path) -> dict[str, Any] | None:
 
 def _check_same_run(content: dict[str, Any], epochs: int, params: Params, where: Path) -> None:
     if content["stage"] != params.script:
-        raise UserError(f"{where} holds a run of {content['stage']}, not of {params.script}; --restart replaces it")
+        raise UserError(f"{where} holds a run of {content['stage']}, not of {params.script}; --restart removes it")
     changed = changed_keys(content["params"], params)
     if epochs > params.num_epochs:
         changed.append(f"num_epochs ({epochs} done -> {params.num_epochs})")
     if changed:
-        raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; change them back to "
-                        "continue it, or --restart to start over")
+        raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; change them back, or repeat "
+                        "its --set, to continue it; --restart removes it and starts over")
 
 
 def _finished(directory: Path, results: dict[str, Any]) -> str:

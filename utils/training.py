@@ -103,8 +103,8 @@ def evaluate(network: nn.Module, part: Images, dtype: torch.dtype) -> Row:
             sums[0] += (logits.argmax(1) == labels).sum()
             sums[1] += cross_entropy(logits, labels).double() * len(labels)
     network.train(was_training)
-    correct, loss = (distributed.sum_over_ranks(sums) / len(part)).tolist()
-    return {"accuracy": 100 * correct, "loss": loss}
+    correct, loss = distributed.sum_over_ranks(sums).tolist()
+    return {"accuracy": 100 * correct / len(part), "loss": loss / len(part)}
 
 
 def train(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
