@@ -6,7 +6,7 @@ The adversary is a normally trained teacher, frozen. Driving the softened output
 class on top and fills the rest, which is what a student learns from, with misleading peaks.
 
     python train_nasty.py --save_path experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18
-    python train_nasty.py --save_path experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18 --set weight=0.01
+    python train_nasty.py --save_path experiments/mine --set weight=0.01
 
 Needs the adversary's checkpoint, `adversarial_resume` of params.json. With `init_from` the nasty teacher starts from
 trained weights, which protects an existing model in a few epochs. Run it again to continue an interrupted run.
@@ -25,7 +25,7 @@ from utils.params import NastyParams
 def train_nasty() -> None:
     run = Experiment.from_command_line(NastyParams, build_model, __doc__)
     params = run.params
-    nasty = run.network(init_from=params.init_from)
+    nasty = run.network()
     adversary = run.frozen(params.adversarial_model, params.adversarial_resume, role="adversarial",
                            num_channels=params.adversarial_num_channels)
 

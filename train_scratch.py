@@ -3,7 +3,7 @@
     loss = CE(network(x), y)
 
     python train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
-    python train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18 --set seed=1 num_epochs=80
+    python train_scratch.py --save_path experiments/CIFAR10/baseline/cnn --set seed=1 'schedule=[40,80]'
     torchrun --nproc_per_node=4 train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
 
 Run it again to continue an interrupted run.

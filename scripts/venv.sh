@@ -11,7 +11,13 @@ if [ ! -x .venv/bin/pip ]; then
         echo "error: Python 3.10 or newer is needed, and none is on the PATH" >&2
         exit 2
     fi
-    "$python" -m venv --clear .venv
+    if [ -e .venv ] && [ ! -e .venv/unfinished ]; then
+        echo "error: .venv is there, but without pip: remove it, and it will be made anew" >&2
+        exit 2
+    fi
+    mkdir -p .venv && touch .venv/unfinished
+    "$python" -m venv .venv
+    rm .venv/unfinished
 fi
 source .venv/bin/activate
 # Installed once: the stamp is a copy of what was asked for.

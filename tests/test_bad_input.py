@@ -59,7 +59,7 @@ def test_a_wrong_type_and_a_wrong_range_name_key_value_and_what_is_allowed(call,
 def test_what_is_wrong_on_the_command_line_is_not_blamed_on_the_file(call, experiment):
     line = refused(call, "train_scratch", experiment(), "--set", "schedule=3,4", "num_epochs=no")
     assert "params.json" not in line
-    assert all(word in line for word in ("--set", '"3,4"', "[1, 2]", '"no"'))
+    assert all(word in line for word in ("--set", '"3,4"', "[1,2]", '"no"'))
 
 
 def test_the_params_json_of_another_stage_says_whose_it_is(call, experiment, teacher):
@@ -179,8 +179,20 @@ def test_a_word_of_set_without_a_value(call, experiment):
     assert_refused(call, "train_scratch", experiment(), "--set", "num_epochs", words=["KEY=VALUE", "num_epochs"])
 
 
+def test_a_teacher_whose_outputs_are_not_finite_is_refused_before_anything_is_removed(call, experiment, tmp_path):
+    weights = build_model("net", 3, num_channels=4).state_dict()
+    torch.save(weights, tmp_path / "good.tar")
+    weights["fc2.bias"][0] = float("nan")
+    torch.save(weights, tmp_path / "nan.tar")
+    directory = experiment(**KD, teacher_resume=str(tmp_path / "good.tar"), num_epochs=1)
+    assert call("train_kd", directory).returncode == 0
+    assert_refused(call, "train_kd", directory, "--restart", "--teacher_resume", tmp_path / "nan.tar",
+                   words=["teacher", "not finite"])
+
+
 def test_no_run_to_resume(call, experiment):
     assert_refused(call, "train_scratch", experiment(), "--resume", words=["last_model.tar", "no run to continue"])
+    assert_refused(call, "train_scratch", experiment(), "--resume", "--restart", words=["contradict"])
 
 
 def test_a_foreign_best_model_is_not_overwritten(call, experiment, teacher):

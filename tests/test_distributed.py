@@ -1,5 +1,7 @@
 """One run on two processes (gloo, CPU) is the run of one process, to float tolerance."""
 import csv
+import fcntl
+import os
 import subprocess
 import sys
 
@@ -112,6 +114,19 @@ def test_bad_input_of_several_processes_is_one_line_too(experiment):
     assert done.returncode == 2
     line, = done.stderr.splitlines()
     assert "resnet19" in line
+
+
+def test_what_only_the_first_process_meets_ends_all_of_them_with_one_line(experiment):
+    done = launched(experiment(dataset="folder:/no/such/place"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "/no/such/place" in done.stderr
+    directory = experiment()
+    handle = os.open(directory, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    done = launched(directory)
+    os.close(handle)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "another process is training" in done.stderr
 
 
 @pytest.mark.parametrize("device, gpu_ids, environ, expected", [

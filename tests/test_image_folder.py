@@ -200,7 +200,7 @@ def test_an_image_that_cannot_be_read_is_named(content, pictures, tmp_path):
 
 
 def test_a_folder_without_its_two_parts_is_told_what_to_look_like(pictures, tmp_path):
-    words = "expected a directory PATH with PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
+    words = "expected are PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
     assert words in fails("folder:", tmp_path)
     assert words in fails(f"folder:{tmp_path / 'nowhere'}", tmp_path)
     (pictures / "test").rename(pictures / "holdout")

@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from utils import params as params_module
 from utils.errors import UserError
@@ -64,6 +65,15 @@ def test_an_integer_is_a_fine_temperature_and_overrides_replace_values(tmp_path)
 def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(tmp_path, key, value, words):
     text = message(tmp_path, {**SCRATCH, key: value})
     assert all(word in text for word in [f'"{key}"', *words])
+
+
+def test_the_schema_for_editors_takes_the_switches_of_the_published_files():
+    for path in (ROOT / "experiments").rglob("params.json"):
+        values = json.loads(path.read_text())
+        kind = KDParams if "teacher_model" in values else NastyParams if "weight" in values else ScratchParams
+        schemas = kind.model_json_schema()["properties"]
+        assert all(value in schemas[key]["enum"] for key, value in values.items() if "enum" in schemas[key]), path
+        assert {"cuda", "augmentation"} <= {key for key in schemas if "enum" in schemas[key]}
 
 
 def test_infinity_and_nan_are_no_numbers(tmp_path):

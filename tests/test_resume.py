@@ -1,4 +1,5 @@
 """A run that was stopped, killed or called again: the same numbers, nothing lost, nothing replaced unasked."""
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,12 +98,13 @@ def killed(directory, function, call, *arguments):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace", "link"])
-def test_killed_while_saving_the_previous_checkpoint_loads_and_the_run_goes_on(call, experiment, function):
-    """fsync: written, not yet in place; replace: about to be; link: saved, but best_model.tar not yet named."""
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_killed_while_saving_the_previous_checkpoint_loads_and_the_run_goes_on(call, experiment, function, number):
+    """fsync: written, not yet in place; replace: about to be. Number 2: the last model is saved, the best not yet."""
     whole, directory = experiment("whole", num_epochs=3), experiment("killed", num_epochs=3)
     assert call("train_scratch", whole).returncode == 0
-    killed(directory, function, 2)
+    killed(directory, function, number)
     assert state(directory)["epoch"] >= 1
     assert call("train_scratch", directory).returncode == 0
     assert_same_run(whole, directory)
@@ -177,7 +179,7 @@ def test_resume_with_a_weights_only_checkpoint_starts_a_new_run_from_those_weigh
     published(tmp_path / "published.tar", source)
     done = call("train_scratch", directory, "--resume", tmp_path / "published.tar")
     assert done.returncode == 0
-    assert f"test accuracy {content['history'][-1]['test_accuracy']:.2f} % before training" in done.stdout
+    assert f"before training: test accuracy {content['history'][-1]['test_accuracy']:.2f} %" in done.stdout
     assert results(directory)["last"]["epoch"] == 1
     assert results(directory)["checkpoints_read"]["resume"]["path"] == str(tmp_path / "published.tar")
     again = call("train_scratch", directory, "--resume", tmp_path / "published.tar")
@@ -236,7 +238,7 @@ def test_a_restart_from_a_state_without_its_best_model_removes_nothing(call, exp
     assert call("train_scratch", directory, "--set", "num_epochs=1").returncode == 0
     content = state(other)
     content["history"][0]["test_accuracy"] = 101.0  # the best epoch was another than the last
-    checkpoint.save(other / "last_model.tar", content)
+    checkpoint.save(content, other / "last_model.tar")
     (other / "best_model.tar").unlink()
     line = refused(call, "train_scratch", directory, "--restart", "--resume", other / "last_model.tar")
     assert "best_model.tar does not exist" in line
@@ -318,6 +320,71 @@ def test_another_teacher_under_an_unfinished_run_is_an_error(call, experiment, t
     assert "is not the checkpoint that this run began with" in done.stderr
 
 
+def test_images_that_changed_under_a_run_are_an_error(call, experiment, data, tmp_path):
+    shutil.copytree(data, tmp_path / "mine")
+    directory = experiment(dataset=f"folder:{tmp_path / 'mine'}", num_epochs=1)
+    assert call("train_scratch", directory).returncode == 0
+    (tmp_path / "mine" / "train" / "red" / "00.png").unlink()
+    line = refused(call, "train_scratch", directory, "--set", "num_epochs=2")
+    assert "its images, mean, std changed" in line
+
+
+@pytest.mark.parametrize("key", ["teacher_resume", "adversarial_resume", "init_from"])
+def test_a_restart_never_removes_a_checkpoint_that_it_reads(call, experiment, key):
+    normal = experiment(num_epochs=1)
+    assert call("train_scratch", normal).returncode == 0
+    roles = {"teacher_resume": ("train_kd", {"teacher_model": "net", "teacher_num_channels": 4, "alpha": 0.9}),
+             "adversarial_resume": ("train_nasty", {"adversarial_model": "net", "adversarial_num_channels": 4,
+                                                    "weight": 0.1})}
+    script, role = roles.get(key, ("train_scratch", {}))
+    temperature = {"temperature": 4} if role else {}
+    directory = experiment(num_epochs=1, **role, **temperature, **{key: str(normal / "best_model.tar")})
+    line = refused(call, script, directory, "--restart")
+    assert key in line
+    assert "move it" in line
+
+
+def test_two_sets_of_weights_to_start_from_contradict_each_other(call, experiment, tmp_path):
+    source = experiment("source", num_epochs=1)
+    assert call("train_scratch", source).returncode == 0
+    torch.save(state(source)["state_dict"], tmp_path / "weights.tar")
+    directory = experiment(init_from=str(tmp_path / "weights.tar"))
+    assert "contradict" in refused(call, "train_scratch", directory, "--resume", tmp_path / "weights.tar")
+
+
+def test_a_state_of_other_parameters_gives_its_weights_as_init_from(call, experiment):
+    source, directory = experiment("source", num_epochs=1), experiment("other", learning_rate=0.5)
+    assert call("train_scratch", source).returncode == 0
+    line = refused(call, "train_scratch", directory, "--resume", source / "last_model.tar")
+    assert "learning_rate" in line
+    assert "init_from" in line
+    assert "--restart" not in line
+    done = call("train_scratch", directory, "--set", f"init_from={source / 'last_model.tar'}")
+    assert done.returncode == 0
+    assert f"before training: test accuracy {results(source)['last']['test_accuracy']:.2f} %" in done.stdout
+    done = call("train_scratch", directory, "--set", f"init_from={source / 'last_model.tar'}", "num_epochs=3")
+    assert done.returncode == 0
+    assert "the network itself" not in done.stdout  # it is not what was loaded any more
+
+
+def test_results_name_every_call_that_a_run_took(call, experiment):
+    directory = experiment(num_epochs=1)
+    assert call("train_scratch", directory).returncode == 0
+    assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
+    sessions = results(directory)["sessions"]
+    assert [(session["after_epoch"], session["set"]) for session in sessions] == [(0, {}), (1, {"num_epochs": 2})]
+    assert all(session["versions"]["torch"] == torch.__version__ for session in sessions)
+
+
+@pytest.mark.parametrize("key, value", [("history", [1]), ("history", [{"epoch": 1}]), ("timings", []),
+                                        ("sources", {"teacher": 1}), ("epoch", 7)])
+def test_a_state_that_is_damaged_is_no_state_but_weights(call, experiment, key, value):
+    directory = experiment(num_epochs=1)
+    assert call("train_scratch", directory).returncode == 0
+    torch.save({**state(directory), key: value}, directory / "last_model.tar")
+    assert "no state of a run" in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
+
+
 @pytest.mark.parametrize("arguments", [(), ("--restart",)])
 def test_two_processes_do_not_train_in_one_directory(call, experiment, arguments):
     directory = experiment(num_epochs=5000)
@@ -342,7 +409,7 @@ def test_an_interrupt_says_how_to_go_on(experiment, number):
     wait_for(directory / "last_model.tar", process)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert "the same command (without --restart) continues" in stderr
     assert "stopped" in (directory / "training.log").read_text().splitlines()[-1]
     assert "Traceback" not in stderr

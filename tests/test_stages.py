@@ -37,11 +37,11 @@ def chain(call, experiment):
 def test_normal_teacher_nasty_teacher_and_students(chain):
     normal, nasty, of_normal, of_nasty, done = chain
     accuracy = results(normal)["best"]["test_accuracy"]
-    assert f"adversarial network: test accuracy {accuracy:.2f} % before training" in done[1].stdout
-    assert f"the network itself: test accuracy {accuracy:.2f} % before training" in done[1].stdout
-    assert f"teacher network: test accuracy {accuracy:.2f} % before training" in done[2].stdout
+    assert f"adversarial network, frozen: test accuracy {accuracy:.2f} %" in done[1].stdout
+    assert f"the network itself, before training: test accuracy {accuracy:.2f} %" in done[1].stdout
+    assert f"teacher network, frozen: test accuracy {accuracy:.2f} %" in done[2].stdout
     nasty_accuracy = results(nasty)["best"]["test_accuracy"]
-    assert f"teacher network: test accuracy {nasty_accuracy:.2f} % before training" in done[3].stdout
+    assert f"teacher network, frozen: test accuracy {nasty_accuracy:.2f} %" in done[3].stdout
     for directory in (nasty, of_normal, of_nasty):
         row = results(directory)["last"]
         assert {"loss", "kl", "cross_entropy", "learning_rate", "test_loss", "test_accuracy"} <= set(row)

@@ -248,8 +248,8 @@ def test_seeds_depend_on_every_part():
 def test_the_initial_weights_derive_from_the_seed(call, experiment):
     weights = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        directory = experiment(name, seed=seed, num_epochs=1)
+        directory = experiment(name, seed=seed, num_epochs=1, learning_rate=1e-9)  # they stay what they were
         assert call("train_scratch", directory).returncode == 0
         weights[name] = torch.load(directory / "last_model.tar", weights_only=True)["state_dict"]["fc1.weight"]
     assert torch.equal(weights["a"], weights["b"])
-    assert not torch.equal(weights["a"], weights["c"])
+    assert (weights["a"] - weights["c"]).abs().max() > 0.01

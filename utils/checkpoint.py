@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ class Checkpoint:
     @property
     def state_dict(self) -> dict[str, Tensor]:
         weights = self.content["state_dict"]
-        return {name.removeprefix("module."): value for name, value in weights.items()}
+        # What DataParallel and torch.compile put before the names.
+        return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in weights.items()}
 
     @property
     def source(self) -> dict[str, str]:
@@ -42,11 +42,12 @@ class Checkpoint:
         return {"path": str(self.path), "sha256": self.sha256}
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint so that a kill, a crash or a full disk at any moment leaves the previous file whole."""
+def save(content: dict[str, Any], *paths: Path) -> None:
+    """Write a checkpoint, to each path in turn. A kill, a crash or a full disk leaves the previous file there whole."""
     buffer = io.BytesIO()  # so that a full disk is an OSError here and not a RuntimeError inside torch
     torch.save(content, buffer)
-    _write(path, buffer.getbuffer())
+    for path in paths:
+        _write(path, buffer.getbuffer())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,15 +56,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def copy(source: Path, destination: Path) -> None:
-    """Give a checkpoint a second name, atomically. A hard link where the file system has them: no byte is copied."""
-    if destination.exists() and os.path.samefile(source, destination):
-        return
-    with _replacing(destination) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+    """Copy a checkpoint as atomically. No link: who edits one of the two files must not edit the other."""
+    _write(destination, source.read_bytes())
 
 
 def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
@@ -90,7 +84,7 @@ def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
                                                 for name, value in weights.items()):
-        raise UserError(f"{role}: {path} holds no state_dict, so it is not a checkpoint of a network")
+        raise UserError(f"{role}: {path} holds no state_dict: torch.save(network.state_dict(), ...) makes a checkpoint")
     return Checkpoint(path, hashlib.sha256(raw).hexdigest(), content)
 
 

@@ -78,9 +78,9 @@ def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.d
 
 
 def main(stage: Callable[[], None]) -> None:
-    """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt or SIGTERM 130."""
+    """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130, SIGTERM 143."""
     if not distributed.launched():  # one of several may wait for the others where Python handles no signal
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         stage()
         distributed.shut_down()  # not after a failure: then the process ends, and its group with it
@@ -89,12 +89,16 @@ def main(stage: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        _fail(f"{error.filename or 'cannot write'}: {error.strerror}")
-    except KeyboardInterrupt:
+        _fail(str(UserError.from_os(error)))
+    except KeyboardInterrupt as interrupt:
         if distributed.local_rank() == 0:
             print("interrupted: the same command (without --restart) continues after the last finished epoch",
                   file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if interrupt.args else 130)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def _fail(message: str) -> None:

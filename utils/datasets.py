@@ -214,7 +214,8 @@ def _folder(name: str, data_dir: Path, image_size: int) -> Dataset:
     root = Path(name.removeprefix("folder:")).expanduser().resolve()
     test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if name == "folder:" or not (root / "train").is_dir() or test_root is None:
-        raise UserError(f"{name}: expected a directory PATH with PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE "
+        missing = root / ("test" if (root / "train").is_dir() else "train")
+        raise UserError(f"{name}: there is no {missing}: expected are PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE "
                         "(or PATH/val/CLASS/IMAGE)")
     train, test = image_folder.class_folders(root / "train"), image_folder.class_folders(test_root)
     if unknown := sorted(test.keys() - train.keys()):

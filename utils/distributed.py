@@ -5,6 +5,7 @@ In a process that stands alone, rank() is 0, world_size() 1, and nothing is sent
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from utils.errors import UserError
 
 
 def rank() -> int:
@@ -76,7 +79,8 @@ def initialise(device: torch.device) -> None:
         torch.cuda.set_device(device)
     if launched():
         cuda = device.type == "cuda"
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        patience = datetime.timedelta(hours=2)  # one process may download or decode while the others wait
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=patience, device_id=device if cuda else None)
 
 
 def shut_down() -> None:
@@ -86,19 +90,39 @@ def shut_down() -> None:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
 @contextlib.contextmanager
-def first_process_first() -> Iterator[None]:
-    """Let the first process do the block before all others."""
-    if rank():
-        barrier()
-    yield
-    if not rank():
-        barrier()
+def together(*, first_first: bool = False) -> Iterator[None]:
+    """Let all processes leave a block together, and an error of one of them be the error of all.
+
+    So a run ends in one line, whichever process met the error. `first_first`: the first process does the block before
+    all others begin it.
+    """
+    if first_first and rank():
+        _agree(None)
+    error = None
+    try:
+        yield
+    except UserError as caught:
+        error = caught
+    except OSError as caught:
+        if caught.errno is None:
+            raise
+        error = UserError.from_os(caught)
+    message = str(error) if error else None
+    error = None  # with its traceback it would keep this frame alive, and all that hangs on it, for the collector
+    if first_first and not rank():
+        _agree(message)
+    _agree(message)
+
+
+def _agree(message: str | None) -> None:
+    """Raise UserError if this process, or another, has a message."""
+    messages = [message]
+    if dist.is_initialized():
+        messages *= dist.get_world_size()
+        dist.all_gather_object(messages, message)
+    if message := message or next(filter(None, messages), None):
+        raise UserError(message)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

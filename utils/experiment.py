@@ -8,13 +8,14 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
@@ -52,7 +53,6 @@ class Experiment(Generic[ParamsType]):
         """
         self.directory: Path = arguments.save_path
         self.params = load_params(self.directory / "params.json", kind, overrides)
-        self.overrides = overrides
         self.restart: bool = arguments.restart
         self.device = cli.choose_device(arguments.device, arguments.gpu_id, self.params.cuda)
         distributed.initialise(self.device)
@@ -61,24 +61,30 @@ class Experiment(Generic[ParamsType]):
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = self.params.precision != "fp32"
 
-        self._lock()
-        insist = arguments.resume == cli.LAST
-        given = checkpoint.load(arguments.resume, "--resume") if arguments.resume and not insist else None
-        self.start = resume.decide(self.directory, self.params, given=given, insist=insist, restart=self.restart)
+        with distributed.together():
+            self._lock()
+            insist = arguments.resume == cli.LAST
+            given = checkpoint.load(arguments.resume, "--resume") if arguments.resume and not insist else None
+            self.start = resume.decide(self.directory, self.params, given=given, insist=insist, restart=self.restart)
+            if not self.start.finished:
+                self._check_checkpoints()  # sooner than after a download
         if self.start.finished:
             say(self.start.finished)
+            distributed.shut_down()
             sys.exit(0)
         # The checkpoints that were read, by role; one of this very directory is this run's own.
         self.sources = {"resume": given.source} if given and not resume.lies_in(self.directory, given) else {}
 
-        for key in ("teacher_resume", "adversarial_resume", "init_from"):  # sooner than after a download
-            if path := getattr(self.params, key, None):
-                checkpoint.check_exists(path, key)
-        with distributed.first_process_first():  # it alone downloads and decodes
+        with distributed.together(first_first=True):  # the first process alone downloads and decodes
             self.dataset = load_dataset(self.params.dataset, arguments.data_dir, image_size=self.params.image_size)
         self.parts = split(self.dataset, self.params, self.device)
         self._build_model = build_model
         self._frozen: dict[str, Frozen] = {}
+        self.session = {"device": self._device_name(), "processes": distributed.world_size(),
+                        "precision": str(self.dtype).removeprefix("torch."), "set": overrides,
+                        "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
+                                     "torchvision": importlib.metadata.version("torchvision"), "commit": _commit()}}
+        self.sessions: list[dict[str, Any]] = []  # of the calls that the run took, this one at the end
 
     @classmethod
     def from_command_line(cls, kind: type[ParamsType], build_model: Callable[..., nn.Module], description: str,
@@ -94,11 +100,11 @@ class Experiment(Generic[ParamsType]):
 
     # -- networks ----------------------------------------------------------------------------------------------
 
-    def network(self, *, init_from: str | None = None) -> nn.Module:
-        """The network to train, on the device: initial weights from the seed, or from a checkpoint."""
+    def network(self) -> nn.Module:
+        """The network to train, on the device: initial weights from the seed, or from the checkpoint `init_from`."""
         network = self._build(self.params.model_name, "model_name", num_channels=self.params.num_channels,
                               dropout_rate=self.params.dropout_rate)
-        if init_from is not None:
+        if init_from := self.params.init_from:
             self._load_into(network, checkpoint.load(init_from, "init_from"), "init_from")
         return network
 
@@ -137,20 +143,27 @@ class Experiment(Generic[ParamsType]):
         progress = self._restore(network, optimizer)
         batches = TrainBatches(self.parts["train"], params.batch_size,
                                self.dataset.augmentation if params.augmentation else None, params.seed)
-        if distributed.rank() == 0:
-            self._prepare(network, optimizer, progress)
-        distributed.barrier()
-        logger = Logger(self.directory, progress.history)
+        accuracies = {f"{role} network, frozen": self._accuracy(frozen.network, role)
+                      for role, frozen in self._frozen.items()}
+        if not progress.epoch and ("init_from" in self.sources or self.start.weights):
+            accuracies["the network itself, before training"] = self._accuracy(network, "the network itself")
+        self.sessions.append({"after_epoch": progress.epoch, **self.session})
+        with distributed.together():
+            if distributed.rank() == 0:
+                self._prepare(network, optimizer, progress)
+            logger = Logger(self.directory, progress.history)
 
         def end_of_epoch() -> None:
-            self._save(network, optimizer, progress)
-            logger.epoch(progress, params.num_epochs)
+            with distributed.together():
+                self._save(network, optimizer, progress)
+                logger.epoch(progress, params.num_epochs)
 
         try:
-            self._introduce(logger, network, progress, batches)
+            self._introduce(logger, network, progress, batches, accuracies)
             evaluated = {name: self.parts[name] for name in ("validation", "test") if name in self.parts}
             train(network, loss, optimizer, batches, evaluated, params, self.dtype, progress, end_of_epoch)
-            self._finish(logger, network, progress)
+            with distributed.together():
+                self._finish(logger, network, progress)
         except (UserError, OSError, KeyboardInterrupt) as error:
             logger.stopped(error)
             raise
@@ -168,13 +181,36 @@ class Experiment(Generic[ParamsType]):
             now = self.sources.setdefault(role, then)
             if role != "resume" and now["sha256"] != then["sha256"]:
                 raise UserError(f"{role}: {now['path']} is not the checkpoint that this run began with; --restart "
-                                "removes it and starts over")
+                                f"removes the run in {self.directory} and starts over")
+        if changed := [key for key, value in self._data().items() if state.content["data"].get(key) != value]:
+            raise UserError(f"{self.params.dataset} is not what this run began with: its {', '.join(changed)} changed; "
+                            f"--restart removes the run in {self.directory} and starts over")
+        self.sessions = state.content["sessions"]
         checkpoint.load_weights(network, state, "--resume")
         try:
             optimizer.load_state_dict(state.content["optim_dict"])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{state.path} does not fit: its optimiser has another shape ({error})") from None
         return resume.progress_of(state)
+
+    def _data(self) -> dict[str, Any]:
+        """What tells one state of a data set from another."""
+        return {"classes": list(self.dataset.classes), "images": {name: len(part) for name, part in self.parts.items()},
+                "mean": self.parts["train"].mean.tolist(), "std": self.parts["train"].std.tolist()}
+
+    def _check_checkpoints(self) -> None:
+        """The checkpoints that the parameters name: all there, and none that this run would remove or override."""
+        for key, path in self.params.checkpoints().items():
+            checkpoint.check_exists(path, key)
+            if self.restart and Path(path).resolve() in [old.resolve() for old in self._written()]:
+                raise UserError(f"{key}: --restart would remove {path}: move it to another directory first")
+        if self.start.weights and self.params.init_from:
+            raise UserError(f"--resume {self.start.weights.path} and init_from {self.params.init_from} contradict each "
+                            "other: both are weights to start from")
+
+    def _written(self) -> Iterator[Path]:
+        """What a run has written in the directory."""
+        return (path for pattern in WRITTEN for path in self.directory.glob(pattern))
 
     def _lock(self) -> None:
         """Keep other processes from training in this directory as long as this object or its process lives."""
@@ -194,9 +230,8 @@ class Experiment(Generic[ParamsType]):
         if not os.access(self.directory, os.W_OK):
             raise UserError(f"cannot write in {self.directory}: Permission denied")
         if self.restart:
-            for pattern in WRITTEN:
-                for path in self.directory.glob(pattern):
-                    path.unlink()
+            for path in list(self._written()):
+                path.unlink()
         (self.directory / "results.json").unlink(missing_ok=True)  # not before the run is finished again
         if self.start.state:
             best = self.directory / "best_model.tar"
@@ -204,24 +239,31 @@ class Experiment(Generic[ParamsType]):
                 checkpoint.copy(self.start.best.path, best)
             self._save(network, optimizer, progress)
 
-    def _introduce(self, logger: Logger, network: nn.Module, progress: Progress, batches: TrainBatches) -> None:
+    def _accuracy(self, network: nn.Module, role: str) -> float:
+        """Test accuracy in percent of a network that was loaded."""
+        row = evaluate(network, self.parts["test"], self.dtype)
+        if not math.isfinite(row["loss"]):
+            raise UserError(f"{role}: the outputs of the network that was loaded are not finite")
+        return row["accuracy"]
+
+    def _introduce(self, logger: Logger, network: nn.Module, progress: Progress, batches: TrainBatches,
+                   accuracies: dict[str, float]) -> None:
         logger.info(f"{self.params.script} --save_path {self.directory}")
         logger.info(f"parameters: {json.dumps(self.params.model_dump())}")
-        if self.overrides:
-            logger.info(f"set on the command line: {json.dumps(self.overrides)}")
-        logger.info(f"device: {self._device_name()}; processes: {distributed.world_size()}; "
-                    f"precision: {str(self.dtype).removeprefix('torch.')}; torch {torch.__version__}")
+        if self.session["set"]:
+            logger.info(f"set on the command line: {json.dumps(self.session['set'])}")
+        logger.info("device: {device}; processes: {processes}; precision: {precision}; torch {versions[torch]}".format(
+            **self.session))
+        if progress.epoch and self.sessions[-2]["precision"] != self.session["precision"]:
+            logger.info(f"precision: {self.sessions[-2]['precision']} until epoch {progress.epoch}")
         counts = ", ".join(f"{len(part)} {name}" for name, part in self.parts.items())
         logger.info(f"{self.dataset.name}: {self.dataset.num_classes} classes, images: {counts}")
         logger.info(f"{self.params.model_name}: {_count_parameters(network)} parameters")
         for role, source in self.sources.items():
             logger.info(f"{role}: {source['path']}, SHA-256 {source['sha256']}")
-        for role, frozen in self._frozen.items():
-            accuracy = evaluate(frozen.network, self.parts["test"], self.dtype)["accuracy"]
-            logger.info(f"{role} network: test accuracy {accuracy:.2f} % before training")
-        if "init_from" in self.sources or self.start.weights:
-            accuracy = evaluate(network, self.parts["test"], self.dtype)["accuracy"]
-            logger.info(f"the network itself: test accuracy {accuracy:.2f} % before training")
+        for role, accuracy in accuracies.items():
+            guess = " (no better than a guess: is it the right checkpoint?)"
+            logger.info(f"{role}: test accuracy {accuracy:.2f} %{guess * (accuracy <= 100 / self.dataset.num_classes)}")
         if progress.epoch:
             logger.info(f"continues after epoch {progress.epoch}, to epoch {self.params.num_epochs}")
         else:
@@ -233,20 +275,20 @@ class Experiment(Generic[ParamsType]):
         """last_model.tar, and the same file as best_model.tar if no epoch was better."""
         if distributed.rank():
             return
-        last = self.directory / "last_model.tar"
-        checkpoint.save(last, {
+        best = [self.directory / "best_model.tar"] if progress.best["epoch"] == progress.epoch else []
+        checkpoint.save({
             "epoch": progress.epoch, "state_dict": network.state_dict(), "optim_dict": optimizer.state_dict(),
-            "stage": self.params.script, "params": self.params.model_dump(), "sources": self.sources,
-            "history": progress.history, "timings": progress.timings,
-        })
-        if progress.best["epoch"] == progress.epoch:
-            checkpoint.copy(last, self.directory / "best_model.tar")
+            "stage": self.params.script, "params": self.params.model_dump(), "data": self._data(),
+            "sources": self.sources, "sessions": self.sessions, "history": progress.history,
+            "timings": progress.timings,
+        }, self.directory / "last_model.tar", *best)
 
     def _finish(self, logger: Logger, network: nn.Module, progress: Progress) -> None:
         best, last = progress.best, progress.history[-1]
         seconds = sum(timing["seconds"] for timing in progress.timings)
-        logger.info(f"finished: best test accuracy {best['test_accuracy']:.2f} % (epoch {best['epoch']}), "
-                    f"last {last['test_accuracy']:.2f} %, {seconds:.0f} s")
+        chosen = "validation" if "validation_accuracy" in best else "test"
+        logger.info(f"finished: test accuracy {best['test_accuracy']:.2f} % at the epoch that is best on the {chosen} "
+                    f"images ({best['epoch']}), {last['test_accuracy']:.2f} % at the last; {seconds:.0f} s")
         if distributed.rank():
             return
         checkpoint.write_text(self.directory / "results.json", json.dumps({
@@ -255,15 +297,12 @@ class Experiment(Generic[ParamsType]):
             "last": last,
             "wall_time_seconds": seconds,
             "images_per_second": progress.images_per_second,
-            "device": self._device_name(),
-            "processes": distributed.world_size(),
-            "precision": str(self.dtype).removeprefix("torch."),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                         "torchvision": importlib.metadata.version("torchvision"), "commit": _commit()},
+            **self.session,
+            "sessions": self.sessions,
+            "data": self._data(),
             "num_parameters": _count_parameters(network),
             "seed": self.params.seed,
             "params": self.params.model_dump(),
-            "set": self.overrides,
             "checkpoints_read": self.sources,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         }, indent=1) + "\n")

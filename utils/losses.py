@@ -22,7 +22,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:
     """KL(p || q) in nats, mean over the batch, of p = softmax(p_logits / T) and q = softmax(q_logits / T).
 
-    The gradient reaches both arguments and is finite for any finite logits: all is written from log-probabilities,
+    The gradient reaches both arguments and is finite as far as float32 reaches: all is written from log-probabilities,
     sum p (log p - log q). `F.kl_div(log q, p)` differentiates p log p through log(p) instead, which is NaN as soon
     as one p underflows to zero, and the nasty loss, which rewards such p, then ends in NaN weights.
     """

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from utils.errors import UserError
 
@@ -21,7 +21,7 @@ def _zero_or_one(value: Any) -> Any:
     return bool(value) if type(value) is int and value in (0, 1) else value
 
 
-Switch = Annotated[bool, BeforeValidator(_zero_or_one)]
+Switch = Annotated[bool, BeforeValidator(_zero_or_one), WithJsonSchema({"enum": [0, 1, False, True]})]
 
 
 class Params(BaseModel):
@@ -40,7 +40,8 @@ class Params(BaseModel):
     schedule: list[Annotated[int, Field(ge=0)]] = Field(
         [], description="epochs (counted from 0) at which the learning rate is multiplied by `gamma`")
     gamma: float = Field(0.1, gt=0, description="factor of the learning rate at each epoch of `schedule`")
-    batch_size: int = Field(128, ge=2, description="images a step, over all devices together")
+    batch_size: int = Field(
+        128, ge=2, description="images a step, over all devices together; a rest of a single image is left out")
     num_epochs: int = Field(ge=1, description="passes over the training images; a finished run goes on if it is raised")
 
     augmentation: Switch = Field(True, description="random crop (Tiny-ImageNet: rotation) and horizontal flip")
@@ -57,6 +58,13 @@ class Params(BaseModel):
         "auto", description="arithmetic of the networks; `auto`: bfloat16 where the hardware is fast at it")
     cuda: Switch = Field(True, description="use a GPU if there is one; `--device` and `--gpu_id` choose which")
     num_workers: int = Field(4, ge=0, description="ignored: the data needs no worker processes")
+    init_from: str | None = Field(
+        None, description="checkpoint whose weights the network starts from, instead of random ones")
+
+    def checkpoints(self) -> dict[str, str]:
+        """The checkpoints that the parameters name: `init_from`, and by convention every key that ends in `_resume`."""
+        values = self.model_dump()
+        return {key: values[key] for key in values if (key == "init_from" or key.endswith("_resume")) and values[key]}
 
 
 class ScratchParams(Params):
@@ -74,8 +82,6 @@ class NastyParams(Params):
     adversarial_resume: str = Field(description="checkpoint of the adversary: a normally trained teacher")
     temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
     weight: float = Field(ge=0, description="weight of the term that drives the nasty teacher from the adversary")
-    init_from: str | None = Field(
-        None, description="checkpoint to start from instead of random weights: the fast way to protect a trained model")
 
 
 class KDParams(Params):
@@ -177,7 +183,7 @@ def _describe(problem: Any, kind: type[Params]) -> str:
         return f'the key "{key}" is missing'
     message = problem["msg"].replace("Input should", "should")
     if problem["type"] == "list_type":
-        message += ", such as [1, 2]"
+        message += ", such as [1,2]"
     inside = "".join(f"[{part}]" for part in problem["loc"][1:])
     return f'"{key}"{inside} is {json.dumps(problem["input"])}: {message}'
 
@@ -210,9 +216,9 @@ def markdown_table() -> str:
 
 def _type_name(schema: dict[str, Any]) -> str:
     if "enum" in schema:
-        return " / ".join(f"`{choice}`" for choice in schema["enum"])
+        return "0 / 1" if 0 in schema["enum"] else " / ".join(f"`{choice}`" for choice in schema["enum"])
     schema = schema.get("anyOf", [schema])[0]  # an optional value: what it is when it is not null
-    names = {"boolean": "0 / 1", "integer": "int", "number": "float", "string": "string"}
+    names = {"integer": "int", "number": "float", "string": "string"}
     return f"list of {names[schema['items']['type']]}" if schema["type"] == "array" else names[schema["type"]]
 
 

@@ -24,7 +24,8 @@ from utils.params import Params, changed_keys
 from utils.training import Progress
 
 # What a checkpoint has if the run can go on after it, beside the published keys.
-STATE_KEYS = {"stage": str, "params": dict, "sources": dict, "history": list, "timings": list, "optim_dict": dict}
+STATE_KEYS = {"stage": str, "params": dict, "data": dict, "sources": dict, "sessions": list, "history": list,
+              "timings": list, "optim_dict": dict}
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,19 @@ class Start:
 
 def is_state(given: Checkpoint) -> bool:
     """Whether a checkpoint is one that a run can go on after, and not only weights."""
-    return all(isinstance(given.content.get(key), kind) for key, kind in STATE_KEYS.items()) and \
-        len(given.content["history"]) > 0
+    content = given.content
+    if not all(isinstance(content.get(key), kind) for key, kind in STATE_KEYS.items()):
+        return False
+    rows, timings, sources = content["history"], content["timings"], content["sources"].values()
+    return 0 < len(rows) == len(timings) == content.get("epoch") and \
+        all(_is_row(row, {"epoch", "test_accuracy"}) and row["epoch"] == i for i, row in enumerate(rows, 1)) and \
+        all(_is_row(row, {"images_per_second", "seconds"}) for row in timings) and \
+        all(isinstance(source, dict) and {"path", "sha256"} <= source.keys() for source in sources)
+
+
+def _is_row(row: Any, keys: set[str]) -> bool:
+    return isinstance(row, dict) and keys <= row.keys() and \
+        all(isinstance(value, int | float) for value in row.values())
 
 
 def lies_in(directory: Path, given: Checkpoint) -> bool:
@@ -59,6 +71,8 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist:
     """
     own = given is not None and lies_in(directory, given)
     if restart:
+        if insist:
+            raise UserError("--resume and --restart contradict each other: go on, or start over?")
         if own:
             raise UserError(f"--resume {given.path} and --restart contradict each other: --restart removes that file")
         return _begin(given, params)
@@ -101,7 +115,8 @@ def _begin(given: Checkpoint | None, params: Params) -> Start:
         return Start()
     if not is_state(given):
         return Start(weights=given)
-    _check_same_run(given.content, len(given.content["history"]), params, given.path)
+    _check_same_run(given.content, len(given.content["history"]), params, given.path,
+                    'as "init_from" it gives its weights alone')
     return Start(state=given, best=_best_of(given))
 
 
@@ -140,15 +155,16 @@ def _read_results(directory: Path) -> dict[str, Any] | None:
     return results if complete else None
 
 
-def _check_same_run(content: dict[str, Any], epochs: int, params: Params, where: Path) -> None:
+def _check_same_run(content: dict[str, Any], epochs: int, params: Params, where: Path,
+                    remedy: str = "--restart removes it and starts over") -> None:
     if content["stage"] != params.script:
-        raise UserError(f"{where} holds a run of {content['stage']}, not of {params.script}; --restart removes it")
+        raise UserError(f"{where} holds a run of {content['stage']}, not of {params.script}; {remedy}")
     changed = changed_keys(content["params"], params)
     if epochs > params.num_epochs:
         changed.append(f"num_epochs ({epochs} done -> {params.num_epochs})")
     if changed:
-        raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; change them back, or repeat "
-                        "its --set, to continue it; --restart removes it and starts over")
+        raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; to continue it, make them "
+                        f"equal again (its --set has to be repeated); {remedy}")
 
 
 def _finished(directory: Path, results: dict[str, Any]) -> str:

@@ -171,8 +171,8 @@ def _check_finite(records: list[Tensor], names: list[str], epoch: int, first_ste
     if bad.any():
         step = int(bad.nonzero()[0])
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, table[step].tolist(), strict=True))
-        raise UserError(f"epoch {epoch + 1}, step {first_step + step}: not finite: {values}; the checkpoint of the "
-                        "last good epoch is kept")
+        raise UserError(f"epoch {epoch + 1}, step {first_step + step}: not finite: {values}; what was saved after an "
+                        "earlier epoch is kept")
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> Any:
