@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model import build_model
 from utils.cli import main
+from utils.data import Batch
 from utils.experiment import Experiment
 from utils.losses import kd_terms
 from utils.params import KDParams
@@ -25,8 +26,9 @@ def train_kd() -> None:
     teacher = run.frozen(params.teacher_model, params.teacher_resume, role="teacher",
                          num_channels=params.teacher_num_channels)
 
-    def loss(student: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return kd_terms(student(images), teacher(images), labels, temperature=params.temperature, alpha=params.alpha)
+    def loss(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return kd_terms(student(batch.images), teacher(batch), batch.labels,
+                        temperature=params.temperature, alpha=params.alpha)
 
     run.train(student, loss)
 

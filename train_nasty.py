@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model import build_model
 from utils.cli import main
+from utils.data import Batch
 from utils.experiment import Experiment
 from utils.losses import nasty_terms
 from utils.params import NastyParams
@@ -29,8 +30,8 @@ def train_nasty() -> None:
     adversary = run.frozen(params.adversarial_model, params.adversarial_resume, role="adversarial",
                            num_channels=params.adversarial_num_channels)
 
-    def loss(nasty: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return nasty_terms(nasty(images), adversary(images), labels,
+    def loss(nasty: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return nasty_terms(nasty(batch.images), adversary(batch), batch.labels,
                            temperature=params.temperature, weight=params.weight)
 
     run.train(nasty, loss)

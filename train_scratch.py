@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model import build_model
 from utils.cli import main
+from utils.data import Batch
 from utils.experiment import Experiment
 from utils.losses import cross_entropy
 from utils.params import ScratchParams
@@ -23,8 +24,8 @@ def train_scratch() -> None:
     run = Experiment.from_command_line(ScratchParams, build_model, __doc__)
     network = run.network()
 
-    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": cross_entropy(network(images), labels)}
+    def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": cross_entropy(network(batch.images), batch.labels)}
 
     run.train(network, loss)
 

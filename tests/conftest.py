@@ -16,6 +16,11 @@ torch.set_num_threads(1)  # as in the processes that the tests start: sums in th
 FEW = {"num_channels": 4, "learning_rate": 0.001, "batch_size": 8, "num_epochs": 2, "precision": "fp32"}
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test first: as the last one it would keep a single process busy while the others have finished."""
+    items.sort(key=lambda item: item.name != "test_every_experiment_builds_its_networks_and_takes_a_step")
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A folder data set: 3 classes of noisy flat colours, 45 training and 15 test images of 32x32."""

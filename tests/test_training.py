@@ -33,7 +33,7 @@ def images(count=23, classes=4):
 
 def numbers(epoch):
     """The numbers of all images of an epoch, in its order."""
-    return [number for batch, _ in epoch for number in (batch[:, 0, 0, 0] * 255).round().long().tolist()]
+    return [number for batch in epoch for number in (batch.images[:, 0, 0, 0] * 255).round().long().tolist()]
 
 
 def test_the_learning_rate_drops_at_each_epoch_of_the_schedule_counted_from_0():
@@ -56,9 +56,9 @@ def test_the_optimiser_is_the_recipes():
 def test_an_epoch_visits_every_image_once_in_batches_of_the_size_asked_for():
     batches = TrainBatches(images(23), 8, None, seed=0)
     epoch = list(batches.epoch(0))
-    assert [len(labels) for _, labels in epoch] == batches.batch_sizes() == [8, 8, 7]
+    assert [len(batch.labels) for batch in epoch] == batches.batch_sizes() == [8, 8, 7]
     assert sorted(numbers(epoch)) == list(range(23))
-    assert [number % 4 for number in numbers(epoch)] == torch.cat([labels for _, labels in epoch]).tolist()
+    assert [number % 4 for number in numbers(epoch)] == torch.cat([batch.labels for batch in epoch]).tolist()
 
 
 def test_a_last_batch_of_a_single_image_is_left_for_another_epoch():
@@ -75,7 +75,7 @@ def test_an_epoch_derives_from_seed_and_epoch_alone(augmentation):
         batches = TrainBatches(images(), 8, augmentation, seed)
         for other in earlier:
             list(batches.epoch(other))
-        return torch.cat([batch for batch, _ in batches.epoch(number)])
+        return torch.cat([batch.images for batch in batches.epoch(number)])
     assert torch.equal(epoch(0, 3), epoch(0, 3, earlier=(0, 1, 2)))
     assert not torch.equal(epoch(0, 3), epoch(0, 2))
     assert not torch.equal(epoch(0, 3), epoch(1, 3))
@@ -89,9 +89,9 @@ def test_processes_cut_one_and_the_same_epoch_into_parts(monkeypatch, augmentati
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(list(TrainBatches(images(21), 8, augmentation, seed=5).epoch(2)))
-    for step, (batch, labels) in enumerate(whole):
-        assert torch.equal(torch.cat([share[step][0] for share in shares]), batch)
-        assert torch.equal(torch.cat([share[step][1] for share in shares]), labels)
+    for step, batch in enumerate(whole):
+        for number, tensor in enumerate(batch):
+            assert torch.equal(torch.cat([share[step][number] for share in shares]), tensor)
 
 
 def test_shifts_and_flips_are_uniform():
@@ -100,7 +100,7 @@ def test_shifts_and_flips_are_uniform():
     pixels = torch.zeros(count, 32, 32, 3, dtype=torch.uint8)
     pixels[:, 16, 12] = 255
     part = Images(pixels, torch.zeros(count, dtype=torch.int64), torch.zeros(3), torch.ones(3))
-    batch = torch.cat([x for x, _ in TrainBatches(part, 900, "crop_flip", seed=0).epoch(0)])
+    batch = torch.cat([batch.images for batch in TrainBatches(part, 900, "crop_flip", seed=0).epoch(0)])
     places = batch[:, 0].flatten(1).argmax(1)
     rows, columns = places // 32, places % 32
     assert set(rows.tolist()) == set(range(12, 21))
@@ -114,7 +114,7 @@ def test_shifts_and_flips_are_uniform():
 def test_batches_are_channels_last_float32_and_normalised():
     part = images()
     part = Images(part.images, part.labels, torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4]))
-    batch, labels = next(TrainBatches(part, 8, "crop_flip", seed=0).epoch(0))
+    batch, labels, _ = next(TrainBatches(part, 8, "crop_flip", seed=0).epoch(0))
     assert batch.shape == (8, 3, 32, 32)
     assert batch.dtype == torch.float32
     assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -170,7 +170,7 @@ def test_a_frozen_network_answers_in_eval_mode_and_its_logits_may_be_used_by_a_l
     network = build_model("net", 4, num_channels=4, dropout_rate=0.5).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     frozen = Frozen(network)
-    logits = frozen(torch.randn(8, 3, 32, 32))
+    logits = frozen.answer(torch.randn(8, 3, 32, 32))
     weights = torch.randn(8, 4, requires_grad=True)
     (logits * weights).sum().backward()
     assert torch.equal(weights.grad, logits)

@@ -12,6 +12,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,37 @@ def save(content: dict[str, Any], *paths: Path) -> None:
     torch.save(content, buffer)
     for path in paths:
         _write(path, buffer.getbuffer())
+
+
+class Writer:
+    """Saves checkpoints in the background, one at a time: training goes on while the disk works."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)  # a process that ends waits for it
+        self._pending: Future[None] | None = None
+
+    def save(self, content: dict[str, Any], *paths: Path) -> None:
+        """As `save`, of what the content is now. Raises the error of the save before."""
+        self.wait()
+        self._pending = self._pool.submit(save, _copied(content), *paths)
+
+    def wait(self) -> None:
+        """Until all is on the disk. Raises the error of the last save."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending:
+                pending.result()
+        finally:
+            del pending  # it holds the error, whose traceback holds this frame, and what hangs on it
+
+
+def _copied(content: Any) -> Any:
+    """The same with copies of all tensors, on the CPU, which later steps do not change."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: _copied(value) for key, value in content.items()}
+    return [_copied(value) for value in content] if isinstance(content, list) else content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,19 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+class Batch(NamedTuple):
+    """What a step trains on."""
+
+    images: Tensor  # float32 (B, 3, H, W), channels last
+    labels: Tensor  # int64 (B,)
+    index: Tensor  # int64 (B,), which images of the training part these are
+
+
+# What happens to the images of a batch: tensors (B,) by name, `index` and, as the augmentation has it, `flip`, `top`,
+# `left` or `angle`.
+Draw = dict[str, Tensor]
 
 
 def split(dataset: Dataset, params: Params, device: torch.device) -> dict[str, Images]:
@@ -76,18 +90,35 @@ class TrainBatches:
         """Images of each step over all processes; the last may be smaller."""
         return [min(self.batch_size, self.usable - start) for start in range(0, self.usable, self.batch_size)]
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each batch: float32 images (B, 3, H, W), channels last, and labels (B,)."""
-        draw = self._draw(epoch)
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This process's share of each batch."""
+        return map(self.make, self.draws(epoch, self.part.labels.device))
+
+    def draws(self, epoch: int, device: torch.device) -> list[Draw]:
+        """What the epoch does to which images: this process's share of each batch, on the device."""
+        draw = {name: values.to(device, non_blocking=True) for name, values in self._draw(epoch).items()}
         rank, ranks = distributed.rank(), distributed.world_size()
-        start = 0
+        shares, start = [], 0
         for size in self.batch_sizes():
             share = slice(start + size * rank // ranks, start + size * (rank + 1) // ranks)
-            yield self._batch({name: values[share] for name, values in draw.items()})
+            shares.append({name: values[share] for name, values in draw.items()})
             start += size
+        return shares
 
-    def _draw(self, epoch: int) -> dict[str, Tensor]:
-        """What the epoch does to which image, drawn on the CPU so that it is the same on every device."""
+    @property
+    def views(self) -> int | None:
+        """How many images the augmentation can make of one; None: without number, as angles are."""
+        return {None: 1, "crop_flip": 2 * (2 * self.padding + 1) ** 2}.get(self.augmentation)
+
+    def view(self, draw: Draw) -> Tensor:
+        """Which of its `views` each image is drawn in: int64 (B,)."""
+        if not self.augmentation:
+            return torch.zeros_like(draw["index"])
+        side = 2 * self.padding + 1
+        return (draw["top"] * side + draw["left"]) * 2 + draw["flip"]
+
+    def _draw(self, epoch: int) -> Draw:
+        """Drawn on the CPU, so that it is the same on every device."""
         random = seeds.generator(self.seed, "epoch", epoch)
         count = len(self.part)
         draw = {"index": torch.randperm(count, generator=random)}
@@ -98,17 +129,18 @@ class TrainBatches:
             draw["left"] = torch.randint(2 * self.padding + 1, (count,), generator=random)
         elif self.augmentation == "rotate_flip":
             draw["angle"] = (torch.rand(count, generator=random) * 2 - 1) * MAX_ROTATION
-        device = self.part.labels.device
-        return {name: values.to(device, non_blocking=True) for name, values in draw.items()}
+        return draw
 
-    def _batch(self, draw: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def make(self, draw: Draw) -> Batch:
+        """The batch that was drawn, gathered, augmented and normalised on the device."""
         if self.augmentation == "crop_flip":
             images = augment.crop_flip(self.pixels, draw["index"], draw["top"], draw["left"], draw["flip"], self.size)
         elif self.augmentation == "rotate_flip":
             images = augment.rotate_flip(self.pixels, draw["index"], draw["angle"], draw["flip"])
         else:
             images = self.pixels[draw["index"]]
-        return augment.normalise(images, self.part.mean, self.part.std), self.part.labels[draw["index"]]
+        images = augment.normalise(images, self.part.mean, self.part.std)
+        return Batch(images, self.part.labels[draw["index"]], draw["index"])
 
 
 def in_order(part: Images) -> Iterator[tuple[Tensor, Tensor]]:

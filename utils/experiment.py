@@ -29,7 +29,9 @@ from utils.datasets import load_dataset
 from utils.errors import UserError
 from utils.logger import Logger, say
 from utils.params import ParamsType, load_params, parse_overrides
-from utils.training import Frozen, Loss, Progress, build_optimizer, choose_dtype, evaluate, train
+from utils.step import Loss
+from utils.teacher_cache import TeacherCache
+from utils.training import Frozen, Progress, build_optimizer, build_step, choose_dtype, evaluate, train
 
 try:
     import fcntl
@@ -80,6 +82,8 @@ class Experiment(Generic[ParamsType]):
         self.parts = split(self.dataset, self.params, self.device)
         self._build_model = build_model
         self._frozen: dict[str, Frozen] = {}
+        self._cache_directory: Path = arguments.data_dir / "cache"
+        self._writer = checkpoint.Writer()
         self.session = {"device": self._device_name(), "processes": distributed.world_size(),
                         "precision": str(self.dtype).removeprefix("torch."), "set": overrides,
                         "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
@@ -153,21 +157,31 @@ class Experiment(Generic[ParamsType]):
                 self._prepare(network, optimizer, progress)
             logger = Logger(self.directory, progress.history)
 
+        def start_of_epoch(epoch: int) -> None:
+            for cache in caches:
+                with distributed.together():
+                    cache.start_epoch(epoch)
+
         def end_of_epoch() -> None:
             with distributed.together():
                 self._save(network, optimizer, progress)
                 logger.epoch(progress, params.num_epochs)
 
         try:
+            caches = self._caches(batches, logger)
             self._introduce(logger, network, progress, batches, accuracies)
             evaluated = {name: self.parts[name] for name in ("validation", "test") if name in self.parts}
-            train(network, loss, optimizer, batches, evaluated, params, self.dtype, progress, end_of_epoch)
+            step = build_step(network, loss, optimizer, batches, params, self.dtype, logger.info)
+            train(network, step, optimizer, batches, evaluated, params, self.dtype, progress, start_of_epoch,
+                  end_of_epoch)
             with distributed.together():
                 self._finish(logger, network, progress)
         except (UserError, OSError, KeyboardInterrupt) as error:
             logger.stopped(error)
             raise
         finally:
+            with contextlib.suppress(OSError):  # a full disk: said already
+                self._writer.wait()
             logger.close()
 
     def _restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -188,10 +202,24 @@ class Experiment(Generic[ParamsType]):
         self.sessions = state.content["sessions"]
         checkpoint.load_weights(network, state, "--resume")
         try:
+            own = [group.get("capturable") for group in optimizer.param_groups]
             optimizer.load_state_dict(state.content["optim_dict"])
+            for group, capturable in zip(optimizer.param_groups, own, strict=True):
+                if capturable is not None:
+                    group["capturable"] = capturable  # of this device, not of the one that the run began on
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{state.path} does not fit: its optimiser has another shape ({error})") from None
         return resume.progress_of(state)
+
+    def _caches(self, batches: TrainBatches, logger: Logger) -> list[TeacherCache]:
+        """What remembers the logits of each frozen network, if that is asked for and can be done."""
+        if not getattr(self.params, "teacher_cache", False):
+            return []
+        if batches.views is None:
+            logger.info(f"teacher_cache: not used, {batches.augmentation} makes views without number")
+            return []
+        return [TeacherCache(frozen, self.sources[role]["sha256"], self.dataset.num_classes, batches, self.dtype,
+                             self._cache_directory, logger.info) for role, frozen in self._frozen.items()]
 
     def _data(self) -> dict[str, Any]:
         """What tells one state of a data set from another."""
@@ -238,6 +266,7 @@ class Experiment(Generic[ParamsType]):
             if self.start.best.path.resolve() not in (best.resolve(), self.start.state.path.resolve()):
                 checkpoint.copy(self.start.best.path, best)
             self._save(network, optimizer, progress)
+            self._writer.wait()  # what cannot be written is to be known before the first epoch
 
     def _accuracy(self, network: nn.Module, role: str) -> float:
         """Test accuracy in percent of a network that was loaded."""
@@ -267,8 +296,7 @@ class Experiment(Generic[ParamsType]):
         if progress.epoch:
             logger.info(f"continues after epoch {progress.epoch}, to epoch {self.params.num_epochs}")
         else:
-            images, _ = next(batches.epoch(0))
-            part = self.parts["train"]
+            images, part = next(batches.epoch(0)).images, self.parts["train"]
             logger.images("augmented", (images[:64] * part.std.view(3, 1, 1) + part.mean.view(3, 1, 1)).clamp(0, 1))
 
     def _save(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -276,7 +304,7 @@ class Experiment(Generic[ParamsType]):
         if distributed.rank():
             return
         best = [self.directory / "best_model.tar"] if progress.best["epoch"] == progress.epoch else []
-        checkpoint.save({
+        self._writer.save({
             "epoch": progress.epoch, "state_dict": network.state_dict(), "optim_dict": optimizer.state_dict(),
             "stage": self.params.script, "params": self.params.model_dump(), "data": self._data(),
             "sources": self.sources, "sessions": self.sessions, "history": progress.history,
@@ -284,6 +312,7 @@ class Experiment(Generic[ParamsType]):
         }, self.directory / "last_model.tar", *best)
 
     def _finish(self, logger: Logger, network: nn.Module, progress: Progress) -> None:
+        self._writer.wait()
         best, last = progress.best, progress.history[-1]
         seconds = sum(timing["seconds"] for timing in progress.timings)
         chosen = "validation" if "validation_accuracy" in best else "test"

@@ -56,6 +56,8 @@ class Params(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights, order of the images, augmentation, dropout")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of the networks; `auto`: bfloat16 where the hardware is fast at it")
+    compile: Switch = Field(False, description="torch.compile for the networks; compiling takes about a minute")
+    cuda_graph: Switch = Field(False, description="on one GPU, replay each step as one CUDA graph (untried so far)")
     cuda: Switch = Field(True, description="use a GPU if there is one; `--device` and `--gpu_id` choose which")
     num_workers: int = Field(4, ge=0, description="ignored: the data needs no worker processes")
     init_from: str | None = Field(
@@ -67,33 +69,42 @@ class Params(BaseModel):
         return {key: values[key] for key in values if (key == "init_from" or key.endswith("_resume")) and values[key]}
 
 
+class FrozenParams(Params):
+    """What the stages with a frozen network read."""
+
+    temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
+    teacher_cache: Switch = Field(
+        False, description="keep the frozen network's logits of each view of an image, for all runs, in `data/cache`")
+
+
 class ScratchParams(Params):
     """train_scratch.py: a network from labels alone."""
 
     script = "train_scratch.py"
 
 
-class NastyParams(Params):
+class NastyParams(FrozenParams):
     """train_nasty.py: a teacher that undermines its students."""
 
     script = "train_nasty.py"
     adversarial_model: str = Field(description="architecture of the frozen adversary, as a rule `model_name`")
     adversarial_num_channels: int = Field(32, ge=1, description="`num_channels` of an adversary that is a `net`")
     adversarial_resume: str = Field(description="checkpoint of the adversary: a normally trained teacher")
-    temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
     weight: float = Field(ge=0, description="weight of the term that drives the nasty teacher from the adversary")
 
 
-class KDParams(Params):
+class KDParams(FrozenParams):
     """train_kd.py: a student of a frozen teacher."""
 
     script = "train_kd.py"
     teacher_model: str = Field(description="architecture of the frozen teacher")
     teacher_num_channels: int = Field(32, ge=1, description="`num_channels` of a teacher that is a `net`")
     teacher_resume: str = Field(description="checkpoint of the teacher, normal or nasty")
-    temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
     alpha: float = Field(ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`")
 
+
+# What a run may go on with another value of: no more than rounding depends on it, or, for num_epochs, the end.
+CHANGEABLE = ("cuda", "cuda_graph", "compile", "teacher_cache", "num_workers", "num_epochs")
 
 STAGES: dict[str, type[Params]] = {"scratch": ScratchParams, "nasty": NastyParams, "kd": KDParams}
 ParamsType = TypeVar("ParamsType", bound=Params)
@@ -145,7 +156,7 @@ def changed_keys(old: dict[str, Any], new: Params) -> list[str]:
     then, now = defaults | old, new.model_dump()  # a key that is newer than the old run has its default
     return [f"{key} ({json.dumps(then.get(key))} -> {json.dumps(now.get(key))})"
             for key in {**now, **then}
-            if key not in ("cuda", "num_workers", "num_epochs") and then.get(key) != now.get(key)]
+            if key not in CHANGEABLE and then.get(key) != now.get(key)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The one training loop: epochs, steps, evaluation, learning rate, precision.
 
-It knows a stage only as `loss(network, images, labels) -> {"loss": tensor, name: tensor, ...}`: every named tensor is
-averaged over the epoch and logged, `loss` is minimised.
+It knows a stage only as `loss(network, batch) -> {"loss": tensor, name: tensor, ...}`: every named tensor is averaged
+over the epoch and logged, `loss` is minimised.
 """
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils import distributed, seeds
-from utils.data import Images, TrainBatches, in_order
+from utils.data import Batch, Images, TrainBatches, in_order
 from utils.errors import UserError
 from utils.losses import cross_entropy
 from utils.params import Params
+from utils.step import GraphedStep, Loss, Step, autocast, compiled
 
-Loss = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 Row = dict[str, float]
 
 
@@ -61,7 +60,8 @@ def learning_rate(params: Params, epoch: int) -> float:
 def build_optimizer(params: Params, network: nn.Module) -> torch.optim.Optimizer:
     """Adam without weight decay for the plain networks, SGD with momentum 0.9 and weight decay 5e-4 for all others."""
     if params.model_name in ("net", "mlp"):
-        return torch.optim.Adam(network.parameters(), lr=params.learning_rate, fused=True)
+        on_gpu = next(network.parameters()).is_cuda  # where a step may be recorded as a graph
+        return torch.optim.Adam(network.parameters(), lr=params.learning_rate, fused=True, capturable=on_gpu)
     return torch.optim.SGD(network.parameters(), lr=params.learning_rate, momentum=0.9, weight_decay=5e-4, fused=True)
 
 
@@ -80,12 +80,19 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 class Frozen:
-    """A network that only answers: eval mode, no gradients, logits that a loss may use."""
+    """A network that only answers: eval mode, no gradients, logits (B, C) of a batch that a loss may use."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)
+        self.remembered: Tensor | None = None  # (N, C), of this epoch's view of each training image
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
+        if self.remembered is not None:
+            return self.remembered[batch.index]
+        return self.answer(batch.images)
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, 3, H, W)."""
         with torch.inference_mode():
             logits = self.network(images)
         return logits.clone()  # outside inference mode: a tensor that autograd may save
@@ -97,7 +104,7 @@ def evaluate(network: nn.Module, part: Images, dtype: torch.dtype) -> Row:
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     was_training = network.training
     network.eval()
-    with torch.inference_mode(), _autocast(device, dtype):
+    with torch.inference_mode(), autocast(device, dtype):
         for images, labels in in_order(part):
             logits = network(images)
             sums[0] += (logits.argmax(1) == labels).sum()
@@ -107,22 +114,34 @@ def evaluate(network: nn.Module, part: Images, dtype: torch.dtype) -> Row:
     return {"accuracy": 100 * correct / len(part), "loss": loss / len(part)}
 
 
-def train(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
-          evaluated: dict[str, Images], params: Params, dtype: torch.dtype, progress: Progress,
-          end_of_epoch: Callable[[], None]) -> None:
-    """Run the epochs that `progress` lacks and evaluate after each; `end_of_epoch` saves and logs.
-
-    Raises UserError when a loss or gradient is not finite, before `end_of_epoch`: what was saved stays good.
-    """
+def build_step(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
+               params: Params, dtype: torch.dtype, say: Callable[[str], None]) -> Step | GraphedStep:
+    """The training step in the fastest form that parameters and device allow; `say` logs what they do not."""
     device = batches.part.labels.device
     parallel = distributed.parallel(network, device)
+    step = Step(parallel, compiled(loss, say) if params.compile else loss, optimizer, batches, dtype)
+    if device.type == "cuda" and params.cuda_graph and distributed.world_size() == 1:
+        return GraphedStep(step, say)
+    return step
+
+
+def train(network: nn.Module, step: Step | GraphedStep, optimizer: torch.optim.Optimizer, batches: TrainBatches,
+          evaluated: dict[str, Images], params: Params, dtype: torch.dtype, progress: Progress,
+          start_of_epoch: Callable[[int], None], end_of_epoch: Callable[[], None]) -> None:
+    """Run the epochs that `progress` lacks and evaluate after each.
+
+    `start_of_epoch` gets the number of the epoch, counted from 0; `end_of_epoch` saves and logs. Raises UserError when
+    a loss or gradient is not finite, before `end_of_epoch`: what was saved stays good.
+    """
     for epoch in range(progress.epoch, params.num_epochs):
         start = time.perf_counter()
         torch.manual_seed(seeds.derive_seed(params.seed, "dropout", epoch, distributed.rank()))
         rate = learning_rate(params, epoch)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        terms = _train_epoch(parallel, loss, optimizer, batches, dtype, epoch, params.num_epochs)
+        start_of_epoch(epoch)
+        network.train()
+        terms = _train_epoch(step, batches, epoch, params.num_epochs)
         trained = time.perf_counter()
         row = {"epoch": epoch + 1, "learning_rate": rate, **terms}
         for name, part in evaluated.items():
@@ -135,34 +154,22 @@ def train(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batc
         end_of_epoch()
 
 
-def _train_epoch(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
-                 dtype: torch.dtype, epoch: int, num_epochs: int) -> Row:
+def _train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, num_epochs: int) -> Row:
     """One pass over the training images. The mean of every named tensor of the loss, and of the gradient's norm."""
     device = batches.part.labels.device
-    gradients = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    sizes, records, names = batches.batch_sizes(), [], []
-    network.train()
+    sizes, records = batches.batch_sizes(), []
     quiet = True if distributed.rank() else None  # None: quiet where stderr is not a terminal
     with tqdm(total=sum(sizes), desc=f"epoch {epoch + 1}/{num_epochs}", unit=" images", leave=False,
               disable=quiet) as bar:
-        for size, (images, labels) in zip(sizes, batches.epoch(epoch), strict=True):
-            with _autocast(device, dtype):
-                terms = loss(network, images, labels)
-            share = distributed.world_size() * len(labels) / size  # processes average gradients; batches may be odd
-            (terms["loss"] * share).backward()
-            # The public torch.nn.utils.get_total_norm is the same, from torch 2.6 on.
-            norm = torch.stack(torch._foreach_norm([p.grad for p in gradients if p.grad is not None])).norm()
-            optimizer.step()
-            optimizer.zero_grad()
-            names = [*terms, "gradient_norm"]
-            records.append(torch.stack([*(value.detach().float() * share for value in terms.values()), norm.float()]))
+        for size, draw in zip(sizes, batches.draws(epoch, device), strict=True):
+            records.append(step(draw, size))
             if device.type == "cpu":  # elsewhere a look at every step would make the device wait
-                _check_finite(records[-1:], names, epoch, len(records))
+                _check_finite(records[-1:], step.names, epoch, len(records))
             bar.update(size)
-    _check_finite(records, names, epoch, 1)
+    _check_finite(records, step.names, epoch, 1)
     weights = torch.tensor(sizes, dtype=torch.float64, device=device).unsqueeze(1)
     sums = distributed.sum_over_ranks((torch.stack(records).double() * weights).sum(0))
-    return dict(zip(names, (sums / sum(sizes) / distributed.world_size()).tolist(), strict=True))
+    return dict(zip(step.names, (sums / sum(sizes) / distributed.world_size()).tolist(), strict=True))
 
 
 def _check_finite(records: list[Tensor], names: list[str], epoch: int, first_step: int) -> None:
@@ -173,7 +180,3 @@ def _check_finite(records: list[Tensor], names: list[str], epoch: int, first_ste
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, table[step].tolist(), strict=True))
         raise UserError(f"epoch {epoch + 1}, step {first_step + step}: not finite: {values}; what was saved after an "
                         "earlier epoch is kept")
-
-
-def _autocast(device: torch.device, dtype: torch.dtype) -> Any:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

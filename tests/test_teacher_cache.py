@@ -1,0 +1,117 @@
+"""A remembered answer of a frozen network is the answer."""
+import pytest
+import torch
+from conftest import contents, results
+from test_step import batches, network
+
+from utils.teacher_cache import TeacherCache
+from utils.training import Frozen
+
+
+def cache(directory, seed=1, sha256="a", said=None, dtype=torch.float32):
+    frozen = Frozen(network(seed))
+    said = [] if said is None else said
+    return frozen, TeacherCache(frozen, sha256, 5, batches(), dtype, directory, said.append)
+
+
+def count_answers(monkeypatch):
+    counts = []
+    answer = Frozen.answer
+    monkeypatch.setattr(Frozen, "answer", lambda self, images: counts.append(len(images)) or answer(self, images))
+    return counts
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_remembered_logits_are_the_recomputed_ones(tmp_path, dtype, tolerance):
+    frozen, table = cache(tmp_path, dtype=dtype)
+    for epoch in range(3):
+        table.start_epoch(epoch)
+        for batch in batches().epoch(epoch):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                torch.testing.assert_close(frozen(batch), frozen.answer(batch.images).to(dtype), rtol=tolerance,
+                                           atol=tolerance)
+
+
+def test_each_view_is_computed_once_for_all_runs(tmp_path, monkeypatch):
+    counts = count_answers(monkeypatch)
+    frozen, table = cache(tmp_path)
+    for epoch in range(4):
+        table.start_epoch(epoch)
+    views = {(int(i), int(v)) for epoch in range(4) for draw in batches().draws(epoch, torch.device("cpu"))
+             for i, v in zip(draw["index"], batches().view(draw), strict=True)}
+    assert sum(counts) == len(views)
+    counts.clear()
+    again, table = cache(tmp_path)
+    for epoch in range(4):
+        table.start_epoch(epoch)
+    assert counts == []
+    assert torch.equal(again.remembered, frozen.remembered)
+
+
+def test_another_network_has_a_table_of_its_own(tmp_path):
+    first, table = cache(tmp_path, seed=1, sha256="a")
+    table.start_epoch(0)
+    other, table = cache(tmp_path, seed=2, sha256="b")
+    table.start_epoch(0)
+    assert not torch.allclose(first.remembered, other.remembered)
+    assert len(contents(tmp_path)) == 2
+
+
+def test_a_row_that_was_half_written_is_computed_again(tmp_path, monkeypatch):
+    frozen, table = cache(tmp_path)
+    table.start_epoch(0)
+    content = bytearray(table.path.read_bytes())
+    row = next(i for i in range(0, len(content), 20) if any(content[i:i + 20]))
+    content[row + 12:row + 20] = bytes(8)
+    table.path.write_bytes(content)
+    counts = count_answers(monkeypatch)
+    again, table = cache(tmp_path)
+    table.start_epoch(0)
+    assert sum(counts) == 1
+    assert torch.allclose(again.remembered, frozen.remembered)
+
+
+def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):
+    said = []
+    frozen, table = cache(tmp_path, said=said)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("os.pwrite", full)
+    table.start_epoch(0)
+    table.start_epoch(1)
+    line, = said
+    assert "No space left on device" in line
+    batch = next(batches().epoch(1))
+    assert torch.allclose(frozen(batch), frozen.answer(batch.images), atol=1e-5)
+
+
+@pytest.mark.parametrize("script", ["train_kd", "train_nasty"])
+def test_a_run_with_remembered_answers_is_the_run_without(call, experiment, script):
+    normal = experiment("normal", num_epochs=1)
+    assert call("train_scratch", normal).returncode == 0
+    role = {"train_kd": {"teacher_model": "net", "teacher_num_channels": 4, "alpha": 0.9,
+                         "teacher_resume": str(normal / "best_model.tar")},
+            "train_nasty": {"adversarial_model": "net", "adversarial_num_channels": 4, "weight": 0.1,
+                            "adversarial_resume": str(normal / "best_model.tar")}}[script]
+    rows = []
+    for name, switch in (("plain", 0), ("remembered", 1), ("again", 1)):
+        directory = experiment(name, **role, temperature=4, teacher_cache=switch, num_epochs=3)
+        assert call(script, directory).returncode == 0
+        rows.append(results(directory)["last"])
+    assert rows[1] == pytest.approx(rows[0], rel=1e-3)
+    assert rows[2] == rows[1]
+
+
+def test_rotations_are_without_number_and_are_not_remembered(call, experiment, monkeypatch):
+    from utils import experiment as module
+    load = module.load_dataset
+    monkeypatch.setattr(module, "load_dataset", lambda *a, **k: __import__("dataclasses").replace(
+        load(*a, **k), augmentation="rotate_flip"))
+    normal = experiment("normal", num_epochs=1)
+    assert call("train_scratch", normal).returncode == 0
+    directory = experiment("student", teacher_model="net", teacher_num_channels=4, alpha=0.9, temperature=4,
+                           teacher_resume=str(normal / "best_model.tar"), teacher_cache=1, num_epochs=1)
+    done = call("train_kd", directory)
+    assert done.returncode == 0
+    assert "teacher_cache: not used, rotate_flip" in done.stdout
