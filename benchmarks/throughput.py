@@ -104,6 +104,10 @@ def measure(stage: str, name: str, batch_size: int, options: argparse.Namespace,
         torch.optim.SGD(plain.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
     loader = usual_loader(pixels, labels.tolist(), batch_size, options.workers, train=stage != "evaluate")
 
+    def answer(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return plain_frozen(images)
+
     def usual() -> None:
         correct = 0
         plain.train(stage != "evaluate")
@@ -113,10 +117,6 @@ def measure(stage: str, name: str, batch_size: int, options: argparse.Namespace,
                 with torch.no_grad():
                     correct += (plain(images).argmax(1) == targets).float().mean().item()
                 continue
-
-            def answer(images: torch.Tensor) -> torch.Tensor:
-                with torch.no_grad():
-                    return plain_frozen(images)
             loss = stage_terms(stage, plain, answer, images, images, targets)["loss"]
             plain_optimizer.zero_grad()
             loss.backward()

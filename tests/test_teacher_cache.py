@@ -1,4 +1,6 @@
 """A remembered answer of a frozen network is the answer."""
+import dataclasses
+
 import pytest
 import torch
 from conftest import contents, results
@@ -106,7 +108,7 @@ def test_a_run_with_remembered_answers_is_the_run_without(call, experiment, scri
 def test_rotations_are_without_number_and_are_not_remembered(call, experiment, monkeypatch):
     from utils import experiment as module
     load = module.load_dataset
-    monkeypatch.setattr(module, "load_dataset", lambda *a, **k: __import__("dataclasses").replace(
+    monkeypatch.setattr(module, "load_dataset", lambda *a, **k: dataclasses.replace(
         load(*a, **k), augmentation="rotate_flip"))
     normal = experiment("normal", num_epochs=1)
     assert call("train_scratch", normal).returncode == 0

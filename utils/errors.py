@@ -1,5 +1,10 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and what others say in a line."""
 from __future__ import annotations
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or what it is where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class UserError(Exception):

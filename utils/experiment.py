@@ -6,12 +6,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 import weakref
@@ -22,7 +19,7 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
-from utils import checkpoint, cli, distributed, resume, seeds
+from utils import checkpoint, cli, distributed, resume, seeds, session
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
 from utils.datasets import load_dataset
@@ -31,7 +28,7 @@ from utils.logger import Logger, say
 from utils.params import ParamsType, load_params, parse_overrides
 from utils.step import Loss
 from utils.teacher_cache import TeacherCache
-from utils.training import Frozen, Progress, build_optimizer, build_step, choose_dtype, evaluate, train
+from utils.training import Frozen, Progress, build_optimizer, build_step, choose_dtype, evaluate, load_optimizer, train
 
 try:
     import fcntl
@@ -84,10 +81,7 @@ class Experiment(Generic[ParamsType]):
         self._frozen: dict[str, Frozen] = {}
         self._cache_directory: Path = arguments.data_dir / "cache"
         self._writer = checkpoint.Writer()
-        self.session = {"device": self._device_name(), "processes": distributed.world_size(),
-                        "precision": str(self.dtype).removeprefix("torch."), "set": overrides,
-                        "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
-                                     "torchvision": importlib.metadata.version("torchvision"), "commit": _commit()}}
+        self.session = session.describe(self.device, self.dtype, overrides)
         self.sessions: list[dict[str, Any]] = []  # of the calls that the run took, this one at the end
 
     @classmethod
@@ -202,11 +196,7 @@ class Experiment(Generic[ParamsType]):
         self.sessions = state.content["sessions"]
         checkpoint.load_weights(network, state, "--resume")
         try:
-            own = [group.get("capturable") for group in optimizer.param_groups]
-            optimizer.load_state_dict(state.content["optim_dict"])
-            for group, capturable in zip(optimizer.param_groups, own, strict=True):
-                if capturable is not None:
-                    group["capturable"] = capturable  # of this device, not of the one that the run began on
+            load_optimizer(optimizer, state.content["optim_dict"])
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{state.path} does not fit: its optimiser has another shape ({error})") from None
         return resume.progress_of(state)
@@ -335,19 +325,6 @@ class Experiment(Generic[ParamsType]):
             "checkpoints_read": self.sources,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         }, indent=1) + "\n")
-
-    def _device_name(self) -> str:
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return f"{platform.machine()} CPU, threads: {torch.get_num_threads()}"
-
-
-def _commit() -> str | None:
-    """The commit of this code, `-dirty` if it was changed since; None where it is no git repository."""
-    call = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.check_output(call, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()
-    return None
 
 
 def _count_parameters(network: nn.Module) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.training import Progress, Row
 
 
@@ -68,7 +68,7 @@ class Logger:
         """The last line of a run that did not finish, in training.log alone: the terminal hears of it elsewhere."""
         if self.writes:
             with contextlib.suppress(OSError):
-                self._log.write(f"{_now()}  stopped: {str(error) or type(error).__name__}\n")
+                self._log.write(f"{_now()}  stopped: {first_line(error)}\n")
                 self._log.flush()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from utils import distributed
 from utils.data import Batch, Draw, TrainBatches
+from utils.errors import first_line
 
 Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
@@ -79,7 +80,7 @@ class GraphedStep:
                 self.graphs[size] = self._record(draw, size)
             except RuntimeError as error:  # nothing has run: the step is still to be made
                 self.recordable = False
-                self.say(f"cuda_graph: steps run as written, they cannot be recorded ({str(error).splitlines()[0]})")
+                self.say(f"cuda_graph: steps run as written, they cannot be recorded ({first_line(error)})")
         if size not in self.graphs:
             self.seen[size] = self.seen.get(size, 0) + 1
             return self._as_written(draw, size)
@@ -107,18 +108,18 @@ class GraphedStep:
 
 def compiled(loss: Loss, say: Callable[[str], None]) -> Loss:
     """The loss with its networks through torch.compile, or, where the compiler fails, as it is."""
-    fast = torch.compile(loss, dynamic=False)
-    current = fast
+    current = torch.compile(loss, dynamic=False)
 
     def call(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         nonlocal current
         try:
             return current(network, batch)
-        except Exception as error:  # compilers raise anything; what is wrong with the loss itself comes again below
+        except Exception as error:  # compilers raise anything
             if current is loss:
                 raise
+            terms = loss(network, batch)  # raises what is wrong with the loss itself
             current = loss
-            say(f"compile: not used, the compiler fails ({str(error).strip().splitlines()[0]})")
-            return loss(network, batch)
+            say(f"compile: not used, the compiler fails ({first_line(error)})")
+            return terms
 
     return call

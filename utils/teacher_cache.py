@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from utils import distributed
-from utils.data import TrainBatches
+from utils.data import Draw, TrainBatches
 from utils.errors import UserError
 from utils.step import autocast
-from utils.training import Frozen
+from utils.training import Frozen, progress_bar
 
 
 class TeacherCache:
@@ -40,34 +38,30 @@ class TeacherCache:
         self.shape = (len(batches.part) * batches.views, num_classes)
         self.path = directory / f"teacher-{self._key(sha256)}.logits"
         self.width = num_classes * dtype.itemsize  # bytes of a row
+        self.grows = True
         frozen.remembered = torch.zeros(len(batches.part), num_classes, dtype=dtype, device=self.device)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab") as file:
                 file.truncate(self.shape[0] * self.width)  # of the same size if it was there
-            self.file: int | None = os.open(self.path, os.O_RDWR)
         except OSError as error:
             raise UserError(f"teacher_cache: {self.path}: {error.strerror}") from None
 
     def start_epoch(self, epoch: int) -> None:
         """Have the logits of all images, each in its view of this epoch (counted from 0), ready for the steps."""
         draws = self.batches.draws(epoch, torch.device("cpu"))
-        index = torch.cat([draw["index"] for draw in draws])
-        rows = index * self.batches.views + torch.cat([self.batches.view(draw) for draw in draws])
+        draw = {name: torch.cat([share[name] for share in draws]) for name in draws[0]}
+        rows = draw["index"] * self.batches.views + self.batches.view(draw)
         logits = self._read(rows)
         missing = (logits == 0).any(dim=1).nonzero().flatten()
-        self.frozen.remembered[index.to(self.device)] = logits.to(self.device)
-        if not len(missing):
-            return
-        draw = {name: torch.cat([draw[name] for draw in draws])[missing] for name in draws[0]}
-        computed = self._compute(draw)
-        self.frozen.remembered[draw["index"].to(self.device)] = computed
-        self._write(rows[missing], computed.cpu())
+        if len(missing):
+            logits[missing] = self._compute({name: values[missing] for name, values in draw.items()}).cpu()
+            self._write(rows[missing], logits[missing])
+        self.frozen.remembered[draw["index"].to(self.device)] = logits.to(self.device)
 
-    def _compute(self, draw: dict[str, Tensor]) -> Tensor:
+    def _compute(self, draw: Draw) -> Tensor:
         size, parts = self.batches.batch_size, []
-        quiet = True if distributed.rank() else None
-        with tqdm(total=len(draw["index"]), desc="frozen network", unit=" images", leave=False, disable=quiet) as bar:
+        with progress_bar(len(draw["index"]), "frozen network") as bar:
             for start in range(0, len(draw["index"]), size):
                 share = {name: values[start:start + size].to(self.device) for name, values in draw.items()}
                 with autocast(self.device, self.dtype):
@@ -81,14 +75,16 @@ class TeacherCache:
 
     def _write(self, rows: Tensor, logits: Tensor) -> None:
         """Row by row, not through a mapping: a disk that is full then is an error and no signal."""
+        if not self.grows:
+            return
         content = logits.contiguous().view(torch.uint8).numpy()
         try:
-            for row, values in zip(rows.tolist(), content, strict=True):
-                if self.file is not None:
-                    os.pwrite(self.file, values.tobytes(), row * self.width)
+            with open(self.path, "r+b", buffering=0) as file:
+                for row, values in zip(rows.tolist(), content, strict=True):
+                    os.pwrite(file.fileno(), values.tobytes(), row * self.width)
         except OSError as error:
             self.say(f"teacher_cache: {self.path} grows no further ({error.strerror})")
-            self.file = None
+            self.grows = False
 
     def _key(self, sha256: str) -> str:
         """Of everything that the logits depend on."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,15 @@ def build_optimizer(params: Params, network: nn.Module) -> torch.optim.Optimizer
     return torch.optim.SGD(network.parameters(), lr=params.learning_rate, momentum=0.9, weight_decay=5e-4, fused=True)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimiser the state of another, which may have run on another device."""
+    own = [group.get("capturable") for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, capturable in zip(optimizer.param_groups, own, strict=True):
+        if capturable is not None:
+            group["capturable"] = capturable  # of this device
+
+
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The arithmetic of the networks. `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
     native = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else _cpu_multiplies_bfloat16()
@@ -114,6 +124,12 @@ def evaluate(network: nn.Module, part: Images, dtype: torch.dtype) -> Row:
     return {"accuracy": 100 * correct / len(part), "loss": loss / len(part)}
 
 
+def progress_bar(images: int, title: str) -> tqdm:
+    """A bar that counts images, of the first process, and quiet where stderr is not a terminal."""
+    quiet = True if distributed.rank() else None
+    return tqdm(total=images, desc=title, unit=" images", leave=False, disable=quiet)
+
+
 def build_step(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
                params: Params, dtype: torch.dtype, say: Callable[[str], None]) -> Step | GraphedStep:
     """The training step in the fastest form that parameters and device allow; `say` logs what they do not."""
@@ -158,9 +174,7 @@ def _train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, nu
     """One pass over the training images. The mean of every named tensor of the loss, and of the gradient's norm."""
     device = batches.part.labels.device
     sizes, records = batches.batch_sizes(), []
-    quiet = True if distributed.rank() else None  # None: quiet where stderr is not a terminal
-    with tqdm(total=sum(sizes), desc=f"epoch {epoch + 1}/{num_epochs}", unit=" images", leave=False,
-              disable=quiet) as bar:
+    with progress_bar(sum(sizes), f"epoch {epoch + 1}/{num_epochs}") as bar:
         for size, draw in zip(sizes, batches.draws(epoch, device), strict=True):
             records.append(step(draw, size))
             if device.type == "cpu":  # elsewhere a look at every step would make the device wait
