@@ -3,24 +3,29 @@
     python benchmarks/throughput.py                                    # on the CPU or GPU that is there
     python benchmarks/throughput.py --precision fp32 --models net --batch_sizes 32 128 512
     python benchmarks/throughput.py --stages scratch nasty kd evaluate --models resnet18 --json gpu.json
+    python benchmarks/throughput.py --models net --profile             # where the time goes, by operation
 
 The usual pipeline: PIL images through torchvision transforms in a DataLoader with 4 workers, float32, contiguous NCHW,
-eager, `.item()` each step. Both train on the same images (random, 32x32), with the same network, loss and optimiser, in
-turns within one process for each row, so that what else the machine does hits both. A repeat is one epoch of `--steps`
-batches; given are the median and the spread (lowest and highest) of the repeats. Peak: the largest rate of a large
-matrix product here, in the arithmetic that is used; the share of it counts the multiplications and additions of
-convolutions and linear layers, three times the forward pass for a network in training.
+eager, `.item()` each step. Both train on the same random images (32x32, `--steps` batches of them) with the same
+network, loss and optimiser. Each has a process of its own, and the two take turns at passes over the images, so that
+what else the machine does hits both; given are medians and spreads (lowest to highest) of `--repeats` turns, and the
+peak of our memory, of the GPU or of the process. Peak: our share of the largest rate of a large matrix product here, in
+the arithmetic that is used, counting the multiplications and additions of convolutions and linear layers, three times
+the forward pass for a network in training. `kd_cached` is `kd` with `teacher_cache`, as a second student meets it.
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,17 +35,22 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.profiler import profile
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import build_model
+from utils.allocator import keep_freed_memory
 from utils.data import Images, TrainBatches
 from utils.losses import cross_entropy, kd_terms, nasty_terms
 from utils.params import ScratchParams
+from utils.teacher_cache import TeacherCache
 from utils.training import Frozen, build_optimizer, build_step, choose_dtype, evaluate
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-COLUMNS = ("stage", "network", "batch", "ours", "spread", "usual", "spread", "ratio", "peak", "memory")
+STAGES = ("scratch", "nasty", "kd", "kd_cached", "evaluate")
+COLUMNS = ("stage", "network", "batch", "images", "ours", "spread", "usual", "spread", "ratio", "peak", "memory")
+Turn = Callable[[], None]
 
 
 class PILImages(Dataset):
@@ -56,101 +66,175 @@ class PILImages(Dataset):
         return self.transform(Image.fromarray(self.pixels[number])), self.labels[number]
 
 
-def stage_terms(stage: str, network: nn.Module, frozen: Callable, batch: object, images: torch.Tensor,
-                labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    if stage == "kd":
-        return kd_terms(network(images), frozen(batch), labels, temperature=20, alpha=0.9)
-    if stage == "nasty":
-        return nasty_terms(network(images), frozen(batch), labels, temperature=4, weight=0.004)
-    return {"loss": cross_entropy(network(images), labels)}
+class Case:
+    """A row of the table: what is trained on what."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.stage, self.name = options.stages[0], options.models[0]
+        self.teacher = options.teacher if self.stage.startswith("kd") else self.name
+        self.batch_size, self.images = options.batch_sizes[0], options.steps[0] * options.batch_sizes[0]
+        self.device, self.workers = torch.device(options.device), options.workers
+        self.params = ScratchParams(dataset="demo", model_name=self.name, learning_rate=0.001, num_epochs=1,
+                                    batch_size=self.batch_size, precision=options.precision,
+                                    compile=options.compile or "auto")
+        self.scratch = tempfile.TemporaryDirectory()
+        random = np.random.default_rng(0)
+        self.pixels = random.integers(0, 256, (self.images, 32, 32, 3), dtype=np.uint8)
+        self.labels = random.integers(0, 10, self.images)
 
-def measure(stage: str, name: str, batch_size: int, options: argparse.Namespace, device: torch.device) -> dict:
-    """One row of the table."""
-    params = ScratchParams(dataset="demo", model_name=name, learning_rate=0.001, num_epochs=1, batch_size=batch_size,
-                           precision=options.precision, compile=options.compile)
-    dtype = choose_dtype(params.precision, device)
-    random = np.random.default_rng(0)
-    count = options.steps * batch_size
-    pixels = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    labels = random.integers(0, 10, count)
-    mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
-    part = Images(torch.from_numpy(pixels).to(device), torch.from_numpy(labels).to(device), mean, std)
-    teacher = options.teacher if stage == "kd" else name
+    @property
+    def dtype(self) -> torch.dtype:
+        return choose_dtype(self.params.precision, self.device)
 
-    def build(which: str, fast: bool) -> nn.Module:
+    def build(self, name: str) -> nn.Module:
         torch.manual_seed(0)
-        network = build_model(which, 10).to(device)
-        return network.to(memory_format=torch.channels_last) if fast else network
+        return build_model(name, 10).to(self.device)
 
-    network, frozen = build(name, True), Frozen(build(teacher, True))
-    optimizer = build_optimizer(params, network)
-    batches = TrainBatches(part, batch_size, "crop_flip", seed=0)
-    step = build_step(network, lambda network, batch: stage_terms(stage, network, frozen, batch, batch.images,
-                                                                  batch.labels),
-                      optimizer, batches, params, dtype, lambda text: print(text, file=sys.stderr))
-    epochs = iter(range(10**6))
+    def terms(self, network: nn.Module, frozen: Callable, batch: object, images: torch.Tensor,
+              labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.stage.startswith("kd"):
+            return kd_terms(network(images), frozen(batch), labels, temperature=20, alpha=0.9)
+        if self.stage == "nasty":
+            return nasty_terms(network(images), frozen(batch), labels, temperature=4, weight=0.004)
+        return {"loss": cross_entropy(network(images), labels)}
 
-    def ours() -> None:
-        if stage == "evaluate":
-            evaluate(network, part, dtype)
+    @property
+    def flops(self) -> int:
+        """Of one image."""
+        forward = count_flops(build_model(self.name, 10))
+        needed = forward if self.stage == "evaluate" else 3 * forward
+        return needed + (count_flops(build_model(self.teacher, 10)) if self.stage in ("kd", "nasty") else 0)
+
+
+def ours(case: Case) -> Turn:
+    """A pass over the images, as the stages make it."""
+    if case.device.type == "cpu":
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = True
+    mean, std = (torch.tensor(values, device=case.device) for values in (MEAN, STD))
+    pixels, labels = (torch.from_numpy(array).to(case.device) for array in (case.pixels, case.labels))
+    part = Images(pixels, labels, mean, std)
+    network, teacher = (case.build(name).to(memory_format=torch.channels_last) for name in (case.name, case.teacher))
+    frozen, batches = Frozen(teacher), TrainBatches(part, case.batch_size, "crop_flip", seed=0)
+    step = build_step(network, lambda network, batch: case.terms(network, frozen, batch, batch.images, batch.labels),
+                      build_optimizer(case.params, network), batches, case.params, case.dtype, complain)
+    caches = []
+    if case.stage == "kd_cached":
+        caches.append(TeacherCache(frozen, "", 10, batches, case.dtype, Path(case.scratch.name), complain))
+
+    def turn() -> None:
+        if case.stage == "evaluate":
+            evaluate(network, part, case.dtype)  # returns numbers: waits for the device
             return
+        for cache in caches:
+            cache.start_epoch(0)
         network.train()
-        records = [step(draw, batch_size) for draw in batches.draws(next(epochs), device)]
+        records = [step(draw, case.batch_size) for draw in batches.draws(0, case.device)]
         torch.stack(records).mean().item()
 
-    plain, plain_frozen = build(name, False), build(teacher, False).eval()
-    plain_optimizer = torch.optim.Adam(plain.parameters(), lr=0.001) if name in ("net", "mlp") else \
-        torch.optim.SGD(plain.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
-    loader = usual_loader(pixels, labels.tolist(), batch_size, options.workers, train=stage != "evaluate")
+    return turn
+
+
+def usual(case: Case) -> Turn:
+    """A pass over the images, as such code commonly makes it."""
+    from torchvision import transforms
+
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than there are cores
+    train = case.stage != "evaluate"
+    augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if train else []
+    transform = transforms.Compose([*augmentation, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    loader = DataLoader(PILImages(case.pixels, case.labels.tolist(), transform), case.batch_size, shuffle=train,
+                        num_workers=case.workers, persistent_workers=case.workers > 0,
+                        pin_memory=torch.cuda.is_available())
+    network, teacher = case.build(case.name).train(train), case.build(case.teacher).eval()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.001) if case.name in ("net", "mlp") else \
+        torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
 
     def answer(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return plain_frozen(images)
+            return teacher(images)
 
-    def usual() -> None:
-        correct = 0
-        plain.train(stage != "evaluate")
-        for images, targets in loader:
-            images, targets = images.to(device), targets.to(device)
-            if stage == "evaluate":
+    def turn() -> None:
+        total = 0.0
+        for images, labels in loader:
+            images, labels = images.to(case.device), labels.to(case.device)
+            if not train:
                 with torch.no_grad():
-                    correct += (plain(images).argmax(1) == targets).float().mean().item()
+                    total += (network(images).argmax(1) == labels).float().mean().item()
                 continue
-            loss = stage_terms(stage, plain, answer, images, images, targets)["loss"]
-            plain_optimizer.zero_grad()
+            loss = case.terms(network, answer, images, images, labels)["loss"]
+            optimizer.zero_grad()
             loss.backward()
-            plain_optimizer.step()
-            correct += loss.item()
+            optimizer.step()
+            total += loss.item()
 
-    ours()  # warm-up: memory, algorithms, graphs, compiled code
-    ours()
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else \
-        1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    usual()
-    rates: dict[str, list[float]] = {"ours": [], "usual": []}
-    for _ in range(options.repeats):
-        for which, run in (("ours", ours), ("usual", usual)):
-            synchronise(device)
-            start = time.perf_counter()
-            run()
-            synchronise(device)
-            rates[which].append(count / (time.perf_counter() - start))
-    forward = flops(build_model(name, 10))
-    needed = forward if stage == "evaluate" else 3 * forward
-    needed += flops(build_model(teacher, 10)) if stage in ("kd", "nasty") else 0
-    return {"stage": stage, "network": f"{name} from {teacher}" if stage == "kd" else name, "batch_size": batch_size,
-            "precision": str(dtype).removeprefix("torch."), "images_per_second": rates, "memory_bytes": memory,
-            "flops_per_image": needed, "share_of_peak": needed * statistics.median(rates["ours"]) / peak(device, dtype)}
+    return turn
 
 
-def usual_loader(pixels: np.ndarray, labels: list[int], batch_size: int, workers: int, *, train: bool) -> DataLoader:
-    from torchvision import transforms
+SIDES = {"ours": ours, "usual": usual}
 
-    augmentation = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if train else []
-    transform = transforms.Compose([*augmentation, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-    return DataLoader(PILImages(pixels, labels, transform), batch_size, shuffle=train, num_workers=workers,
-                      persistent_workers=workers > 0, pin_memory=torch.cuda.is_available())
+
+def take_turns(case: Case, side: str) -> None:
+    """One of the two processes: for each line on stdin a turn, and a line with its seconds on stdout."""
+    turn = SIDES[side](case)
+    turn()  # warm-up: memory, algorithms, graphs, compiled code
+    turn()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        synchronise(case.device)
+        start = time.perf_counter()
+        turn()
+        synchronise(case.device)
+        print(time.perf_counter() - start, flush=True)
+    print(torch.cuda.max_memory_allocated() if case.device.type == "cuda" else
+          1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def measure(case: Case, repeats: int, call: list[str]) -> dict:
+    """A row of the table. call: of this script for this case."""
+    sides = {side: subprocess.Popen([*call, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+             for side in SIDES}
+
+    def answer(side: str) -> str:
+        line = sides[side].stdout.readline()
+        return line or sys.exit(f"{side}: failed")
+
+    for side in sides:
+        answer(side)
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, process in sides.items():
+            print(file=process.stdin, flush=True)
+            rates[side].append(case.images / float(answer(side)))
+    memory = {}
+    for side, process in sides.items():
+        process.stdin.close()
+        memory[side] = int(answer(side))
+        process.wait()
+    return {"stage": case.stage, "network": f"{case.name} from {case.teacher}" if "kd" in case.stage else case.name,
+            "batch_size": case.batch_size, "images": case.images, "precision": str(case.dtype).removeprefix("torch."),
+            "images_per_second": rates, "memory_bytes": memory, "flops_per_image": case.flops,
+            "share_of_peak": case.flops * statistics.median(rates["ours"]) / peak(case.device, case.dtype)}
+
+
+def print_profile(case: Case) -> None:
+    """The operations that take most of a turn, of both sides."""
+    for side, build in SIDES.items():
+        turn = build(case)
+        turn()
+        with profile() as record:
+            turn()
+        device = "cuda" if case.device.type == "cuda" else "cpu"
+        events = sorted(record.key_averages(), key=lambda event: -getattr(event, f"self_{device}_time_total", 0))
+        total = sum(getattr(event, f"self_{device}_time_total", 0) for event in events)
+        print(f"\n{side}: {case.stage} {case.name}, {total / 1e6:.2f} s")
+        for event in events[:12]:
+            print(f"{100 * getattr(event, f'self_{device}_time_total', 0) / total:5.1f} %  {event.key}")
+
+
+def complain(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def synchronise(device: torch.device) -> None:
@@ -158,7 +242,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def flops(network: nn.Module) -> int:
+def count_flops(network: nn.Module) -> int:
     """Floating-point operations of a forward pass over one image, a multiplication and an addition being two."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, 32, 32))
@@ -182,10 +266,10 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 def cells(row: dict) -> list[str]:
     ours, usual = row["images_per_second"]["ours"], row["images_per_second"]["usual"]
     ratio = statistics.median(a / b for a, b in zip(ours, usual, strict=True))
-    return [row["stage"], row["network"], str(row["batch_size"]), f"{statistics.median(ours):.0f}",
+    return [row["stage"], row["network"], str(row["batch_size"]), str(row["images"]), f"{statistics.median(ours):.0f}",
             f"{min(ours):.0f} to {max(ours):.0f}", f"{statistics.median(usual):.0f}",
             f"{min(usual):.0f} to {max(usual):.0f}", f"{ratio:.2f}x", f"{100 * row['share_of_peak']:.0f} %",
-            f"{row['memory_bytes'] / 2**20:.0f} MiB"]
+            f"{row['memory_bytes']['ours'] / 2**20:.0f} MiB"]
 
 
 def machine(device: torch.device) -> str:
@@ -195,36 +279,44 @@ def machine(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", default=["scratch", "evaluate"],
-                        choices=["scratch", "nasty", "kd", "evaluate"])
+    parser.add_argument("--stages", nargs="+", default=["scratch", "evaluate"], choices=STAGES)
     parser.add_argument("--models", nargs="+", default=["net", "preresnet20", "resnet18"])
     parser.add_argument("--teacher", default="resnet18", help="of the stage kd")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[128])
-    parser.add_argument("--steps", type=int, default=16, help="batches of a repeat")
+    parser.add_argument("--steps", nargs="+", type=int, default=[16], help="batches that the images make")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=4, help="of the usual pipeline's DataLoader")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile for ours")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the figures there, every repeat of them")
-    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)  # one row, as JSON
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    if options.row:
-        print(json.dumps(measure(options.stages[0], options.models[0], options.batch_sizes[0], options, device)))
+    parser.add_argument("--profile", action="store_true", help="instead: the operations that take most of the time")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # one of the processes of a row
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.side:
+        take_turns(Case(options), options.side)
         return
+    device = torch.device(options.device)
     print(f"{machine(device)}, precision {options.precision}{', compiled' if options.compile else ''}\n")
-    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    if not options.profile:
+        print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     rows = []
-    for stage in options.stages:
-        for name in options.models:
-            for size in options.batch_sizes:  # each in a process of its own: its peak of memory is its own
-                cell = ["--row", "--stages", stage, "--models", name, "--batch_sizes", str(size)]
-                done = subprocess.run([sys.executable, *sys.argv, *cell], check=True, stdout=subprocess.PIPE, text=True)
-                rows.append(json.loads(done.stdout))
-                print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
+    for stage, name, batch_size, steps in itertools.product(options.stages, options.models, options.batch_sizes,
+                                                            options.steps):
+        row = vars(options) | {"stages": [stage], "models": [name], "batch_sizes": [batch_size], "steps": [steps]}
+        case = Case(argparse.Namespace(**row))
+        if options.profile:
+            print_profile(case)
+            continue
+        words = ["--stages", stage, "--models", name, "--batch_sizes", str(batch_size), "--steps", str(steps)]
+        rows.append(measure(case, options.repeats, [sys.executable, *sys.argv, *words]))
+        print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=1) + "\n")
 

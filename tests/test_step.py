@@ -140,3 +140,4 @@ def test_the_switches_of_speed_may_change_under_a_run(call, experiment):
     assert call("train_scratch", directory).returncode == 0
     assert call("train_scratch", directory, "--set", "num_epochs=2", "cuda_graph=1").returncode == 0
     assert results(directory)["last"]["epoch"] == 2
+    assert "cuda_graph: steps run as written" in (directory / "training.log").read_text()

@@ -145,7 +145,8 @@ class TrainBatches:
 
 def in_order(part: Images) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of a part in its order, not augmented: images as from `TrainBatches.epoch`, labels."""
-    batch_size = max(1, 256 * 32**2 // part.images.shape[1] ** 2)  # keeps the activations of large images in memory
+    pixels = (1024 if part.labels.is_cuda else 256) * 32**2  # of a batch: enough to fill a GPU, and to stay in a cache
+    batch_size = max(1, pixels // part.images.shape[1] ** 2)
     rank, ranks = distributed.rank(), distributed.world_size()
     share = range(len(part) * rank // ranks, len(part) * (rank + 1) // ranks)
     for start in share[::batch_size]:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from utils import checkpoint, cli, distributed, resume, seeds, session
+from utils.allocator import keep_freed_memory
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
 from utils.datasets import load_dataset
@@ -59,6 +60,8 @@ class Experiment(Generic[ParamsType]):
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = self.params.precision != "fp32"
+        else:
+            keep_freed_memory()
 
         with distributed.together():
             self._lock()

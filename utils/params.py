@@ -22,6 +22,8 @@ def _zero_or_one(value: Any) -> Any:
 
 
 Switch = Annotated[bool, BeforeValidator(_zero_or_one), WithJsonSchema({"enum": [0, 1, False, True]})]
+AutoSwitch = Annotated[Literal["auto", False, True], BeforeValidator(_zero_or_one),
+                       WithJsonSchema({"enum": ["auto", 0, 1, False, True]})]
 
 
 class Params(BaseModel):
@@ -56,8 +58,10 @@ class Params(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights, order of the images, augmentation, dropout")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of the networks; `auto`: bfloat16 where the hardware is fast at it")
-    compile: Switch = Field(False, description="torch.compile for the networks; compiling takes about a minute")
-    cuda_graph: Switch = Field(False, description="on one GPU, replay each step as one CUDA graph (untried so far)")
+    compile: AutoSwitch = Field(
+        "auto", description="torch.compile for the networks, about a minute each time; `auto`: no (see BENCHMARKS.md)")
+    cuda_graph: AutoSwitch = Field(
+        "auto", description="replay each step as one CUDA graph; `auto`: on one GPU, where it can be recorded")
     cuda: Switch = Field(True, description="use a GPU if there is one; `--device` and `--gpu_id` choose which")
     num_workers: int = Field(4, ge=0, description="ignored: the data needs no worker processes")
     init_from: str | None = Field(
@@ -227,7 +231,8 @@ def markdown_table() -> str:
 
 def _type_name(schema: dict[str, Any]) -> str:
     if "enum" in schema:
-        return "0 / 1" if 0 in schema["enum"] else " / ".join(f"`{choice}`" for choice in schema["enum"])
+        return " / ".join(f"`{choice}`" if isinstance(choice, str) else str(choice) for choice in schema["enum"]
+                          if not isinstance(choice, bool))
     schema = schema.get("anyOf", [schema])[0]  # an optional value: what it is when it is not null
     names = {"integer": "int", "number": "float", "string": "string"}
     return f"list of {names[schema['items']['type']]}" if schema["type"] == "array" else names[schema["type"]]

@@ -80,6 +80,7 @@ class GraphedStep:
                 self.graphs[size] = self._record(draw, size)
             except RuntimeError as error:  # nothing has run: the step is still to be made
                 self.recordable = False
+                self.step.optimizer.zero_grad()  # gradients that were named, not computed
                 self.say(f"cuda_graph: steps run as written, they cannot be recorded ({first_line(error)})")
         if size not in self.graphs:
             self.seen[size] = self.seen.get(size, 0) + 1
@@ -101,7 +102,7 @@ class GraphedStep:
     def _record(self, draw: Draw, size: int) -> tuple[torch.cuda.CUDAGraph, Draw, Tensor]:
         static = {name: values.clone() for name, values in draw.items()}
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):  # a save may be under way
             record = self.step(static, size)
         return graph, static, record
 

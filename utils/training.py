@@ -135,9 +135,12 @@ def build_step(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer,
     """The training step in the fastest form that parameters and device allow; `say` logs what they do not."""
     device = batches.part.labels.device
     parallel = distributed.parallel(network, device)
-    step = Step(parallel, compiled(loss, say) if params.compile else loss, optimizer, batches, dtype)
-    if device.type == "cuda" and params.cuda_graph and distributed.world_size() == 1:
+    step = Step(parallel, compiled(loss, say) if params.compile is True else loss, optimizer, batches, dtype)
+    recordable = device.type == "cuda" and distributed.world_size() == 1
+    if params.cuda_graph and recordable:
         return GraphedStep(step, say)
+    if params.cuda_graph is True:
+        say("cuda_graph: steps run as written, recording takes a single GPU")
     return step
 
 
