@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -77,31 +78,43 @@ def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.d
     return torch.device("cuda", ids[0])
 
 
-def main(stage: Callable[[], None]) -> None:
+def main(stage: Callable[[], None]) -> NoReturn:
     """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130, SIGTERM 143."""
     if not distributed.launched():  # one of several may wait for the others where Python handles no signal
         signal.signal(signal.SIGTERM, _terminate)
+        sys.exit(_run(stage))
+    try:
+        status = _run(stage)
+    except SystemExit as end:
+        status = end.code or 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the threads of a process group can abort a process that takes itself apart
+
+
+def _run(stage: Callable[[], None]) -> int:
     try:
         stage()
         distributed.shut_down()  # not after a failure: then the process ends, and its group with it
+        return 0
     except UserError as error:
-        _fail(str(error))
+        return _failed(str(error))
     except OSError as error:
         if error.errno is None:
             raise
-        _fail(str(UserError.from_os(error)))
+        return _failed(str(UserError.from_os(error)))
     except KeyboardInterrupt as interrupt:
         if distributed.local_rank() == 0:
             print("interrupted: the same command (without --restart) continues after the last finished epoch",
                   file=sys.stderr)
-        sys.exit(143 if interrupt.args else 130)
+        return 143 if interrupt.args else 130
 
 
 def _terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt("SIGTERM")
 
 
-def _fail(message: str) -> None:
+def _failed(message: str) -> int:
     if distributed.local_rank() == 0:  # all processes of a run fail alike
         print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    return 2
