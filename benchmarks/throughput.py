@@ -9,9 +9,10 @@ The usual pipeline: PIL images through torchvision transforms in a DataLoader wi
 eager, `.item()` each step. Both train on the same random images (32x32, `--steps` batches of them) with the same
 network, loss and optimiser. Each has a process of its own, and the two take turns at passes over the images, so that
 what else the machine does hits both; given are medians and spreads (lowest to highest) of `--repeats` turns, and the
-peak of our memory, of the GPU or of the process. Peak: our share of the largest rate of a large matrix product here, in
-the arithmetic that is used, counting the multiplications and additions of convolutions and linear layers, three times
-the forward pass for a network in training. `kd_cached` is `kd` with `teacher_cache`, as a second student meets it.
+peak of our memory, of the GPU or of the process (of which libraries take half a gigabyte). Peak: our share of the
+largest rate of a large matrix product here, in the arithmetic that is used, counting the multiplications and additions
+of convolutions and linear layers, three times the forward pass for a network in training. `kd_cached` is `kd` with
+`teacher_cache`, as a second student meets it.
 """
 from __future__ import annotations
 
@@ -19,7 +20,6 @@ import argparse
 import itertools
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,12 +40,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import build_model
-from utils.allocator import keep_freed_memory
 from utils.data import Images, TrainBatches
 from utils.losses import cross_entropy, kd_terms, nasty_terms
 from utils.params import ScratchParams
+from utils.session import describe
 from utils.teacher_cache import TeacherCache
-from utils.training import Frozen, build_optimizer, build_step, choose_dtype, evaluate
+from utils.training import Frozen, build_optimizer, build_step, choose_dtype, evaluate, prepare_device
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STAGES = ("scratch", "nasty", "kd", "kd_cached", "evaluate")
@@ -71,7 +71,7 @@ class Case:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.stage, self.name = options.stages[0], options.models[0]
-        self.teacher = options.teacher if self.stage.startswith("kd") else self.name
+        self.teacher = options.teacher if self.stage.startswith("kd") else self.name if self.stage == "nasty" else None
         self.batch_size, self.images = options.batch_sizes[0], options.steps[0] * options.batch_sizes[0]
         self.device, self.workers = torch.device(options.device), options.workers
         self.params = ScratchParams(dataset="demo", model_name=self.name, learning_rate=0.001, num_epochs=1,
@@ -103,20 +103,19 @@ class Case:
         """Of one image."""
         forward = count_flops(build_model(self.name, 10))
         needed = forward if self.stage == "evaluate" else 3 * forward
-        return needed + (count_flops(build_model(self.teacher, 10)) if self.stage in ("kd", "nasty") else 0)
+        looked_up = self.stage == "kd_cached" or not self.teacher
+        return needed if looked_up else needed + count_flops(build_model(self.teacher, 10))
 
 
 def ours(case: Case) -> Turn:
     """A pass over the images, as the stages make it."""
-    if case.device.type == "cpu":
-        keep_freed_memory()
-    else:
-        torch.backends.cudnn.benchmark = True
+    prepare_device(case.device, case.params.precision)
     mean, std = (torch.tensor(values, device=case.device) for values in (MEAN, STD))
     pixels, labels = (torch.from_numpy(array).to(case.device) for array in (case.pixels, case.labels))
     part = Images(pixels, labels, mean, std)
-    network, teacher = (case.build(name).to(memory_format=torch.channels_last) for name in (case.name, case.teacher))
-    frozen, batches = Frozen(teacher), TrainBatches(part, case.batch_size, "crop_flip", seed=0)
+    network = case.build(case.name).to(memory_format=torch.channels_last)
+    frozen = Frozen(case.build(case.teacher).to(memory_format=torch.channels_last)) if case.teacher else None
+    batches = TrainBatches(part, case.batch_size, "crop_flip", seed=0)
     step = build_step(network, lambda network, batch: case.terms(network, frozen, batch, batch.images, batch.labels),
                       build_optimizer(case.params, network), batches, case.params, case.dtype, complain)
     caches = []
@@ -147,7 +146,8 @@ def usual(case: Case) -> Turn:
     loader = DataLoader(PILImages(case.pixels, case.labels.tolist(), transform), case.batch_size, shuffle=train,
                         num_workers=case.workers, persistent_workers=case.workers > 0,
                         pin_memory=torch.cuda.is_available())
-    network, teacher = case.build(case.name).train(train), case.build(case.teacher).eval()
+    network = case.build(case.name).train(train)
+    teacher = case.build(case.teacher).eval() if case.teacher else None
     optimizer = torch.optim.Adam(network.parameters(), lr=0.001) if case.name in ("net", "mlp") else \
         torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
 
@@ -187,8 +187,13 @@ def take_turns(case: Case, side: str) -> None:
         turn()
         synchronise(case.device)
         print(time.perf_counter() - start, flush=True)
-    print(torch.cuda.max_memory_allocated() if case.device.type == "cuda" else
-          1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(torch.cuda.max_memory_reserved() if case.device.type == "cuda" else peak_of_process())
+
+
+def peak_of_process() -> int:
+    """Bytes; Linux alone tells them."""
+    words = Path("/proc/self/status").read_text().split()
+    return 1024 * int(words[words.index("VmHWM:") + 1])
 
 
 def measure(case: Case, repeats: int, call: list[str]) -> dict:
@@ -203,9 +208,9 @@ def measure(case: Case, repeats: int, call: list[str]) -> dict:
     for side in sides:
         answer(side)
     rates: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(repeats):
-        for side, process in sides.items():
-            print(file=process.stdin, flush=True)
+    for number in range(repeats):
+        for side in (sides, reversed(sides))[number % 2]:
+            print(file=sides[side].stdin, flush=True)
             rates[side].append(case.images / float(answer(side)))
     memory = {}
     for side, process in sides.items():
@@ -223,14 +228,14 @@ def print_profile(case: Case) -> None:
     for side, build in SIDES.items():
         turn = build(case)
         turn()
+        turn()
         with profile() as record:
             turn()
-        device = "cuda" if case.device.type == "cuda" else "cpu"
-        events = sorted(record.key_averages(), key=lambda event: -getattr(event, f"self_{device}_time_total", 0))
-        total = sum(getattr(event, f"self_{device}_time_total", 0) for event in events)
-        print(f"\n{side}: {case.stage} {case.name}, {total / 1e6:.2f} s")
-        for event in events[:12]:
-            print(f"{100 * getattr(event, f'self_{device}_time_total', 0) / total:5.1f} %  {event.key}")
+        name = "self_device_time_total" if case.device.type == "cuda" else "self_cpu_time_total"
+        times = {event.key: getattr(event, name) for event in record.key_averages()}
+        print(f"\n{side}: {case.stage} {case.name}, {sum(times.values()) / 1e6:.2f} s")
+        for key in sorted(times, key=times.get, reverse=True)[:12]:
+            print(f"{100 * times[key] / sum(times.values()):5.1f} %  {key}")
 
 
 def complain(text: str) -> None:
@@ -318,7 +323,8 @@ def main() -> None:
         rows.append(measure(case, options.repeats, [sys.executable, *sys.argv, *words]))
         print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(device), "rows": rows}, indent=1) + "\n")
+        facts = {"machine": machine(device), "call": sys.argv, "session": describe(device, case.dtype, {})}
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A remembered answer of a frozen network is the answer."""
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -16,11 +17,11 @@ def cache(directory, seed=1, sha256="a", said=None, dtype=torch.float32):
     return frozen, TeacherCache(frozen, sha256, 5, batches(), dtype, directory, said.append)
 
 
-def count_answers(monkeypatch):
-    counts = []
-    answer = Frozen.answer
-    monkeypatch.setattr(Frozen, "answer", lambda self, images: counts.append(len(images)) or answer(self, images))
-    return counts
+def count_rows(monkeypatch):
+    """The places in the file at which rows are written."""
+    places, write = [], os.pwrite
+    monkeypatch.setattr("os.pwrite", lambda file, content, place: places.append(place) or write(file, content, place))
+    return places
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
@@ -35,19 +36,39 @@ def test_remembered_logits_are_the_recomputed_ones(tmp_path, dtype, tolerance):
 
 
 def test_each_view_is_computed_once_for_all_runs(tmp_path, monkeypatch):
-    counts = count_answers(monkeypatch)
+    written = count_rows(monkeypatch)
     frozen, table = cache(tmp_path)
     for epoch in range(4):
         table.start_epoch(epoch)
     views = {(int(i), int(v)) for epoch in range(4) for draw in batches().draws(epoch, torch.device("cpu"))
              for i, v in zip(draw["index"], batches().view(draw), strict=True)}
-    assert sum(counts) == len(views)
-    counts.clear()
+    assert len(written) == len(set(written)) == len(views)
     again, table = cache(tmp_path)
+    again.network.forward = None  # is not asked
     for epoch in range(4):
         table.start_epoch(epoch)
-    assert counts == []
     assert torch.equal(again.remembered, frozen.remembered)
+
+
+def test_what_is_remembered_does_not_depend_on_what_was_asked_before(tmp_path):
+    frozen, table = cache(tmp_path / "all")
+    table.start_epoch(0)
+    other, table = cache(tmp_path / "some")
+    half = slice(0, 37)
+    draw = {name: values[half] for name, values in batches().draws(0, torch.device("cpu"))[0].items()}
+    rows = draw["index"] * table.batches.views + table.batches.view(draw)
+    table._write(rows, table._compute(draw))
+    table.start_epoch(0)
+    assert torch.equal(other.remembered, frozen.remembered)
+
+
+def test_logits_of_zero_are_remembered_too(tmp_path, monkeypatch):
+    frozen, table = cache(tmp_path)
+    monkeypatch.setattr(frozen.network, "forward", lambda images: torch.zeros(len(images), 5))
+    table.start_epoch(0)
+    monkeypatch.setattr(frozen.network, "forward", None)
+    table.start_epoch(0)
+    assert not frozen.remembered.any()
 
 
 def test_another_network_has_a_table_of_its_own(tmp_path):
@@ -63,14 +84,28 @@ def test_a_row_that_was_half_written_is_computed_again(tmp_path, monkeypatch):
     frozen, table = cache(tmp_path)
     table.start_epoch(0)
     content = bytearray(table.path.read_bytes())
-    row = next(i for i in range(0, len(content), 20) if any(content[i:i + 20]))
+    row = next(i for i in range(0, len(content), 24) if any(content[i:i + 24]))
     content[row + 12:row + 20] = bytes(8)
     table.path.write_bytes(content)
-    counts = count_answers(monkeypatch)
+    written = count_rows(monkeypatch)
     again, table = cache(tmp_path)
     table.start_epoch(0)
-    assert sum(counts) == 1
-    assert torch.allclose(again.remembered, frozen.remembered)
+    assert written == [row]
+    assert torch.equal(again.remembered, frozen.remembered)
+
+
+def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
+    said = []
+    frozen, table = cache(tmp_path, said=said)
+    table.start_epoch(0)
+    table.path.unlink()
+    table.start_epoch(1)
+    table.start_epoch(2)
+    line, = said
+    assert "No such file" in line
+    expected, table = cache(tmp_path / "other")
+    table.start_epoch(2)
+    assert torch.equal(frozen.remembered, expected.remembered)
 
 
 def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):

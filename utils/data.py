@@ -33,6 +33,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def batch_size(self) -> int:
+        """Of a network that only answers: enough images to fill a GPU, few enough for the caches of a CPU."""
+        pixels = (1024 if self.labels.is_cuda else 256) * 32**2
+        return max(1, pixels // self.images.shape[1] ** 2)
+
 
 class Batch(NamedTuple):
     """What a step trains on."""
@@ -145,8 +151,7 @@ class TrainBatches:
 
 def in_order(part: Images) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of a part in its order, not augmented: images as from `TrainBatches.epoch`, labels."""
-    pixels = (1024 if part.labels.is_cuda else 256) * 32**2  # of a batch: enough to fill a GPU, and to stay in a cache
-    batch_size = max(1, pixels // part.images.shape[1] ** 2)
+    batch_size = part.batch_size
     rank, ranks = distributed.rank(), distributed.world_size()
     share = range(len(part) * rank // ranks, len(part) * (rank + 1) // ranks)
     for start in share[::batch_size]:

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from utils import checkpoint, cli, distributed, resume, seeds, session
-from utils.allocator import keep_freed_memory
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
 from utils.datasets import load_dataset
@@ -29,7 +28,17 @@ from utils.logger import Logger, say
 from utils.params import ParamsType, load_params, parse_overrides
 from utils.step import Loss
 from utils.teacher_cache import TeacherCache
-from utils.training import Frozen, Progress, build_optimizer, build_step, choose_dtype, evaluate, load_optimizer, train
+from utils.training import (
+    Frozen,
+    Progress,
+    build_optimizer,
+    build_step,
+    choose_dtype,
+    evaluate,
+    load_optimizer,
+    prepare_device,
+    train,
+)
 
 try:
     import fcntl
@@ -57,11 +66,6 @@ class Experiment(Generic[ParamsType]):
         self.device = cli.choose_device(arguments.device, arguments.gpu_id, self.params.cuda)
         distributed.initialise(self.device)
         self.dtype = choose_dtype(self.params.precision, self.device)
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = self.params.precision != "fp32"
-        else:
-            keep_freed_memory()
 
         with distributed.together():
             self._lock()
@@ -80,6 +84,7 @@ class Experiment(Generic[ParamsType]):
         with distributed.together(first_first=True):  # the first process alone downloads and decodes
             self.dataset = load_dataset(self.params.dataset, arguments.data_dir, image_size=self.params.image_size)
         self.parts = split(self.dataset, self.params, self.device)
+        prepare_device(self.device, self.params.precision)  # after the data, whose decoding frees much for good
         self._build_model = build_model
         self._frozen: dict[str, Frozen] = {}
         self._cache_directory: Path = arguments.data_dir / "cache"
@@ -165,7 +170,8 @@ class Experiment(Generic[ParamsType]):
                 logger.epoch(progress, params.num_epochs)
 
         try:
-            caches = self._caches(batches, logger)
+            with distributed.together():
+                caches = self._caches(batches, logger)
             self._introduce(logger, network, progress, batches, accuracies)
             evaluated = {name: self.parts[name] for name in ("validation", "test") if name in self.parts}
             step = build_step(network, loss, optimizer, batches, params, self.dtype, logger.info)

@@ -11,6 +11,9 @@ from utils import distributed
 from utils.data import Batch, Draw, TrainBatches
 from utils.errors import first_line
 
+# What a stage minimises: the terms of a batch by name, `loss` among them, each a tensor of one number. A step may be
+# recorded and replayed, so a loss computes from its arguments and from tensors that are changed in place alone, never
+# from values of Python that change between steps, and does not wait for the device.
 Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
@@ -36,16 +39,64 @@ class Step:
         that this process has in their mean over all processes.
         """
         batch = self.batches.make(draw)
-        with autocast(self.device, self.dtype):
-            terms = self.loss(self.network, batch)
         share = distributed.world_size() * len(batch.labels) / size  # processes average gradients; batches may be odd
-        (terms["loss"] * share).backward()
+        terms = self.differentiate(self.loss, batch, share)
         # The public torch.nn.utils.get_total_norm is the same, from torch 2.6 on.
         norm = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])).norm()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.names = [*terms, "gradient_norm"]
         return torch.stack([*(value.detach().float() * share for value in terms.values()), norm.float()])
+
+    def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
+        """The terms of the loss, and their gradient in the parameters."""
+        with autocast(self.device, self.dtype):
+            terms = loss(self.network, batch)
+        (terms["loss"] * share).backward()
+        return terms
+
+
+class CompiledStep(Step):
+    """A step whose networks go through torch.compile, or, where the compiler fails, as it is written."""
+
+    def __init__(self, *arguments: Any, say: Callable[[str], None]) -> None:
+        super().__init__(*arguments)
+        self.say = say
+        self.compiled = torch.compile(self.loss, dynamic=False)
+        self.proven: set[int] = set()  # sizes of batches, for each of which the compiler is called anew
+
+    def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
+        size = len(batch.labels)
+        if self.compiled is loss or size in self.proven:
+            return super().differentiate(self.compiled, batch, share)
+        buffers, state = [buffer.clone() for buffer in self.network.buffers()], _random_state(self.device)
+        try:  # forward and backward, which is compiled when it is first called
+            terms = super().differentiate(self.compiled, batch, share)
+            self.proven.add(size)
+            return terms
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers raise anything
+            failure = first_line(error)
+        self.optimizer.zero_grad()
+        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        _set_random_state(self.device, state)
+        terms = super().differentiate(loss, batch, share)  # raises what is wrong with the loss itself
+        self.compiled = loss
+        self.say(f"compile: not used, the compiler fails ({failure})")
+        return terms
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 class GraphedStep:
@@ -54,7 +105,8 @@ class GraphedStep:
     At the batch sizes of these recipes a GPU computes faster than Python can name the hundreds of operations of a step;
     a graph names them all at once. For each size of batch the first steps run as written: they create the state of the
     optimiser, choose algorithms and compile what is to be compiled. The next one is recorded. A replay reads the draw
-    from tensors of its own; a new learning rate, which is recorded as a constant, makes new graphs.
+    from tensors of its own; the learning rate is recorded as a constant, so a new one, as some epochs begin with, makes
+    new graphs.
     """
 
     WARM_UP = 3  # steps of a size that run as written
@@ -76,12 +128,7 @@ class GraphedStep:
         if rates != self.rates:
             self.graphs, self.rates = {}, rates
         if self.recordable and size not in self.graphs and self.seen.get(size, 0) >= self.WARM_UP:
-            try:
-                self.graphs[size] = self._record(draw, size)
-            except RuntimeError as error:  # nothing has run: the step is still to be made
-                self.recordable = False
-                self.step.optimizer.zero_grad()  # gradients that were named, not computed
-                self.say(f"cuda_graph: steps run as written, they cannot be recorded ({first_line(error)})")
+            self._record(draw, size)
         if size not in self.graphs:
             self.seen[size] = self.seen.get(size, 0) + 1
             return self._as_written(draw, size)
@@ -99,28 +146,17 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(self.stream)
         return record
 
-    def _record(self, draw: Draw, size: int) -> tuple[torch.cuda.CUDAGraph, Draw, Tensor]:
+    def _record(self, draw: Draw, size: int) -> None:
         static = {name: values.clone() for name, values in draw.items()}
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):  # a save may be under way
-            record = self.step(static, size)
-        return graph, static, record
-
-
-def compiled(loss: Loss, say: Callable[[str], None]) -> Loss:
-    """The loss with its networks through torch.compile, or, where the compiler fails, as it is."""
-    current = torch.compile(loss, dynamic=False)
-
-    def call(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        nonlocal current
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            return current(network, batch)
-        except Exception as error:  # compilers raise anything
-            if current is loss:
-                raise
-            terms = loss(network, batch)  # raises what is wrong with the loss itself
-            current = loss
-            say(f"compile: not used, the compiler fails ({first_line(error)})")
-            return terms
-
-    return call
+            with torch.cuda.graph(graph, stream=self.stream):
+                record = self.step(static, size)
+        except RuntimeError as error:  # nothing has run: the step is still to be made
+            torch.cuda.set_stream(current)  # older torch leaves that of the recording
+            self.step.optimizer.zero_grad()  # gradients that were named, not computed
+            self.recordable = False
+            reason = error.__context__ or error  # the end of a spoilt recording complains too
+            self.say(f"cuda_graph: steps run as written, they cannot be recorded ({first_line(reason)})")
+            return
+        self.graphs[size] = graph, static, record

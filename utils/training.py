@@ -9,6 +9,7 @@ import math
 import platform
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils import distributed, seeds
+from utils.allocator import keep_freed_memory
 from utils.data import Batch, Images, TrainBatches, in_order
 from utils.errors import UserError
 from utils.losses import cross_entropy
 from utils.params import Params
-from utils.step import GraphedStep, Loss, Step, autocast, compiled
+from utils.step import CompiledStep, GraphedStep, Loss, Step, autocast
 
 Row = dict[str, float]
+
+MAX_AHEAD = 32  # steps that wait for a GPU: enough to keep it busy, few enough for the bar and an interrupt
 
 
 @dataclass
@@ -73,6 +77,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     for group, capturable in zip(optimizer.param_groups, own, strict=True):
         if capturable is not None:
             group["capturable"] = capturable  # of this device
+
+
+def prepare_device(device: torch.device, precision: str) -> None:
+    """Settings of this process that the speed on a device, and the float32 of a GPU, depend on."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    else:
+        keep_freed_memory()
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -134,10 +147,10 @@ def build_step(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer,
                params: Params, dtype: torch.dtype, say: Callable[[str], None]) -> Step | GraphedStep:
     """The training step in the fastest form that parameters and device allow; `say` logs what they do not."""
     device = batches.part.labels.device
-    parallel = distributed.parallel(network, device)
-    step = Step(parallel, compiled(loss, say) if params.compile is True else loss, optimizer, batches, dtype)
-    recordable = device.type == "cuda" and distributed.world_size() == 1
-    if params.cuda_graph and recordable:
+    what = distributed.parallel(network, device), loss, optimizer, batches, dtype
+    step = CompiledStep(*what, say=say) if params.compile is True else Step(*what)
+    if params.cuda_graph and device.type == "cuda" and not distributed.launched():
+        say("cuda_graph: steps are recorded and replayed")
         return GraphedStep(step, say)
     if params.cuda_graph is True:
         say("cuda_graph: steps run as written, recording takes a single GPU")
@@ -176,12 +189,16 @@ def train(network: nn.Module, step: Step | GraphedStep, optimizer: torch.optim.O
 def _train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, num_epochs: int) -> Row:
     """One pass over the training images. The mean of every named tensor of the loss, and of the gradient's norm."""
     device = batches.part.labels.device
-    sizes, records = batches.batch_sizes(), []
+    sizes, records, ahead = batches.batch_sizes(), [], deque()
     with progress_bar(sum(sizes), f"epoch {epoch + 1}/{num_epochs}") as bar:
         for size, draw in zip(sizes, batches.draws(epoch, device), strict=True):
             records.append(step(draw, size))
             if device.type == "cpu":  # elsewhere a look at every step would make the device wait
                 _check_finite(records[-1:], step.names, epoch, len(records))
+            else:
+                ahead.append(torch.cuda.current_stream(device).record_event())
+                if len(ahead) > MAX_AHEAD:
+                    ahead.popleft().synchronize()
             bar.update(size)
     _check_finite(records, step.names, epoch, 1)
     weights = torch.tensor(sizes, dtype=torch.float64, device=device).unsqueeze(1)
