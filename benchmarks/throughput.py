@@ -198,14 +198,15 @@ def peak_of_process() -> int:
 
 def measure(case: Case, repeats: int, call: list[str]) -> dict:
     """A row of the table. call: of this script for this case."""
-    sides = {side: subprocess.Popen([*call, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-             for side in SIDES}
+    sides: dict[str, subprocess.Popen] = {}
 
     def answer(side: str) -> str:
         line = sides[side].stdout.readline()
         return line or sys.exit(f"{side}: failed")
 
-    for side in sides:
+    for side in SIDES:  # one after the other: busy processes that share cores slow each other down tenfold
+        sides[side] = subprocess.Popen([*call, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       text=True)
         answer(side)
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(repeats):
