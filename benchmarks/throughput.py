@@ -8,11 +8,11 @@
 The usual pipeline: PIL images through torchvision transforms in a DataLoader with 4 workers, float32, contiguous NCHW,
 eager, `.item()` each step. Both train on the same random images (32x32, `--steps` batches of them) with the same
 network, loss and optimiser. Each has a process of its own, and the two take turns at passes over the images, so that
-what else the machine does hits both; given are medians and spreads (lowest to highest) of `--repeats` turns, and the
-peak of our memory, of the GPU or of the process (of which libraries take half a gigabyte). Peak: our share of the
-largest rate of a large matrix product here, in the arithmetic that is used, counting the multiplications and additions
-of convolutions and linear layers, three times the forward pass for a network in training. `kd_cached` is `kd` with
-`teacher_cache`, as a second student meets it.
+what else the machine does hits both. Given are medians and spreads (lowest to highest) of `--repeats` turns, the median
+of the ratios of neighbouring turns, and the peak of our memory, of the GPU or of the process (of which libraries take
+half a gigabyte). Peak: our share of the largest rate of a large matrix product here, in the arithmetic that is used,
+counting the multiplications and additions of convolutions and linear layers, three times the forward pass for a network
+in training. `kd_cached` is `kd` with `teacher_cache`, as a second student meets it.
 """
 from __future__ import annotations
 
@@ -39,13 +39,16 @@ from torch.profiler import profile
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import build_model
+from model import MODEL_NAMES, build_model
 from utils.data import Images, TrainBatches
+from utils.device import choose_dtype, prepare_device
+from utils.errors import first_line
+from utils.evaluation import Frozen, evaluate
 from utils.losses import cross_entropy, kd_terms, nasty_terms
 from utils.params import ScratchParams
 from utils.session import describe
+from utils.supervised import build_optimizer, build_step
 from utils.teacher_cache import TeacherCache
-from utils.training import Frozen, build_optimizer, build_step, choose_dtype, evaluate, prepare_device
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STAGES = ("scratch", "nasty", "kd", "kd_cached", "evaluate")
@@ -285,22 +288,46 @@ def machine(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
+class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The docstring as it is written, and the default of each option."""
+
+
+def positive(word: str) -> int:
+    value = int(word)
+    if value < 1:
+        raise ValueError
+    return value
+
+
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", default=["scratch", "evaluate"], choices=STAGES)
-    parser.add_argument("--models", nargs="+", default=["net", "preresnet20", "resnet18"])
-    parser.add_argument("--teacher", default="resnet18", help="of the stage kd")
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[128])
-    parser.add_argument("--steps", nargs="+", type=int, default=[16], help="batches that the images make")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    parser.add_argument("--stages", nargs="+", default=["scratch", "evaluate"], choices=STAGES,
+                        help="what is timed")
+    parser.add_argument("--models", nargs="+", default=["net", "preresnet20", "resnet18"],
+                        choices=MODEL_NAMES, metavar="MODEL", help="networks of the zoo")
+    parser.add_argument("--teacher", default="resnet18", choices=MODEL_NAMES, metavar="MODEL", help="of the stage kd")
+    parser.add_argument("--batch_sizes", nargs="+", type=positive, default=[128], help="images a step")
+    parser.add_argument("--steps", nargs="+", type=positive, default=[16], help="batches that the images make")
+    parser.add_argument("--repeats", type=positive, default=5, help="turns of each side")
     parser.add_argument("--workers", type=int, default=4, help="of the usual pipeline's DataLoader")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of ours")
     parser.add_argument("--compile", action="store_true", help="torch.compile for ours")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, help="write the figures there, every repeat of them")
     parser.add_argument("--profile", action="store_true", help="instead: the operations that take most of the time")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # one of the processes of a row
-    return parser.parse_args()
+    options = parser.parse_args()
+    if min(options.batch_sizes) < 2:
+        parser.error("--batch_sizes: batch statistics take two images")
+    if options.profile and options.json:
+        parser.error("--profile prints, --json has nothing to write")
+    try:
+        torch.zeros(1, device=options.device)
+        if options.json:
+            open(options.json, "a").close()
+    except (OSError, RuntimeError, AssertionError) as error:
+        parser.error(first_line(error))
+    return options
 
 
 def main() -> None:
@@ -312,6 +339,8 @@ def main() -> None:
     print(f"{machine(device)}, precision {options.precision}{', compiled' if options.compile else ''}\n")
     if not options.profile:
         print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
+    facts = {"machine": machine(device), "call": sys.argv,
+             "session": describe(device, choose_dtype(options.precision, device), {})}
     rows = []
     for stage, name, batch_size, steps in itertools.product(options.stages, options.models, options.batch_sizes,
                                                             options.steps):
@@ -323,9 +352,8 @@ def main() -> None:
         words = ["--stages", stage, "--models", name, "--batch_sizes", str(batch_size), "--steps", str(steps)]
         rows.append(measure(case, options.repeats, [sys.executable, *sys.argv, *words]))
         print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
-    if options.json:
-        facts = {"machine": machine(device), "call": sys.argv, "session": describe(device, case.dtype, {})}
-        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

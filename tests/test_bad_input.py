@@ -12,7 +12,7 @@ from model import MODEL_NAMES, build_model
 
 KD = {"teacher_model": "net", "teacher_num_channels": 4, "temperature": 4, "alpha": 0.9}
 NASTY = {"adversarial_model": "net", "adversarial_num_channels": 4, "temperature": 4, "weight": 0.04}
-WRITTEN = {"training.log", "metrics.csv", "results.json", "best_model.tar", "last_model.tar"}
+WRITTEN = {"augmented.png", "training.log", "metrics.csv", "results.json", "best_model.tar", "last_model.tar"}
 
 
 def assert_refused(run, script, directory, *arguments, words):

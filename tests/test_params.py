@@ -7,7 +7,16 @@ from conftest import ROOT
 
 from utils import params as params_module
 from utils.errors import UserError
-from utils.params import KDParams, NastyParams, ScratchParams, changed_keys, load_params, parse_overrides
+from utils.params import (
+    STAGES,
+    KDParams,
+    NastyParams,
+    PoisonedParams,
+    ScratchParams,
+    changed_keys,
+    load_params,
+    parse_overrides,
+)
 
 SCRATCH = {"dataset": "demo", "model_name": "net", "learning_rate": 0.001, "num_epochs": 2}
 KD = {**SCRATCH, "teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
@@ -70,10 +79,11 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(tmp_path, key, 
 def test_the_schema_for_editors_takes_the_switches_of_the_published_files():
     for path in (ROOT / "experiments").rglob("params.json"):
         values = json.loads(path.read_text())
-        kind = KDParams if "teacher_model" in values else NastyParams if "weight" in values else ScratchParams
+        kind = STAGES[values["method"]] if "method" in values else KDParams if "teacher_model" in values else \
+            NastyParams if "weight" in values else PoisonedParams if "trigger" in values else ScratchParams
         schemas = kind.model_json_schema()["properties"]
         assert all(value in schemas[key]["enum"] for key, value in values.items() if "enum" in schemas[key]), path
-        assert {"cuda", "augmentation"} <= {key for key in schemas if "enum" in schemas[key]}
+        assert {"cuda"} <= {key for key in schemas if "enum" in schemas[key]}
 
 
 def test_infinity_and_nan_are_no_numbers(tmp_path):
@@ -99,7 +109,7 @@ def test_an_unknown_key_on_the_command_line_is_named_too(tmp_path):
 
 def test_a_key_of_another_stage_names_that_stage(tmp_path):
     text = message(tmp_path, KD)
-    assert 'unknown key "teacher_model" (train_kd.py would read it)' in text
+    assert 'unknown key "teacher_model" (train_kd.py and train_datafree.py would read it)' in text
 
 
 def test_a_missing_key_is_named(tmp_path):

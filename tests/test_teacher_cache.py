@@ -7,8 +7,8 @@ import torch
 from conftest import contents, results
 from test_step import batches, network
 
+from utils.evaluation import Frozen
 from utils.teacher_cache import TeacherCache
-from utils.training import Frozen
 
 
 def cache(directory, seed=1, sha256="a", said=None, dtype=torch.float32):
@@ -62,6 +62,17 @@ def test_what_is_remembered_does_not_depend_on_what_was_asked_before(tmp_path):
     assert torch.equal(other.remembered, frozen.remembered)
 
 
+def test_a_directory_that_cannot_be_one_costs_the_table_and_not_the_run(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    said = []
+    frozen, table = cache(tmp_path / "cache", said=said)
+    table.start_epoch(0)
+    expected, table = cache(tmp_path / "other")
+    table.start_epoch(0)
+    assert torch.equal(frozen.remembered, expected.remembered)
+    assert "cannot be written (File exists)" in said[0]
+
+
 def test_logits_of_zero_are_remembered_too(tmp_path, monkeypatch):
     frozen, table = cache(tmp_path)
     monkeypatch.setattr(frozen.network, "forward", lambda images: torch.zeros(len(images), 5))
@@ -101,7 +112,8 @@ def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
     table.path.unlink()
     table.start_epoch(1)
     table.start_epoch(2)
-    line, = said
+    told, line = said
+    assert "knows 0 of the 100 answers of epoch 1" in told
     assert "No such file" in line
     expected, table = cache(tmp_path / "other")
     table.start_epoch(2)
@@ -117,7 +129,8 @@ def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("os.pwrite", full)
     table.start_epoch(0)
     table.start_epoch(1)
-    line, = said
+    told, line = said
+    assert "knows 0 of the 100 answers of epoch 1" in told
     assert "No space left on device" in line
     batch = next(batches().epoch(1))
     assert torch.allclose(frozen(batch), frozen.answer(batch.images), atol=1e-5)

@@ -11,10 +11,13 @@ from model import build_model
 from utils import distributed, seeds
 from utils.data import Images, TrainBatches, in_order, split
 from utils.datasets import Dataset
+from utils.device import choose_dtype
 from utils.errors import UserError
+from utils.evaluation import Frozen, evaluate
 from utils.losses import cross_entropy
 from utils.params import ScratchParams
-from utils.training import Frozen, Progress, _check_finite, build_optimizer, choose_dtype, evaluate, learning_rate
+from utils.supervised import build_optimizer, check_finite, learning_rate
+from utils.training import Progress
 
 CPU = torch.device("cpu")
 
@@ -223,10 +226,10 @@ def test_what_is_not_finite_ends_the_run_names_epoch_and_step_and_keeps_the_last
 def test_the_first_step_that_is_not_finite_is_found_at_the_end_of_an_epoch_too():
     """As on a GPU, where no step waits for a look at its numbers."""
     records = [torch.tensor([1.0, 2.0]) for _ in range(5)]
-    _check_finite(records, ["loss", "gradient_norm"], epoch=0, first_step=1)
+    check_finite(records, ["loss", "gradient_norm"], epoch=0, first_step=1)
     records[2], records[4] = torch.tensor([math.nan, 2.0]), torch.tensor([1.0, math.inf])
     with pytest.raises(UserError, match="epoch 7, step 3: not finite: loss nan, gradient_norm 2;"):
-        _check_finite(records, ["loss", "gradient_norm"], epoch=6, first_step=1)
+        check_finite(records, ["loss", "gradient_norm"], epoch=6, first_step=1)
 
 
 def test_bfloat16_is_chosen_by_name_and_trains(call, experiment):

@@ -16,7 +16,7 @@ from torch import Tensor
 from utils import augment, distributed, seeds
 from utils.datasets import Dataset
 from utils.errors import UserError
-from utils.params import Params
+from utils.params import DataParams, Params
 
 MAX_ROTATION = 20.0  # degrees, either way
 
@@ -54,19 +54,30 @@ Draw = dict[str, Tensor]
 
 
 def split(dataset: Dataset, params: Params, device: torch.device) -> dict[str, Images]:
-    """The parts `train`, `test` and, where a fraction is held out of the training images, `validation`."""
-    images, labels = dataset.train_images, dataset.train_labels
+    """The parts `test` and, for stages that learn from data, `train` and, where a fraction is held out of the training
+    images, `validation`."""
     parts = {"test": (dataset.test_images, dataset.test_labels)}
+    if isinstance(params, DataParams):
+        parts |= _training_parts(dataset, params)
+    mean, std = (torch.tensor(values, device=device) for values in (params.mean or dataset.mean,
+                                                                    params.std or dataset.std))
+    return {name: Images(x.to(device), y.to(device), mean, std) for name, (x, y) in parts.items()}
+
+
+def _training_parts(dataset: Dataset, params: DataParams) -> dict[str, tuple[Tensor, Tensor]]:
+    images, labels = dataset.train_images, dataset.train_labels
+    if params.subset_fraction < 1:
+        order = torch.randperm(len(labels), generator=seeds.generator("subset"))
+        chosen = order[:max(1, round(params.subset_fraction * len(labels)))].sort().values
+        images, labels = images[chosen], labels[chosen]
+    parts = {}
     if params.validation_fraction:
         held_out = max(1, round(params.validation_fraction * len(labels)))
         order = torch.randperm(len(labels), generator=seeds.generator(params.seed, "validation"))
         validation, train = order[:held_out], order[held_out:]
         parts["validation"] = images[validation], labels[validation]
         images, labels = images[train], labels[train]
-    parts["train"] = images, labels
-    mean, std = (torch.tensor(values, device=device) for values in (params.mean or dataset.mean,
-                                                                    params.std or dataset.std))
-    return {name: Images(x.to(device), y.to(device), mean, std) for name, (x, y) in parts.items()}
+    return parts | {"train": (images, labels)}
 
 
 class TrainBatches:

@@ -6,46 +6,42 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils import checkpoint, cli, distributed, resume, seeds, session
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
 from utils.datasets import load_dataset
-from utils.errors import UserError
-from utils.logger import Logger, say
-from utils.params import ParamsType, load_params, parse_overrides
+from utils.device import choose_dtype, prepare_device
+from utils.errors import UserError, first_line
+from utils.evaluation import Frozen, accuracy, confusion_matrix, evaluate
+from utils.logger import Logger, percentages, say
+from utils.params import DataParams, ParamsType, load_params, parse_overrides
 from utils.step import Loss
+from utils.supervised import Supervised
 from utils.teacher_cache import TeacherCache
-from utils.training import (
-    Frozen,
-    Progress,
-    build_optimizer,
-    build_step,
-    choose_dtype,
-    evaluate,
-    load_optimizer,
-    prepare_device,
-    train,
-)
+from utils.training import Learner, Progress, Row, train
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where two runs in one directory are not kept apart
     fcntl = None
 
-WRITTEN = ("training.log", "metrics.csv", "results.json", "best_model.tar", "last_model.tar", "events.out.tfevents.*")
+Kinds = type[ParamsType] | Mapping[str, type[ParamsType]]
+WRITTEN = ("training.log", "metrics.csv", "results.json", "best_model.tar", "last_model.tar", "events.out.tfevents.*",
+           "poisoned.json", "augmented.png", "poisoned.png", "synthetic.png", "perturbation.png")
 
 
 class Experiment(Generic[ParamsType]):
@@ -54,11 +50,12 @@ class Experiment(Generic[ParamsType]):
     Everything that can be wrong with the input is found before the first file is written.
     """
 
-    def __init__(self, kind: type[ParamsType], build_model: Callable[..., nn.Module], arguments: argparse.Namespace,
+    def __init__(self, kind: Kinds, build_model: Callable[..., nn.Module], arguments: argparse.Namespace,
                  overrides: dict[str, Any]) -> None:
         """Read the parameters, the state of the directory and the data. Raises UserError; exits if all is done.
 
-        kind: the parameters of the stage. build_model: as `model.build_model`. overrides: of single parameters.
+        kind: the parameters of the stage, or of each of its methods. build_model: as `model.build_model`. overrides: of
+        single parameters.
         """
         self.directory: Path = arguments.save_path
         self.params = load_params(self.directory / "params.json", kind, overrides)
@@ -83,6 +80,8 @@ class Experiment(Generic[ParamsType]):
 
         with distributed.together(first_first=True):  # the first process alone downloads and decodes
             self.dataset = load_dataset(self.params.dataset, arguments.data_dir, image_size=self.params.image_size)
+        if not isinstance(self.params, DataParams):
+            self.dataset = self.dataset.without_training_images()
         self.parts = split(self.dataset, self.params, self.device)
         prepare_device(self.device, self.params.precision)  # after the data, whose decoding frees much for good
         self._build_model = build_model
@@ -90,10 +89,19 @@ class Experiment(Generic[ParamsType]):
         self._cache_directory: Path = arguments.data_dir / "cache"
         self._writer = checkpoint.Writer()
         self.session = session.describe(self.device, self.dtype, overrides)
+        self.session["switches"] = {key: getattr(self.params, key) for key in ("compile", "cuda_graph", "teacher_cache")
+                                    if hasattr(self.params, key)}
         self.sessions: list[dict[str, Any]] = []  # of the calls that the run took, this one at the end
+        # What else is to be measured of a network, given its confusion matrix on the test images too.
+        self.examine: list[Callable[[nn.Module, Tensor], Row]] = []
+        self.pictures: dict[str, Tensor] = {}  # (B, 3, H, W) in [0, 1], to look at before the first epoch
+        self.files: dict[str, str] = {}  # text by name, written before the first epoch
+        self._logger: Logger | None = None
+        self._remarks: list[str] = []
 
     @classmethod
-    def from_command_line(cls, kind: type[ParamsType], build_model: Callable[..., nn.Module], description: str,
+    def from_command_line(cls, kind: Kinds,
+                          build_model: Callable[..., nn.Module], description: str,
                           options: Sequence[str] = ()) -> Experiment[ParamsType]:
         """As `python train_*.py` was called. `options`: parameters that the stage has as options of their own."""
         parser = cli.parser(description)
@@ -142,41 +150,53 @@ class Experiment(Generic[ParamsType]):
 
     # -- the run -----------------------------------------------------------------------------------------------
 
+    def replace_training_images(self, images: Tensor, labels: Tensor) -> None:
+        """Train on these, uint8 (N, H, W, 3) and int64 (N,), in place of the images of the data set."""
+        self.parts["train"] = dataclasses.replace(self.parts["train"], images=images, labels=labels)
+
     def train(self, network: nn.Module, loss: Loss) -> None:
-        """Train to the last epoch and write everything: logs, checkpoints, results.json."""
+        """Train on the training images to the last epoch and write everything: logs, checkpoints, results.json."""
         params = self.params
-        optimizer = build_optimizer(params, network)
-        progress = self._restore(network, optimizer)
         batches = TrainBatches(self.parts["train"], params.batch_size,
                                self.dataset.augmentation if params.augmentation else None, params.seed)
-        accuracies = {f"{role} network, frozen": self._accuracy(frozen.network, role)
-                      for role, frozen in self._frozen.items()}
-        if not progress.epoch and ("init_from" in self.sources or self.start.weights):
-            accuracies["the network itself, before training"] = self._accuracy(network, "the network itself")
-        self.sessions.append({"after_epoch": progress.epoch, **self.session})
         with distributed.together():
-            if distributed.rank() == 0:
-                self._prepare(network, optimizer, progress)
-            logger = Logger(self.directory, progress.history)
+            caches = self._caches(batches)
 
         def start_of_epoch(epoch: int) -> None:
             for cache in caches:
                 with distributed.together():
                     cache.start_epoch(epoch)
 
+        images, part = next(batches.epoch(0)).images, self.parts["train"]
+        self.pictures["augmented"] = (images[:64] * part.std.view(3, 1, 1) + part.mean.view(3, 1, 1)).clamp(0, 1)
+        self.run(network, Supervised(network, loss, batches, params, self.dtype, start_of_epoch))
+
+    def run(self, network: nn.Module, learner: Learner) -> None:
+        """As `train`, by any learner of the network."""
+        params = self.params
+        progress = self._restore(network, learner)
+        known = self.known = {f"{role} network, frozen": self._check(frozen.network, role)
+                              for role, frozen in self._frozen.items()}
+        if not progress.epoch and ("init_from" in self.sources or self.start.weights):
+            known["the network itself, before training"] = self._check(network, "the network itself")
+        self.sessions.append({"after_epoch": progress.epoch, **self.session})
+        with distributed.together():
+            if distributed.rank() == 0:
+                self._prepare(network, learner, progress)
+            logger = self._logger = Logger(self.directory, progress.history)
+
         def end_of_epoch() -> None:
             with distributed.together():
-                self._save(network, optimizer, progress)
+                self._save(network, learner, progress)
                 logger.epoch(progress, params.num_epochs)
+                if progress.epoch % max(1, params.num_epochs // 10) == 0:
+                    for name, images in learner.pictures().items():
+                        logger.images(name, images, progress.epoch)
 
         try:
-            with distributed.together():
-                caches = self._caches(batches, logger)
-            self._introduce(logger, network, progress, batches, accuracies)
-            evaluated = {name: self.parts[name] for name in ("validation", "test") if name in self.parts}
-            step = build_step(network, loss, optimizer, batches, params, self.dtype, logger.info)
-            train(network, step, optimizer, batches, evaluated, params, self.dtype, progress, start_of_epoch,
-                  end_of_epoch)
+            self._introduce(logger, network, progress, known)
+            learner.begin(self._log)
+            train(network, learner, self.evaluate, params, progress, end_of_epoch)
             with distributed.together():
                 self._finish(logger, network, progress)
         except (UserError, OSError, KeyboardInterrupt) as error:
@@ -186,9 +206,22 @@ class Experiment(Generic[ParamsType]):
             with contextlib.suppress(OSError):  # a full disk: said already
                 self._writer.wait()
             logger.close()
+            self._unlock()
 
-    def _restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """Weights, optimiser and progress of the run that goes on, or the weights that a new one starts from."""
+    def evaluate(self, network: nn.Module) -> Row:
+        """What a network is worth: accuracy and loss on the held-out and the test images, and what `examine` adds."""
+        row = {}
+        if "validation" in self.parts:
+            row = {f"validation_{key}": value
+                   for key, value in evaluate(network, self.parts["validation"], self.dtype).items()}
+        counts, loss = confusion_matrix(network, self.parts["test"], self.dtype)
+        row |= {"test_accuracy": accuracy(counts), "test_loss": loss}
+        for examine in self.examine:
+            row |= examine(network, counts)
+        return row
+
+    def _restore(self, network: nn.Module, learner: Learner) -> Progress:
+        """Weights, learner and progress of the run that goes on, or the weights that a new one starts from."""
         state, weights = self.start.state, self.start.weights
         if weights:
             checkpoint.load_weights(network, weights, "--resume")
@@ -205,25 +238,26 @@ class Experiment(Generic[ParamsType]):
         self.sessions = state.content["sessions"]
         checkpoint.load_weights(network, state, "--resume")
         try:
-            load_optimizer(optimizer, state.content["optim_dict"])
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise UserError(f"{state.path} does not fit: its optimiser has another shape ({error})") from None
+            learner.load_state_dict(state.content)
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(f"{state.path} does not fit: the state of its optimiser, or what else it keeps, has "
+                            f"another shape ({first_line(error)})") from None
         return resume.progress_of(state)
 
-    def _caches(self, batches: TrainBatches, logger: Logger) -> list[TeacherCache]:
+    def _caches(self, batches: TrainBatches) -> list[TeacherCache]:
         """What remembers the logits of each frozen network, if that is asked for and can be done."""
         if not getattr(self.params, "teacher_cache", False):
             return []
         if batches.views is None:
-            logger.info(f"teacher_cache: not used, {batches.augmentation} makes views without number")
+            self._log(f"teacher_cache: not used, {batches.augmentation} makes views without number")
             return []
         return [TeacherCache(frozen, self.sources[role]["sha256"], self.dataset.num_classes, batches, self.dtype,
-                             self._cache_directory, logger.info) for role, frozen in self._frozen.items()]
+                             self._cache_directory, self._log) for role, frozen in self._frozen.items()]
 
     def _data(self) -> dict[str, Any]:
         """What tells one state of a data set from another."""
         return {"classes": list(self.dataset.classes), "images": {name: len(part) for name, part in self.parts.items()},
-                "mean": self.parts["train"].mean.tolist(), "std": self.parts["train"].std.tolist()}
+                "mean": self.parts["test"].mean.tolist(), "std": self.parts["test"].std.tolist()}
 
     def _check_checkpoints(self) -> None:
         """The checkpoints that the parameters name: all there, and none that this run would remove or override."""
@@ -241,10 +275,11 @@ class Experiment(Generic[ParamsType]):
 
     def _lock(self) -> None:
         """Keep other processes from training in this directory as long as this object or its process lives."""
+        self._unlock: Callable[[], Any] = lambda: None
         if distributed.rank() or fcntl is None:
             return
         handle = os.open(self.directory, os.O_RDONLY)
-        weakref.finalize(self, os.close, handle)
+        self._unlock = weakref.finalize(self, os.close, handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -252,7 +287,7 @@ class Experiment(Generic[ParamsType]):
         except OSError:
             pass  # a file system without locks
 
-    def _prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def _prepare(self, network: nn.Module, learner: Learner, progress: Progress) -> None:
         """Make the directory that of the run that begins: nothing of an old one, or all of the one that goes on."""
         if not os.access(self.directory, os.W_OK):
             raise UserError(f"cannot write in {self.directory}: Permission denied")
@@ -260,22 +295,30 @@ class Experiment(Generic[ParamsType]):
             for path in list(self._written()):
                 path.unlink()
         (self.directory / "results.json").unlink(missing_ok=True)  # not before the run is finished again
+        for name, text in self.files.items():
+            checkpoint.write_text(self.directory / name, text)
         if self.start.state:
             best = self.directory / "best_model.tar"
             if self.start.best.path.resolve() not in (best.resolve(), self.start.state.path.resolve()):
                 checkpoint.copy(self.start.best.path, best)
-            self._save(network, optimizer, progress)
+            self._save(network, learner, progress)
             self._writer.wait()  # what cannot be written is to be known before the first epoch
 
-    def _accuracy(self, network: nn.Module, role: str) -> float:
-        """Test accuracy in percent of a network that was loaded."""
-        row = evaluate(network, self.parts["test"], self.dtype)
-        if not math.isfinite(row["loss"]):
+    def _check(self, network: nn.Module, role: str) -> Row:
+        """What a network that was loaded is worth."""
+        row = self.evaluate(network)
+        if not all(map(math.isfinite, row.values())):
             raise UserError(f"{role}: the outputs of the network that was loaded are not finite")
-        return row["accuracy"]
+        return row
 
-    def _introduce(self, logger: Logger, network: nn.Module, progress: Progress, batches: TrainBatches,
-                   accuracies: dict[str, float]) -> None:
+    def _log(self, text: str) -> None:
+        """A line in the log, or among its first lines where it is not open yet."""
+        if self._logger:
+            self._logger.info(text)
+        else:
+            self._remarks.append(text)
+
+    def _introduce(self, logger: Logger, network: nn.Module, progress: Progress, known: dict[str, Row]) -> None:
         logger.info(f"{self.params.script} --save_path {self.directory}")
         logger.info(f"parameters: {json.dumps(self.params.model_dump())}")
         if self.session["set"]:
@@ -284,27 +327,31 @@ class Experiment(Generic[ParamsType]):
             **self.session))
         if progress.epoch and self.sessions[-2]["precision"] != self.session["precision"]:
             logger.info(f"precision: {self.sessions[-2]['precision']} until epoch {progress.epoch}")
+        if self.params.precision == "bf16" and choose_dtype("auto", self.device) != self.dtype:
+            logger.info("precision: this device emulates bfloat16, which is slow")
         counts = ", ".join(f"{len(part)} {name}" for name, part in self.parts.items())
         logger.info(f"{self.dataset.name}: {self.dataset.num_classes} classes, images: {counts}")
         logger.info(f"{self.params.model_name}: {_count_parameters(network)} parameters")
         for role, source in self.sources.items():
             logger.info(f"{role}: {source['path']}, SHA-256 {source['sha256']}")
-        for role, accuracy in accuracies.items():
-            guess = " (no better than a guess: is it the right checkpoint?)"
-            logger.info(f"{role}: test accuracy {accuracy:.2f} %{guess * (accuracy <= 100 / self.dataset.num_classes)}")
+        for role, row in known.items():
+            guess = row["test_accuracy"] <= 100 / self.dataset.num_classes
+            logger.info(f"{role}: {percentages(row)}{' (no better than a guess: is it the right checkpoint?)' * guess}")
+        for text in self._remarks:
+            logger.info(text)
         if progress.epoch:
             logger.info(f"continues after epoch {progress.epoch}, to epoch {self.params.num_epochs}")
         else:
-            images, part = next(batches.epoch(0)).images, self.parts["train"]
-            logger.images("augmented", (images[:64] * part.std.view(3, 1, 1) + part.mean.view(3, 1, 1)).clamp(0, 1))
+            for title, images in self.pictures.items():
+                logger.images(title, images, 0)
 
-    def _save(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def _save(self, network: nn.Module, learner: Learner, progress: Progress) -> None:
         """last_model.tar, and the same file as best_model.tar if no epoch was better."""
         if distributed.rank():
             return
         best = [self.directory / "best_model.tar"] if progress.best["epoch"] == progress.epoch else []
         self._writer.save({
-            "epoch": progress.epoch, "state_dict": network.state_dict(), "optim_dict": optimizer.state_dict(),
+            "epoch": progress.epoch, "state_dict": network.state_dict(), **learner.state_dict(),
             "stage": self.params.script, "params": self.params.model_dump(), "data": self._data(),
             "sources": self.sources, "sessions": self.sessions, "history": progress.history,
             "timings": progress.timings,
@@ -332,6 +379,7 @@ class Experiment(Generic[ParamsType]):
             "seed": self.params.seed,
             "params": self.params.model_dump(),
             "checkpoints_read": self.sources,
+            "evaluated_before": self.known,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         }, indent=1) + "\n")
 

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +29,8 @@ class Logger:
             return
         self._log = self._open("training.log", "a")
         self._metrics = self._open("metrics.csv", "w")
-        self._writer: csv.DictWriter | None = None
+        self._rows: list[Row] = []
+        self._columns: dict[str, None] = {}  # in their order
         for row in history:  # rewritten whole: a kill may have left a row too few or half a row
             self._write_metrics(row)
         from torch.utils.tensorboard import SummaryWriter  # costs a second, so not for --help and errors
@@ -47,22 +50,23 @@ class Logger:
         if not self.writes:
             return
         row, timing, best = progress.history[-1], progress.timings[-1], progress.best
-        accuracy = "  ".join(f"{name.replace('_', ' ')} {value:.2f} %"
-                             for name, value in row.items() if name.endswith("_accuracy"))
         losses = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items()
-                           if name not in ("epoch", "learning_rate") and not name.endswith("_accuracy"))
-        self.info(f"epoch {progress.epoch}/{num_epochs}  lr {row['learning_rate']:g}  {losses}  {accuracy}  best "
-                  f"{best['test_accuracy']:.2f} % (epoch {best['epoch']})  {timing['images_per_second']:.0f} images/s")
+                           if name not in ("epoch", "learning_rate") and not is_percentage(name))
+        self.info(f"epoch {progress.epoch}/{num_epochs}  lr {row['learning_rate']:g}  {losses}  {percentages(row)}  "
+                  f"best {best['test_accuracy']:.2f} % (epoch {best['epoch']})  "
+                  f"{timing['images_per_second']:.0f} images/s")
         self._write_metrics(row)
         for name, value in {**row, "images_per_second": timing["images_per_second"]}.items():
             if name != "epoch":
                 self._board.add_scalar(_tag(name), value, progress.epoch)
         self._board.flush()
 
-    def images(self, title: str, images: Tensor) -> None:
-        """A grid of images (B, 3, H, W) with values in [0, 1]."""
+    def images(self, name: str, images: Tensor, epoch: int) -> None:
+        """A grid of images (B, 3, H, W) with values in [0, 1], in TensorBoard and, the newest, in a PNG."""
         if self.writes:
-            self._board.add_images(title, images)
+            images = images.cpu()
+            self._board.add_images(name, images, epoch)
+            Image.fromarray(_grid(images).mul(255).byte().numpy()).save(self.directory / f"{name}.png")
 
     def stopped(self, error: BaseException) -> None:
         """The last line of a run that did not finish, in training.log alone: the terminal hears of it elsewhere."""
@@ -84,11 +88,23 @@ class Logger:
             raise UserError(f"cannot write {self.directory / name}: {error.strerror}") from None
 
     def _write_metrics(self, row: Row) -> None:
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._metrics, list(row), lineterminator="\n")
-            self._writer.writeheader()
-        self._writer.writerow(row)
+        self._rows.append(row)
+        new = self._rows[-1:]
+        if not self._columns.keys() >= row.keys():  # the first row, or what some methods log in late epochs alone
+            self._columns |= dict.fromkeys(row)
+            self._metrics.seek(0)
+            new = [{name: name for name in self._columns}, *self._rows]
+        csv.DictWriter(self._metrics, list(self._columns), lineterminator="\n").writerows(new)
         self._metrics.flush()
+
+
+def is_percentage(name: str) -> bool:
+    return name.endswith("_accuracy") or name in ("asr", "base_rate", "target_recall")
+
+
+def percentages(row: Row) -> str:
+    """The entries of a row that are in percent, for people."""
+    return "  ".join(f"{name.replace('_', ' ')} {value:.2f} %" for name, value in row.items() if is_percentage(name))
 
 
 def _now() -> str:
@@ -107,8 +123,25 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+def progress_bar(images: int, title: str) -> tqdm:
+    """A bar that counts images, of the first process, and quiet where stderr is not a terminal."""
+    quiet = True if distributed.rank() else None
+    return tqdm(total=images, desc=title, unit=" images", leave=False, disable=quiet)
+
+
+def _grid(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in rows of up to eight, a pixel apart: (rows, columns, 3)."""
+    columns = min(8, len(images))
+    framed = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    black = framed.new_zeros(-len(images) % columns, *framed.shape[1:])
+    rows = torch.cat([framed, black]).unflatten(0, (-1, columns))
+    return rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+
+
 def _tag(name: str) -> str:
     part, _, quantity = name.rpartition("_")
+    if is_percentage(name) and quantity != "accuracy":
+        return f"backdoor/{name}"
     if quantity in ("accuracy", "loss") and part:
         return f"{quantity}/{part}"
     return name if name in ("learning_rate", "gradient_norm", "images_per_second") else f"loss/{name}"

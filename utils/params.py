@@ -1,13 +1,14 @@
 """What a params.json may say, per stage: every key with its type, range and default.
 
     python -m utils.params              # the table of parameters, as in the README
-    python -m utils.params scratch      # JSON schema for an editor; also: nasty, kd
+    python -m utils.params scratch      # JSON schema for an editor; also: nasty, kd, poisoned, zskt, ood
 """
 from __future__ import annotations
 
 import difflib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -38,34 +39,29 @@ class Params(BaseModel):
     num_channels: int = Field(32, ge=1, description="width of the first layer of `net`")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier of `net`")
 
-    learning_rate: float = Field(gt=0, description="at epoch 0; SGD for all networks, Adam for `net` and `mlp`")
-    schedule: list[Annotated[int, Field(ge=0)]] = Field(
-        [], description="epochs (counted from 0) at which the learning rate is multiplied by `gamma`")
-    gamma: float = Field(0.1, gt=0, description="factor of the learning rate at each epoch of `schedule`")
+    learning_rate: float = Field(gt=0, description="at epoch 0")
     batch_size: int = Field(
         128, ge=2, description="images a step, over all devices together; a rest of a single image is left out")
-    num_epochs: int = Field(ge=1, description="passes over the training images; a finished run goes on if it is raised")
+    num_epochs: int = Field(ge=1, description="passes over the training images")
 
-    augmentation: Switch = Field(True, description="random crop (Tiny-ImageNet: rotation) and horizontal flip")
     image_size: int = Field(32, ge=8, le=512, description="height and width that `folder:` images are resized to")
     mean: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=3, max_length=3)] | None = Field(
         None, description="of each channel, of pixels in [0, 1]; null: the data set's own")
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = Field(
         None, description="likewise; the networks see (pixel - `mean`) / `std`")
-    validation_fraction: float = Field(
-        0.0, ge=0, lt=1, description="share of the training images held out to choose the best epoch; 0: the test set")
-
-    seed: int = Field(0, ge=0, lt=2**31, description="initial weights, order of the images, augmentation, dropout")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="of all that is random: initial weights, order of the images, augmentation, ...")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of the networks; `auto`: bfloat16 where the hardware is fast at it")
-    compile: AutoSwitch = Field(
-        "auto", description="torch.compile for the networks, about a minute each time; `auto`: no (see BENCHMARKS.md)")
-    cuda_graph: AutoSwitch = Field(
-        "auto", description="replay each step as one CUDA graph; `auto`: on one GPU, where it can be recorded")
     cuda: Switch = Field(True, description="use a GPU if there is one; `--device` and `--gpu_id` choose which")
     num_workers: int = Field(4, ge=0, description="ignored: the data needs no worker processes")
     init_from: str | None = Field(
         None, description="checkpoint whose weights the network starts from, instead of random ones")
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """What a run may go on with another value of: rounding at most depends on it, or, for num_epochs, the end."""
+        return "cuda", "cuda_graph", "compile", "teacher_cache", "num_workers", "num_epochs"
 
     def checkpoints(self) -> dict[str, str]:
         """The checkpoints that the parameters name: `init_from`, and by convention every key that ends in `_resume`."""
@@ -73,7 +69,39 @@ class Params(BaseModel):
         return {key: values[key] for key in values if (key == "init_from" or key.endswith("_resume")) and values[key]}
 
 
-class FrozenParams(Params):
+class RecipeParams(Params):
+    """What every stage reads that learns from batches of given images."""
+
+    annealing: Literal["steps", "cosine"] = Field(
+        "steps", description="how the learning rate falls: at the epochs of `schedule`, or to 0 along half a cosine")
+    schedule: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="epochs (counted from 0) at which the learning rate is multiplied by `gamma`")
+    optimizer: Literal["auto", "sgd", "adam"] = Field(
+        "auto", description="SGD (momentum 0.9, weight decay 5e-4) or Adam; `auto`: Adam for `net` and `mlp`, else SGD")
+    gamma: float = Field(0.1, gt=0, description="factor of the learning rate at each epoch of `schedule`")
+    augmentation: Switch = Field(True, description="random crop (Tiny-ImageNet: rotation) and horizontal flip")
+
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Without num_epochs where learning rates depend on it."""
+        return tuple(key for key in super().changeable if key != "num_epochs" or self.annealing == "steps")
+
+
+class DataParams(RecipeParams):
+    """What the stages that learn from a data set read."""
+
+    compile: AutoSwitch = Field(
+        "auto", description="torch.compile for the networks, about a minute each time; `auto`: no (see BENCHMARKS.md)")
+    cuda_graph: AutoSwitch = Field(
+        "auto", description="replay each step as one CUDA graph; `auto`: on one GPU, where it can be recorded")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of the training images held out to choose the best epoch; 0: the test set")
+    subset_fraction: float = Field(
+        1.0, gt=0, le=1, description="share of the training images that is used, the same ones whatever the seed")
+
+
+class FrozenParams(DataParams):
     """What the stages with a frozen network read."""
 
     temperature: float = Field(gt=0, description="temperature T of the softened outputs in the KL term")
@@ -81,10 +109,31 @@ class FrozenParams(Params):
         False, description="keep the frozen network's logits of each view of an image, for all runs, in `data/cache`")
 
 
-class ScratchParams(Params):
+class ScratchParams(DataParams):
     """train_scratch.py: a network from labels alone."""
 
     script = "train_scratch.py"
+
+
+class BackdoorParams(BaseModel):
+    """How a backdoor is measured, of the stages that may meet one."""
+
+    trigger: str | None = Field(None, description="trigger whose success on the network is measured")
+    target: int = Field(0, ge=0, description="class that the trigger leads to")
+
+
+class PoisonedParams(BackdoorParams, DataParams):
+    """train_poisoned.py: a teacher that carries a backdoor."""
+
+    script = "train_poisoned.py"
+    trigger: str = Field(description="what is stamped on the poisoned images")
+    poison_rate: float = Field(0.1, gt=0, le=1, description="images that are poisoned, in parts of all training images")
+    clean_fraction: float = Field(0.05, ge=0, lt=1, description="training images that stay clean in any case, likewise")
+    surrogate_model: str | None = Field(
+        None, description="architecture of the clean classifier, null: `model_name`")
+    surrogate_num_channels: int = Field(32, ge=1, description="`num_channels` of a clean classifier that is a `net`")
+    surrogate_resume: str | None = Field(
+        None, description="checkpoint of a clean classifier: poisoned images are made adversarial to it (`cl`)")
 
 
 class NastyParams(FrozenParams):
@@ -97,7 +146,7 @@ class NastyParams(FrozenParams):
     weight: float = Field(ge=0, description="weight of the term that drives the nasty teacher from the adversary")
 
 
-class KDParams(FrozenParams):
+class KDParams(BackdoorParams, FrozenParams):
     """train_kd.py: a student of a frozen teacher."""
 
     script = "train_kd.py"
@@ -107,19 +156,97 @@ class KDParams(FrozenParams):
     alpha: float = Field(ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`")
 
 
-# What a run may go on with another value of: no more than rounding depends on it, or, for num_epochs, the end.
-CHANGEABLE = ("cuda", "cuda_graph", "compile", "teacher_cache", "num_workers", "num_epochs")
+class DataFreeParams(BackdoorParams, Params):
+    """train_datafree.py: a student that learns from a teacher alone, without a data set. What all methods read."""
 
-STAGES: dict[str, type[Params]] = {"scratch": ScratchParams, "nasty": NastyParams, "kd": KDParams}
+    script = "train_datafree.py"
+    method: str
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Without num_epochs: learning rates and the defences count from the end."""
+        return tuple(key for key in super().changeable if key != "num_epochs")
+
+    teacher_model: str = Field(description=KDParams.model_fields["teacher_model"].description)
+    teacher_num_channels: int = Field(32, ge=1, description=KDParams.model_fields["teacher_num_channels"].description)
+    teacher_resume: str = Field(description=KDParams.model_fields["teacher_resume"].description)
+
+    defense: Literal["none", "sv", "sr", "sv+sr", "auto"] = Field(
+        "none", description="ABD: shuffling vaccine, self-retrospection, or `sr` where no good vaccine is found")
+    sv_weight: float = Field(0.1, ge=0, description="weight of the vaccine's term")
+    sv_layers: int = Field(5, ge=1, description="convolutions that the vaccine shuffles, counted from the last")
+    sv_members: int = Field(3, ge=1, description="shuffled copies of the teacher")
+    sv_batches: int = Field(0, ge=0, description="batches that judge a vaccine before it is used; 0: none, `auto`: 50")
+    sr_epochs: int = Field(2, ge=1, description="last epochs, in which self-retrospection is on")
+    sr_learning_rate: float = Field(5e-4, gt=0, description="at the first of them, falling to 0 along half a cosine")
+    sr_rounds: int = Field(10, ge=1, description="steps that seek the perturbation")
+    sr_source: Literal["teacher", "student"] = Field(
+        "teacher", description="the network that the perturbation is sought against")
+    sr_weight: float = Field(1.0, ge=0, description="weight of the hypergradient beside the gradient of distillation")
+    sr_radius: float | None = Field(None, gt=0, description="largest L2 norm of the perturbation, in normalised units")
+    sr_batch_norm: Literal["frozen", "train"] = Field(
+        "frozen", description="whether perturbed images enter the running statistics of the student")
+
+
+class ZSKTParams(DataFreeParams):
+    """Zero-shot knowledge transfer. The defaults are ABD's for CIFAR-10."""
+
+    method: Literal["zskt"] = Field(description="how the student learns without data")
+    learning_rate: float = Field(2e-3, gt=0, description="of the student, falling to 0 along half a cosine")
+    num_epochs: int = Field(400, ge=1, description="intervals of `pseudo_batches`")
+    temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs")
+    pseudo_batches: int = Field(200, ge=1, description="batches that an epoch generates")
+    student_steps: int = Field(10, ge=1, description="steps of the student on each of them")
+    latent_size: int = Field(100, ge=1, description="numbers that the generator makes an image of")
+    generator_learning_rate: float = Field(1e-3, gt=0, description="likewise, of the generator")
+    attention_weight: float = Field(250.0, ge=0, description="weight of the attention losses; 0 without groups")
+    clip_norm: float = Field(5.0, gt=0, description="largest norm of a gradient, of student and generator")
+    sr_weight: float = Field(0.1, ge=0, description=DataFreeParams.model_fields["sr_weight"].description)
+    sr_epochs: int = Field(3, ge=1, description=DataFreeParams.model_fields["sr_epochs"].description)
+
+
+class OoDParams(DataFreeParams, RecipeParams):
+    """Distillation on patches of one picture. The defaults are ABD's for CIFAR-10."""
+
+    method: Literal["ood"] = Field(description="how the student learns without data")
+    optimizer: Literal["auto", "sgd", "adam"] = Field(
+        "adam", description=RecipeParams.model_fields["optimizer"].description)
+    learning_rate: float = Field(1e-3, gt=0, description=Params.model_fields["learning_rate"].description)
+    schedule: list[Annotated[int, Field(ge=0)]] = Field(
+        [150], description=RecipeParams.model_fields["schedule"].description)
+    gamma: float = Field(0.5, gt=0, description=RecipeParams.model_fields["gamma"].description)
+    num_epochs: int = Field(300, ge=1, description="passes over the patches")
+    batch_size: int = Field(512, ge=2, description=Params.model_fields["batch_size"].description)
+    temperature: float = Field(8.0, gt=0, description="temperature T of the softened outputs")
+    picture: str | None = Field(None, description="file of a picture; null: one is drawn")
+    patches: int = Field(50_000, ge=2, description="patches that are cut out of it")
+    patch_kinds: list[Literal["colour", "grey", "blob"]] = Field(
+        ["colour"], min_length=1, description="what becomes of them, in turns: `colour`, `grey`, `blob`")
+    balance: Switch = Field(False, description="choose patches that the teacher takes for all classes alike")
+    cutmix: Switch = Field(True, description="mix each batch with itself")
+
+
+METHODS: dict[str, type[DataFreeParams]] = {"zskt": ZSKTParams, "ood": OoDParams}
+
+STAGES: dict[str, type[Params]] = {"scratch": ScratchParams, "nasty": NastyParams, "kd": KDParams,
+                                   "poisoned": PoisonedParams, **METHODS}
 ParamsType = TypeVar("ParamsType", bound=Params)
 
 
-def load_params(path: Path, kind: type[ParamsType], overrides: dict[str, Any] | None = None) -> ParamsType:
+def load_params(path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsType]],
+                overrides: dict[str, Any] | None = None) -> ParamsType:
     """Read and check a params.json; `overrides`, of the command line, replace its values.
 
-    Raises UserError that names each wrong key, its value and what is allowed.
+    kind: what it holds or, where that depends on its key `method`, what it holds for each method. Raises UserError that
+    names each wrong key, its value and what is allowed.
     """
     values, overrides = _read_json(path), overrides or {}
+    if isinstance(kind, Mapping):
+        method = (values | overrides).get("method")
+        if method not in kind:
+            found = f'"method" is {json.dumps(method)}' if method is not None else 'the key "method" is missing'
+            raise UserError(f"{path}: {found}: choose from {', '.join(kind)}")
+        kind = kind[method]
     try:
         return kind.model_validate(values | overrides)
     except ValidationError as error:
@@ -160,7 +287,7 @@ def changed_keys(old: dict[str, Any], new: Params) -> list[str]:
     then, now = defaults | old, new.model_dump()  # a key that is newer than the old run has its default
     return [f"{key} ({json.dumps(then.get(key))} -> {json.dumps(now.get(key))})"
             for key in {**now, **then}
-            if key not in CHANGEABLE and then.get(key) != now.get(key)]
+            if key not in new.changeable and then.get(key) != now.get(key)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -197,6 +324,8 @@ def _describe(problem: Any, kind: type[Params]) -> str:
     if problem["type"] == "missing":
         return f'the key "{key}" is missing'
     message = problem["msg"].replace("Input should", "should")
+    if problem["type"] == "literal_error":  # in the words of JSON
+        message = message.replace("False", "0").replace("True", "1")
     if problem["type"] == "list_type":
         message += ", such as [1,2]"
     inside = "".join(f"[{part}]" for part in problem["loc"][1:])
@@ -204,7 +333,8 @@ def _describe(problem: Any, kind: type[Params]) -> str:
 
 
 def _hint(key: str, kind: type[Params]) -> str:
-    owners = [other.script for other in STAGES.values() if key in other.model_fields]
+    owners = dict.fromkeys(other.script if other.script != kind.script else f'"method" "{name}"'
+                           for name, other in STAGES.items() if key in other.model_fields)
     if owners:
         return f" ({' and '.join(owners)} would read it)"
     near = difflib.get_close_matches(key, kind.model_fields, n=1)
@@ -215,17 +345,18 @@ def _hint(key: str, kind: type[Params]) -> str:
 
 def markdown_table() -> str:
     """The parameters of all stages as the table of the README."""
-    stages: dict[str, list[str]] = {}
+    rows: dict[tuple[str, ...], list[str]] = {}  # the stages that have a key with the same type, default and meaning
     for stage, kind in STAGES.items():
-        for name in kind.model_fields:
-            stages.setdefault(name, []).append(stage)
-    schemas = {name: (kind.model_fields[name], kind.model_json_schema()["properties"][name])
-               for kind in STAGES.values() for name in kind.model_fields}
+        schemas = kind.model_json_schema()["properties"]
+        for name, field in kind.model_fields.items():
+            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+            row = name, _type_name(schemas[name]), default, field.description
+            rows.setdefault(row, []).append(stage)
     lines = ["| key | type | default | stage | what |", "|---|---|---|---|---|"]
-    for name, (field, schema) in schemas.items():
-        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-        owners = "all" if len(stages[name]) == len(STAGES) else ", ".join(stages[name])
-        lines.append(f"| `{name}` | {_type_name(schema)} | {default} | {owners} | {field.description} |")
+    names = list(dict.fromkeys(name for name, *_ in rows))
+    for (name, kind, default, what), stages in sorted(rows.items(), key=lambda row: names.index(row[0][0])):
+        owners = "all" if len(stages) == len(STAGES) else ", ".join(stages)
+        lines.append(f"| `{name}` | {kind} | {default} | {owners} | {what} |")
     return "\n".join(lines)
 
 

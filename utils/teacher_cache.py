@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from utils.data import Draw, TrainBatches
-from utils.errors import UserError
+from utils.evaluation import Frozen
+from utils.logger import progress_bar
 from utils.step import autocast
-from utils.training import Frozen, progress_bar
 
 
 class TeacherCache:
@@ -36,14 +36,14 @@ class TeacherCache:
 
     def __init__(self, frozen: Frozen, sha256: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
                  directory: Path, say: Callable[[str], None]) -> None:
-        """sha256: of the frozen network's checkpoint. batches: with a finite number of views. Raises UserError if there
-        can be no file in the directory."""
+        """sha256: of the frozen network's checkpoint. batches: with a finite number of views."""
         self.frozen, self.batches, self.dtype, self.say = frozen, batches, dtype, say
         self.device = batches.part.labels.device
         self.shape = (len(batches.part) * batches.views, num_classes)
         self.path = directory / f"teacher-{self._key(sha256)}.logits"
         self.width = num_classes * dtype.itemsize + self.CHECKSUM  # bytes of a row
-        self.usable = True
+        self.readable = self.writable = True
+        self.told = False
         # Filled in place: a recorded step goes on to read this very tensor.
         frozen.remembered = torch.zeros(len(batches.part), num_classes, dtype=dtype, device=self.device)
         try:
@@ -51,7 +51,7 @@ class TeacherCache:
             with open(self.path, "ab") as file:
                 file.truncate(self.shape[0] * self.width)  # of the same size if it was there
         except OSError as error:
-            raise UserError(f"teacher_cache: {self.path}: {error.strerror}") from None
+            self._stop_writing(error)
 
     def start_epoch(self, epoch: int) -> None:
         """Have the logits of all images, each in its view of this epoch (counted from 0), ready for the steps."""
@@ -60,6 +60,10 @@ class TeacherCache:
         rows = draw["index"] * self.batches.views + self.batches.view(draw)
         logits, known = self._read(rows)
         missing = (~known).nonzero().flatten()
+        if not self.told:
+            self.say(f"teacher_cache: {self.path} knows {len(rows) - len(missing)} of the {len(rows)} answers of "
+                     f"epoch {epoch + 1}")
+            self.told = True
         if len(missing):
             logits[missing] = self._compute({name: values[missing] for name, values in draw.items()}).cpu()
             self._write(rows[missing], logits[missing])
@@ -81,7 +85,7 @@ class TeacherCache:
         """Logits (B, C) of rows (B,), and which of them are known (B,)."""
         content = np.zeros((len(rows), self.width - self.CHECKSUM), np.uint8)
         known = np.zeros(len(rows), bool)
-        if self.usable:
+        if self.readable:
             try:
                 with open(self.path, "rb", buffering=0) as file:
                     for number, row in enumerate(rows.tolist()):  # no mapping: an error of the disk would be a signal
@@ -90,11 +94,12 @@ class TeacherCache:
                         if len(stored) == self.width and _checksum(values) == stored[-self.CHECKSUM:]:
                             content[number], known[number] = np.frombuffer(values, np.uint8), True
             except OSError as error:
-                self._give_up(error)
+                self.say(f"teacher_cache: {self.path} cannot be read ({error.strerror})")
+                self.readable = self.writable = False
         return torch.from_numpy(content).view(self.dtype), torch.from_numpy(known)
 
     def _write(self, rows: Tensor, logits: Tensor) -> None:
-        if not self.usable:
+        if not self.writable:
             return
         try:
             with open(self.path, "r+b", buffering=0) as file:
@@ -102,11 +107,11 @@ class TeacherCache:
                     content = values.tobytes()
                     os.pwrite(file.fileno(), content + _checksum(content), row * self.width)
         except OSError as error:
-            self._give_up(error)
+            self._stop_writing(error)
 
-    def _give_up(self, error: OSError) -> None:
-        self.say(f"teacher_cache: {self.path} is used no further ({error.strerror}): each epoch computes its logits")
-        self.usable = False
+    def _stop_writing(self, error: OSError) -> None:
+        self.say(f"teacher_cache: {self.path} cannot be written ({error.strerror}): what it lacks is not remembered")
+        self.writable = False
 
     def _key(self, sha256: str) -> str:
         """Of everything that the logits depend on."""

@@ -1,0 +1,147 @@
+"""Learning from images: steps of one optimiser over all training images in an epoch.
+
+A stage gives the loss, `loss(network, batch) -> {"loss": tensor, name: tensor, ...}`: every named tensor is averaged
+over the epoch and logged, `loss` is minimised.
+"""
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import distributed
+from utils.data import TrainBatches
+from utils.errors import UserError
+from utils.logger import progress_bar
+from utils.params import DataParams, RecipeParams
+from utils.step import CompiledStep, GraphedStep, Loss, Step
+from utils.training import Row
+
+MAX_AHEAD = 32  # steps that wait for a GPU: enough to keep it busy, few enough for the bar and an interrupt
+
+
+def learning_rate(params: RecipeParams, epoch: int) -> float:
+    """The learning rate of an epoch (counted from 0): times `gamma` at each epoch of the schedule up to it, or
+    half a cosine from `learning_rate` towards 0 at the end of the run."""
+    if params.annealing == "cosine":
+        return cosine(params.learning_rate, epoch / params.num_epochs)
+    return params.learning_rate * params.gamma ** sum(epoch >= milestone for milestone in params.schedule)
+
+
+def cosine(rate: float, done: float) -> float:
+    """A learning rate after a share `done` of the training (Loshchilov & Hutter, 2017, without restarts)."""
+    return rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def build_optimizer(params: RecipeParams, network: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9 and weight decay 5e-4, or Adam without; `auto` is the recipe of the network."""
+    recipe = "adam" if params.model_name in ("net", "mlp") else "sgd"
+    if (params.optimizer if params.optimizer != "auto" else recipe) == "adam":
+        return build_adam(network, params.learning_rate)
+    return torch.optim.SGD(network.parameters(), lr=params.learning_rate, momentum=0.9, weight_decay=5e-4, fused=True)
+
+
+def build_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Adam with the usual moments, without weight decay."""
+    on_gpu = next(network.parameters()).is_cuda  # where a step may be recorded as a graph
+    return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=on_gpu)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimiser the state of another, which may have run on another device."""
+    own = [group.get("capturable") for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, capturable in zip(optimizer.param_groups, own, strict=True):
+        if capturable is not None:
+            group["capturable"] = capturable  # of this device
+
+
+class Supervised:
+    """Learning from batches of images by a loss: steps of one optimiser, over all images in an epoch."""
+
+    def __init__(self, network: nn.Module, loss: Loss, batches: TrainBatches, params: RecipeParams, dtype: torch.dtype,
+                 start_of_epoch: Callable[[int], None] = lambda _: None) -> None:
+        """start_of_epoch: gets the number of each epoch, counted from 0, before its steps."""
+        self.network, self.loss, self.batches, self.params, self.dtype = network, loss, batches, params, dtype
+        self.start_of_epoch = start_of_epoch
+        self.optimizer = build_optimizer(params, network)
+        self.images = batches.usable
+
+    def begin(self, say: Callable[[str], None]) -> None:
+        self.step = build_step(self.network, self.loss, self.optimizer, self.batches, self.params, self.dtype, say)
+
+    def epoch(self, epoch: int, title: str) -> Row:
+        rate = self.rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.start_of_epoch(epoch)
+        self.network.train()
+        return {"learning_rate": rate, **_train_epoch(self.step, self.batches, epoch, title)}
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return learning_rate(self.params, epoch)
+
+    def pictures(self) -> dict[str, Tensor]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optim_dict": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_optimizer(self.optimizer, state["optim_dict"])
+
+
+def build_step(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
+               params: DataParams, dtype: torch.dtype, say: Callable[[str], None]) -> Step | GraphedStep:
+    """The training step in the fastest form that parameters and device allow; `say` logs what they do not."""
+    device = batches.part.labels.device
+    what = distributed.parallel(network, device), loss, optimizer, batches, dtype
+    step = Step(*what)
+    if params.compile is True:
+        say("compile: the first steps compile, which takes up to a minute")
+        step = CompiledStep(*what, say=say)
+    if params.cuda_graph and device.type == "cuda" and not distributed.launched():
+        say("cuda_graph: steps are recorded and replayed")
+        return GraphedStep(step, say)
+    if params.cuda_graph is True:
+        say("cuda_graph: not used, steps can be recorded on one GPU alone")
+    return step
+
+
+def _train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, title: str) -> Row:
+    """One pass over the training images. The mean of every named tensor of the loss, and of the gradient's norm."""
+    device = batches.part.labels.device
+    sizes, records, ahead = batches.batch_sizes(), [], deque()
+    with progress_bar(sum(sizes), title) as bar:
+        for size, draw in zip(sizes, batches.draws(epoch, device), strict=True):
+            records.append(step(draw, size))
+            if device.type == "cpu":  # elsewhere a look at every step would make the device wait
+                check_finite(records[-1:], step.names, epoch, len(records))
+            else:
+                ahead.append(torch.cuda.current_stream(device).record_event())
+                if len(ahead) > MAX_AHEAD:
+                    ahead.popleft().synchronize()
+            bar.update(size)
+    check_finite(records, step.names, epoch, 1)
+    weights = torch.tensor(sizes, dtype=torch.float64, device=device).unsqueeze(1)
+    sums = distributed.sum_over_ranks((torch.stack(records).double() * weights).sum(0))
+    return dict(zip(step.names, (sums / sum(sizes) / distributed.world_size()).tolist(), strict=True))
+
+
+def check_finite(records: list[Tensor], names: list[str], epoch: int, first_step: int) -> None:
+    """Raise UserError that names the epoch, the step and the values if those of a step are not all finite.
+
+    records: a float tensor (K,) for each step from `first_step` on, counted from 1; names: what the K values are.
+    """
+    table = torch.stack(records)
+    bad = ~table.isfinite().all(dim=1)
+    if bad.any():
+        step = int(bad.nonzero()[0])
+        values = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, table[step].tolist(), strict=True))
+        raise UserError(f"epoch {epoch + 1}, step {first_step + step}: not finite: {values}; what was saved after an "
+                        "earlier epoch is kept")
