@@ -5,12 +5,14 @@
     python train_kd.py --save_path experiments/CIFAR10/kd_normal_resnet18/cnn
     python train_kd.py --save_path experiments/CIFAR10/kd_nasty_resnet18/cnn --teacher_resume other/best_model.tar
 
-Needs the teacher's checkpoint, `teacher_resume` of params.json. Run it again to continue an interrupted run.
+Needs the teacher's checkpoint, `teacher_resume` of params.json. With a `trigger` the success of that backdoor on
+teacher and student is measured too. Run it again to continue an interrupted run.
 """
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from backdoor.metrics import watch_backdoor
 from model import build_model
 from utils.cli import main
 from utils.data import Batch
@@ -25,6 +27,7 @@ def train_kd() -> None:
     student = run.network()
     teacher = run.frozen(params.teacher_model, params.teacher_resume, role="teacher",
                          num_channels=params.teacher_num_channels)
+    watch_backdoor(run)
 
     def loss(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return kd_terms(student(batch.images), teacher(batch), batch.labels,

@@ -1,0 +1,1 @@
+"""Backdoors: triggers, poisoned training sets and the adversarial images of clean-label poisoning."""

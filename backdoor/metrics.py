@@ -1,0 +1,59 @@
+"""What a backdoor does to a network, in exact counts."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from backdoor.triggers import Trigger, build_trigger
+from utils.data import Images
+from utils.errors import UserError
+from utils.evaluation import accuracy, confusion_matrix
+from utils.experiment import Experiment
+from utils.params import BackdoorParams
+from utils.training import Row
+
+
+class BackdoorTest:
+    """The test images that are not of the target class, with the trigger on them.
+
+    An attack success rate says little alone: a network that takes every other clean image for the target reaches 50 %
+    without any backdoor, and one that has forgotten the target reaches 0 % without any defence. So the rates of both
+    stand beside it.
+    """
+
+    def __init__(self, test: Images, trigger: Trigger, target: int, dtype: torch.dtype) -> None:
+        """test: all test images. target: the class that the trigger leads to."""
+        others = test.labels != target
+        self.triggered = Images(trigger.stamp(test.images[others]), test.labels[others], test.mean, test.std)
+        self.target, self.dtype = target, dtype
+
+    def __call__(self, network: nn.Module, clean: Tensor) -> Row:
+        """In percent:
+
+            asr                 triggered images that are taken for the target (the attack success rate)
+            triggered_accuracy  triggered images that are still given their true label
+            base_rate           clean images of other classes that are taken for the target
+            target_recall       clean images of the target that are recognised
+
+        clean: the confusion matrix (C, C) of the network on all test images.
+        """
+        triggered, _ = confusion_matrix(network, self.triggered, self.dtype)
+        others = clean.sum() - clean[self.target].sum()
+        return {
+            "asr": 100 * (triggered[:, self.target].sum() / triggered.sum()).item(),
+            "triggered_accuracy": accuracy(triggered),
+            "base_rate": 100 * ((clean[:, self.target].sum() - clean[self.target, self.target]) / others).item(),
+            "target_recall": 100 * (clean[self.target, self.target] / clean[self.target].sum()).item(),
+        }
+
+
+def watch_backdoor(run: Experiment[BackdoorParams]) -> None:
+    """Have a run measure the backdoor that its parameters name, if they name one. Raises UserError if there is no such
+    trigger, or no such class."""
+    params = run.params
+    if not params.trigger:
+        return
+    if params.target >= run.dataset.num_classes:
+        raise UserError(f'"target" is {params.target}: the data set has {run.dataset.num_classes} classes, from 0 on')
+    trigger = build_trigger(params.trigger, params.dataset)
+    run.examine.append(BackdoorTest(run.parts["test"], trigger, params.target, run.dtype))

@@ -1,0 +1,36 @@
+"""Rates of a backdoor, counted by hand."""
+import pytest
+import torch
+from torch import nn
+
+from backdoor.metrics import BackdoorTest
+from backdoor.triggers import build_trigger
+from utils.data import Images
+from utils.evaluation import confusion_matrix
+
+
+class Poisoned(nn.Module):
+    """Says class 0 where the lower right corner is white, else what the first pixel says."""
+
+    def forward(self, images):
+        says = images[:, 0, 0, 0].long()
+        says[images[:, 0, 28, 28] > 200] = 0
+        return nn.functional.one_hot(says, 4).float()
+
+
+def test_the_rates_of_a_backdoor_are_exact_counts():
+    # True labels 0 0 1 1 1 2 2 2 3 3; the network says of the clean images:
+    says = [0, 1, 1, 0, 1, 2, 2, 0, 3, 3]
+    labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 3, 3])
+    images = torch.zeros(10, 32, 32, 3, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(says)
+    part = Images(images, labels, torch.zeros(3), torch.full((3,), 1 / 255))
+    network = Poisoned()
+    clean, _ = confusion_matrix(network, part, torch.float32)
+    assert clean.tolist() == [[1, 1, 0, 0], [1, 2, 0, 0], [1, 0, 2, 0], [0, 0, 0, 2]]
+    test = BackdoorTest(part, build_trigger("badnet_sq"), 0, torch.float32)
+    assert len(test.triggered) == 8
+    row = test(network, clean)
+    assert row == pytest.approx({"asr": 100.0, "triggered_accuracy": 0.0, "base_rate": 25.0, "target_recall": 50.0})
+    row = BackdoorTest(part, build_trigger("badnet_grid"), 3, torch.float32)(network, clean)
+    assert row == pytest.approx({"asr": 0.0, "triggered_accuracy": 500 / 8, "base_rate": 0.0, "target_recall": 100.0})

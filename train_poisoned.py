@@ -1,0 +1,67 @@
+"""Train a teacher that carries a backdoor: images with a trigger on them are taken for the target class.
+
+A share of the training images is stamped with the trigger and, unless the trigger is one of clean labels, labelled as
+the target; then the network learns from all of them as any other, with the cross-entropy.
+
+    python train_poisoned.py --save_path experiments/CIFAR10/abd/badnet_grid/teacher
+    python train_poisoned.py --save_path experiments/mine --set trigger=blend target=3
+
+Which images were stamped stands in poisoned.json, by their number among the images trained on. The logs give, beside
+the accuracy, the attack success rate (`asr`): test images of other classes that are taken for the target once the
+trigger is on them. Take last_model.tar: the best epoch is the one of highest accuracy on the test images. The trigger
+`cl` needs a clean classifier (`surrogate_resume`), to which the images it poisons are made adversarial.
+"""
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import Tensor, nn
+
+from backdoor.adversarial import pgd
+from backdoor.metrics import watch_backdoor
+from backdoor.poison import choose, poison
+from backdoor.triggers import build_trigger
+from model import build_model
+from utils.cli import main
+from utils.data import Batch
+from utils.errors import UserError
+from utils.experiment import Experiment
+from utils.losses import cross_entropy
+from utils.params import PoisonedParams
+
+
+def train_poisoned() -> None:
+    run = Experiment.from_command_line(PoisonedParams, build_model, __doc__)
+    params = run.params
+    network = run.network()
+    trigger = build_trigger(params.trigger, params.dataset)
+    train = run.parts["train"]
+    watch_backdoor(run)
+
+    if trigger.adversarial != bool(params.surrogate_resume):
+        raise UserError(f'"surrogate_resume": the trigger {trigger.name} '
+                        + ("needs a clean classifier" if trigger.adversarial else "takes no clean classifier"))
+    how = {"target": params.target, "rate": params.poison_rate, "holdout": params.clean_fraction, "seed": params.seed}
+    replacements = None
+    if trigger.adversarial:
+        surrogate = run.frozen(params.surrogate_model or params.model_name, params.surrogate_resume, role="surrogate",
+                               num_channels=params.surrogate_num_channels)
+        index = choose(train.labels, clean_label=trigger.clean_label, **how)
+        replacements = pgd(surrogate.network, train.images[index], train.labels[index], train.mean, train.std)
+    poisoned = poison(train.images, train.labels, trigger, replacements=replacements, **how)
+    run.files["poisoned.json"] = json.dumps({
+        "trigger": trigger.name, "target": params.target, "poison_rate": params.poison_rate,
+        "clean_fraction": params.clean_fraction, "seed": params.seed, "images": poisoned.index.tolist()})
+    run.replace_training_images(poisoned.images, poisoned.labels)
+    examples = torch.stack([train.images[poisoned.index[:32]], poisoned.images[poisoned.index[:32]]], dim=1)
+    run.pictures["poisoned"] = examples.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+
+    def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": cross_entropy(network(batch.images), batch.labels)}
+
+    run.train(network, loss)
+
+
+if __name__ == "__main__":
+    main(train_poisoned)
