@@ -20,6 +20,7 @@ from model.preresnet import PreResNet
 from model.resnet import ResNet
 from model.resnext import ResNeXt29
 from model.shufflenetv2 import ShuffleNetV2
+from model.wideresnet import WideResNet
 
 _REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "net": Net,
@@ -41,6 +42,11 @@ _REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "resnext29": ResNeXt29,
     "mobilenetv2": MobileNetV2,
     "shufflenetv2": ShuffleNetV2,
+    "wrn16_1": partial(WideResNet, 16, 1),
+    "wrn16_2": partial(WideResNet, 16, 2),
+    "wrn28_2": partial(WideResNet, 28, 2),
+    "wrn40_1": partial(WideResNet, 40, 1),
+    "wrn40_2": partial(WideResNet, 40, 2),
 }
 
 MODEL_NAMES: tuple[str, ...] = tuple(_REGISTRY)

@@ -1,8 +1,8 @@
 """The model zoo equals the published networks: names, shapes, sizes, outputs and initialisation.
 
-`golden/models.json` holds, per model, what the published implementation has: parameter counts by class count, logits by
-image size (null: not supported), and the state-dict entries for 10 classes in order, one line per module, shapes after
-names ("bn1: weight 64, bias 64, ..., num_batches_tracked").
+`golden/models.json` holds, per model of the first system, what the published implementation has: parameter counts by
+class count, logits by image size (null: not supported), and the state-dict entries for 10 classes in order, one line
+per module, shapes after names ("bn1: weight 64, bias 64, ..., num_batches_tracked").
 """
 
 import json
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import MODEL_NAMES, build_model
+from model.wideresnet import WideResNet
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "models.json").read_text())
 ONE_PER_BLOCK_TYPE = (
@@ -29,10 +30,21 @@ ONE_PER_BLOCK_TYPE = (
     "resnext29",
     "mobilenetv2",
     "shufflenetv2",
+    "wrn16_1",
 )
 WITH_DEFAULT_INIT = ("net", "mlp", "resnet18", "resnet50", "densenet121", "mobilenetv2", "shufflenetv2")
 ONLY_32X32 = tuple(name for name, golden in GOLDEN.items() if golden["logits"]["64"] is None)
 
+# What is known of the models that the second system adds: parameters by class count, convolutions, batch-norm channels.
+WIDE_RESNETS = {
+    "wrn16_1": ({10: 175066, 43: 177211, 100: 180916}, 15, 464),
+    "wrn16_2": ({10: 691674, 43: 695931, 100: 703284}, 16, 912),
+    "wrn28_2": ({10: 1467610, 43: 1471867, 100: 1479220}, 28, None),
+    "wrn40_1": ({10: 563930, 43: 566075, 100: 569780}, 39, None),
+    "wrn40_2": ({10: 2243546, 43: 2247803, 100: 2255156}, 40, 2704),
+}
+
+published_models = pytest.mark.parametrize("name", GOLDEN)
 all_models = pytest.mark.parametrize("name", MODEL_NAMES)
 one_per_block_type = pytest.mark.parametrize("name", ONE_PER_BLOCK_TYPE)
 
@@ -82,10 +94,10 @@ def golden_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_the_zoo_has_the_published_models_in_order():
-    assert tuple(GOLDEN) == MODEL_NAMES
+    assert (*GOLDEN, *WIDE_RESNETS) == MODEL_NAMES
 
 
-@all_models
+@published_models
 def test_state_dict_has_the_published_names_and_shapes_in_order(name: str):
     built, golden = listing(build_on_meta(name, 10).state_dict()), golden_listing(name)
     for i, (ours, published) in enumerate(zip(built, golden, strict=False)):
@@ -93,14 +105,14 @@ def test_state_dict_has_the_published_names_and_shapes_in_order(name: str):
     assert len(built) == len(golden)
 
 
-@all_models
+@published_models
 @pytest.mark.parametrize("num_classes", [10, 100, 200])
 def test_parameter_count_is_the_published_one(name: str, num_classes: int):
     count = sum(parameter.numel() for parameter in build_on_meta(name, num_classes).parameters())
     assert count == GOLDEN[name]["parameters"][str(num_classes)]
 
 
-@all_models
+@published_models
 def test_logits_are_the_published_ones(name: str):
     model = build_on_meta(name, 10).eval()
     model.load_state_dict(golden_weights(model), assign=True)
@@ -187,8 +199,63 @@ def assert_batch_norms_are_identity(model: nn.Module) -> None:
             assert (module.bias == 0).all()
 
 
-@pytest.mark.parametrize("name", ["preresnet20", "preresnet44"])
-def test_preresnet_starts_from_normal_convolutions_over_the_fan_out(name: str):
+@pytest.mark.parametrize("name", WIDE_RESNETS)
+def test_a_wide_resnet_has_the_known_parameters_convolutions_and_batch_norms(name: str):
+    parameters, convolutions, channels = WIDE_RESNETS[name]
+    for num_classes, expected in parameters.items():
+        assert sum(p.numel() for p in build_on_meta(name, num_classes).parameters()) == expected
+    modules = list(build_on_meta(name, 10).modules())
+    assert sum(isinstance(module, nn.Conv2d) for module in modules) == convolutions
+    if channels:
+        assert sum(module.num_features for module in modules if isinstance(module, nn.BatchNorm2d)) == channels
+
+
+def test_a_wide_resnet_gives_its_three_groups_on_demand():
+    model = build_on_meta("wrn16_2", 10)
+    logits, groups = model(torch.empty(5, 3, 32, 32, device="meta"), return_groups=True)
+    assert logits.shape == (5, 10)
+    assert [tuple(group.shape) for group in groups] == [(5, 32, 32, 32), (5, 64, 16, 16), (5, 128, 8, 8)]
+
+
+def test_the_logits_of_a_wide_resnet_are_the_classified_mean_of_its_activated_last_group():
+    torch.manual_seed(0)
+    model = WideResNet(10, 1, 10).eval()
+    with torch.inference_mode():
+        logits, groups = model(small_images("wrn16_1", 2), return_groups=True)
+        assert torch.equal(logits, model.fc(model.bn(groups[2]).relu().mean((2, 3))))
+        assert torch.equal(logits, model(small_images("wrn16_1", 2)))
+
+
+def test_a_wide_block_splits_after_the_activation_where_channels_change_and_before_it_elsewhere():
+    """With its second convolution at zero, a block is its shortcut."""
+    torch.manual_seed(0)
+    model = WideResNet(16, 1, 10).eval()
+    widening, equal = model.group2
+    for block in (widening, equal):
+        nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 16, 8, 8)
+    assert torch.equal(widening(x), widening.shortcut(widening.bn1(x).relu()))
+    x = torch.randn(2, 32, 4, 4)
+    assert torch.equal(equal(x), x)
+    assert model.group1[0].shortcut is None
+
+
+@pytest.mark.parametrize(("depth", "width", "words"), [(15, 1, "6n"), (4, 1, "6n"), (16, 0, "width")])
+def test_a_wide_resnet_of_impossible_depth_or_width_is_an_error(depth: int, width: int, words: str):
+    with pytest.raises(ValueError, match=words):
+        WideResNet(depth, width, 10)
+
+
+def test_a_wide_resnet_starts_with_a_zero_bias_and_a_default_classifier():
+    torch.manual_seed(0)
+    fc = build_model("wrn16_2", 10).fc
+    assert (fc.bias == 0).all()
+    assert fc.weight.abs().max() <= 1 / math.sqrt(fc.in_features)
+    assert fc.weight.std().item() == pytest.approx(1 / math.sqrt(3 * fc.in_features), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["preresnet20", "preresnet44", "wrn16_2"])
+def test_preresnet_and_wide_resnet_start_from_normal_convolutions_over_the_fan_out(name: str):
     torch.manual_seed(0)
     model = build_model(name, 10)
     assert_batch_norms_are_identity(model)

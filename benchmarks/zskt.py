@@ -1,0 +1,104 @@
+"""ZSKT's pseudo-batch, with the teacher's answers computed once, against the published loop, which makes the images and
+asks the teacher anew in each of the student's ten steps.
+
+    python benchmarks/zskt.py
+    python benchmarks/zskt.py --device cuda --batch_size 128 --repeats 20
+
+wrn16_2 teaches wrn16_1, as in the paper. Both are timed in turns; given are medians, spreads (lowest to highest) and
+the median ratio of neighbouring turns.
+"""
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import nn
+
+from datafree.distiller import Facts
+from datafree.losses import attention_loss, kl_element_mean
+from datafree.zskt import ZSKT
+from model import build_model
+from utils.device import choose_dtype, prepare_device
+from utils.params import ZSKTParams
+from utils.step import autocast
+
+
+def build(options: argparse.Namespace) -> ZSKT:
+    device = torch.device(options.device)
+    params = ZSKTParams(method="zskt", dataset="cifar10", model_name="wrn16_1", teacher_model="wrn16_2",
+                        teacher_resume="", batch_size=options.batch_size)
+    torch.manual_seed(0)
+    student, teacher = (build_model(name, 10).to(device, memory_format=torch.channels_last)
+                        for name in (params.model_name, params.teacher_model))
+    facts = Facts(10, 32, torch.zeros(3, device=device), torch.ones(3, device=device))
+    return ZSKT(student.train(), teacher.eval().requires_grad_(False), facts, params,
+                choose_dtype(options.precision, device))
+
+
+def once(learner: ZSKT, latent: torch.Tensor) -> None:
+    """A pseudo-batch as it is here."""
+    learner.generator_step(latent)
+    answers = learner.answers(latent)
+    for _ in range(learner.params.student_steps):
+        learner.student_step(*answers, None)
+
+
+def anew(learner: ZSKT, latent: torch.Tensor) -> None:
+    """A pseudo-batch as it was published: gradients run back into the generator, where nobody needs them."""
+    learner.generator_step(latent)
+    for _ in range(learner.params.student_steps):
+        with autocast(learner.device, learner.dtype):
+            images = learner.generator(latent)
+            with torch.no_grad():
+                logits, groups = learner.teacher(images, return_groups=True)
+            answer, own = learner.student(images, return_groups=True)
+            loss = kl_element_mean(logits, answer, temperature=1) + 250 * attention_loss(own, groups)
+        learner.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learner.student.parameters(), 5.0)
+        learner.optimizer.step()
+    learner.generator_optimizer.zero_grad()
+
+
+def seconds(turn: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    turn()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    prepare_device(torch.device(options.device), options.precision)
+    learner = build(options)
+    latent = torch.randn(options.batch_size, learner.params.latent_size, device=options.device)
+    times: dict[str, list[float]] = {"once": [], "anew": []}
+    for number in range(options.repeats + 1):
+        for name, pseudo_batch in (("once", once), ("anew", anew)):
+            taken = seconds(partial(pseudo_batch, learner, latent))
+            if number:  # the first is the warm-up
+                times[name].append(taken)
+    print("| teacher's answers | seconds a pseudo-batch | spread |\n|---|---|---|")
+    for name, values in times.items():
+        print(f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} to {max(values):.3f} |")
+    ratio = statistics.median(b / a for a, b in zip(times["once"], times["anew"], strict=True))
+    print(f"\nratio {ratio:.2f}x, batches of {options.batch_size}, {options.device}, {torch.get_num_threads()} "
+          f"threads, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()

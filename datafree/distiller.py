@@ -1,0 +1,114 @@
+"""What the data-free methods share: what they may know of the data, the teacher they learn from, and their defences.
+
+A method gets `Facts` and networks, and no images: there is no way from here to the data set.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree.retrospection import Retrospection
+from datafree.vaccine import Selection, ShuffledTeacher, divergence
+from utils import seeds
+from utils.params import DataFreeParams
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a distiller knows of the data that its teacher learned from."""
+
+    num_classes: int
+    image_size: int  # height and width in pixels
+    mean: Tensor  # float32 (3,), of pixels in [0, 1], on the device
+    std: Tensor
+
+
+class Defence:
+    """ABD as parameters ask for it: the shuffling vaccine, self-retrospection, or what is needed of both.
+
+        none    nothing
+        sv      the vaccine throughout; with `sv_batches`, if one with a large tail is found
+        sr      retrospection in the last `sr_epochs`
+        sv+sr   both
+        auto    sv with a search for a vaccine; sr if none is found until then
+    """
+
+    def __init__(self, teacher: nn.Module, params: DataFreeParams, facts: Facts) -> None:
+        """teacher: frozen. Raises UserError if it has fewer convolutions than are to be shuffled."""
+        self.params = params
+        self.say: Callable[[str], None] = print
+        self.delta: Tensor | None = None  # the last perturbation of self-retrospection
+        self.shuffled: ShuffledTeacher | None = None
+        self.selection: Selection | None = None
+        if params.defense in ("sv", "sv+sr", "auto"):
+            self.shuffled = ShuffledTeacher(teacher, layers=params.sv_layers, members=params.sv_members,
+                                            seed=params.seed, image_size=facts.image_size)
+            if params.sv_batches or params.defense == "auto":
+                batches = params.sv_batches or 50
+                self.selection = Selection(batches=batches, skip=min(11, batches // 2))
+        self.retrospection = Retrospection(
+            temperature=params.temperature, weight=params.sr_weight, rounds=params.sr_rounds, radius=params.sr_radius,
+            batch_norm=params.sr_batch_norm)
+
+    @property
+    def coefficient(self) -> float:
+        """Of the vaccine: 0 as long as none is found."""
+        found = self.selection is None or self.selection.found
+        return self.params.sv_weight if self.shuffled and found else 0.0
+
+    def observe(self, teacher_logits: Tensor, images: Tensor) -> None:
+        """Once a batch, while a vaccine is searched for: judge the present one by these images."""
+        if self.selection is None or self.selection.finished:
+            return
+        with torch.no_grad():
+            k = divergence(teacher_logits.detach(), self.shuffled(images.detach()))
+        if self.selection.observe(k):
+            self.shuffled.shuffle()
+        if self.selection.finished:
+            tails = ", ".join(f"{ratio:.3f}" for ratio in self.selection.ratios)
+            self.say(f"vaccine: {'found' if self.selection.found else 'none found'} (tails {tails})")
+
+    def retrospects(self, epoch: int) -> bool:
+        """Whether the student's steps of an epoch, counted from 0, are those of self-retrospection."""
+        wanted = self.params.defense in ("sr", "sv+sr") or (self.params.defense == "auto" and not self.selection.found)
+        return wanted and epoch >= self.first_epoch
+
+    @property
+    def first_epoch(self) -> int:
+        """Of self-retrospection, counted from 0."""
+        return max(0, self.params.num_epochs - self.params.sr_epochs)
+
+    def retrospect(self, student: nn.Module, teacher: nn.Module, images: Tensor,
+                   random: torch.Generator) -> dict[str, Tensor]:
+        """Add the gradient of self-retrospection to that of distillation. Scalars to log."""
+        source = teacher if self.params.sr_source == "teacher" else student
+        self.delta, scalars = self.retrospection.accumulate(student, source, images, random)
+        return scalars
+
+    def pictures(self) -> dict[str, Tensor]:
+        """The last perturbation, (1, 3, H, W), its values stretched to [0, 1]."""
+        if self.delta is None:
+            return {}
+        return {"perturbation": (1 + self.delta / self.delta.abs().max()) / 2}
+
+    def random(self, epoch: int) -> torch.Generator:
+        return seeds.generator(self.params.seed, "retrospection", epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"vaccine": self.shuffled.state_dict() if self.shuffled else {},
+                "selection": self.selection.state_dict() if self.selection else {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.shuffled:
+            self.shuffled.load_state_dict(state["vaccine"])
+        if self.selection:
+            self.selection.load_state_dict(state["selection"])
+
+
+def visible(images: Tensor, facts: Facts) -> Tensor:
+    """Normalised images (B, 3, H, W) as pixels in [0, 1]."""
+    return (images * facts.std.view(3, 1, 1) + facts.mean.view(3, 1, 1)).clamp(0, 1)

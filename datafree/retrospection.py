@@ -1,0 +1,178 @@
+"""Self-retrospection of ABD: Hong et al., "Revisiting Data-Free Knowledge Distillation with Poisoned Teachers",
+ICML 2023, arXiv:2306.02368, with the implicit hypergradient of I-BAU: Zeng et al., "Adversarial Unlearning of
+Backdoors via Implicit Hypergradient", ICLR 2022, arXiv:2110.03735.
+
+    theta* = argmin_theta max_delta KL(S(x | theta) || S(x + delta | theta))
+
+One additive perturbation for all images, as a trigger is, that changes what the network says is synthesised and then
+unlearned. Every divergence here is T^2 times the mean over the batch, as in distillation.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from utils.losses import kl_divergence
+
+Objective = Callable[[Tensor], Tensor]  # of delta, to a scalar; the network's parameters enter as they are
+
+
+def hypergradient(inner: Objective, outer: Objective, delta: Tensor, parameters: Sequence[Tensor], *,
+                  steps: int, eta: float) -> tuple[Tensor, ...]:
+    """The gradient of outer(delta(theta), theta) by theta, where delta(theta) minimises inner(., theta).
+
+    By fixed-point iteration, with the map Phi(delta) = delta - eta * d inner / d delta:
+
+        v_0 = 0,   v_k+1 = (d Phi / d delta)^T v_k + d outer / d delta
+        result = d outer / d theta + (d Phi / d theta)^T v_steps
+
+    It converges where inner is convex around delta and eta small; elsewhere a few steps still are an approximation.
+
+    Args:
+        inner, outer: scalar functions of a tensor like `delta`; inner must be twice differentiable.
+        delta: where to differentiate; is not changed.
+        parameters: theta, leaves that require gradients.
+        steps: at least 1.
+
+    Returns:
+        One tensor per parameter, zeros where none of the functions depends on it. No `.grad` is touched.
+    """
+    parameters = tuple(parameters)
+    delta = delta.detach().clone().requires_grad_()
+    outer_by_delta, *outer_by_theta = torch.autograd.grad(outer(delta), (delta, *parameters), allow_unused=True,
+                                                          materialize_grads=True)
+    inner_by_delta, = torch.autograd.grad(inner(delta), delta, create_graph=True)
+
+    v = outer_by_delta  # v_1, since v_0 is zero
+    for _ in range(steps - 1):
+        product, = torch.autograd.grad(inner_by_delta, delta, v, retain_graph=True, materialize_grads=True)
+        v = v - eta * product + outer_by_delta
+    mixed = torch.autograd.grad(inner_by_delta, parameters, v, allow_unused=True, materialize_grads=True)
+    return tuple(direct - eta * indirect for direct, indirect in zip(outer_by_theta, mixed, strict=True))
+
+
+@dataclass(frozen=True)
+class Retrospection:
+    """The settings of a retrospection step, and the step.
+
+    Everything here runs in the precision of the images and needs second derivatives: call it outside autocast.
+    """
+
+    temperature: float  # of every divergence
+    weight: float = 1.0  # of the hypergradient beside the gradient of distillation
+    rounds: int = 10  # steps of Adam on delta
+    learning_rate: float = 0.1  # of Adam on delta, in units of normalised images
+    start: float = 0.01  # standard deviation of delta at first; at 0 the divergence has no gradient but rounding
+    penalty: float = 1e-3  # lambda: times the squared L2 norm of delta
+    radius: float | None = None  # delta is projected onto this L2 ball; None: bounded by learning_rate * rounds alone
+    steps: int = 5  # of the fixed-point iteration
+    eta: float = 0.1  # step size of the fixed-point map
+    portion: float = 0.02  # of the batch that is perturbed in the outer objective, at least one image
+    detach_clean: bool = True  # the outer objective moves S(x + delta) towards S(x), not both towards each other
+    # `frozen`: the passes of retrospection, clean and perturbed, use the running statistics and leave them as they are;
+    # `train`: they run in the mode that the network is in, so perturbed images enter the statistics of a student.
+    batch_norm: Literal["frozen", "train"] = "frozen"
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in ("frozen", "train"):
+            raise ValueError(f"batch_norm is 'frozen' or 'train', not {self.batch_norm!r}")
+
+    def perturbation(self, model: nn.Module, images: Tensor, random: torch.Generator) -> Tensor:
+        """Find the delta (1, C, H, W) that changes the outputs of `model` most: the inner maximisation.
+
+            delta = argmin - KL(M(x) || M(x + delta)) + penalty * ||delta||_2^2
+
+        For images (B, C, H, W). `model` is the teacher or the student; its gradients are not touched.
+        """
+        return self._perturbation(model, images, random)[0]
+
+    def response(self, model: nn.Module, images: Tensor, delta: Tensor) -> Tensor:
+        """KL(M(x) || M(x + delta)), a scalar: how much the perturbation changes what the network says."""
+        with self._mode(model), torch.no_grad():
+            return self._kl(model(images), model(images + delta))
+
+    def gradient(self, student: nn.Module, images: Tensor, delta: Tensor, random: torch.Generator) -> list[Tensor]:
+        """The hypergradient of the outer objective by each parameter of the student that requires a gradient.
+
+        Inner: -KL(S(x) || S(x + delta)) + penalty * ||delta||_2^2, with S(x) detached. Outer: KL(S(x) || S(x')), where
+        x' has delta added to a random portion of the images.
+        """
+        chosen = torch.randperm(len(images), generator=random)[:max(1, int(self.portion * len(images)))]
+        perturbed = torch.zeros(len(images), 1, 1, 1, dtype=images.dtype)
+        perturbed[chosen] = 1
+        perturbed = perturbed.to(images.device)
+        parameters = _trained(student)
+        with self._mode(student):
+            with torch.set_grad_enabled(not self.detach_clean):
+                clean = student(images)
+
+            def inner(delta: Tensor) -> Tensor:
+                return self.penalty * delta.square().sum() - self._kl(clean.detach(), student(images + delta))
+
+            def outer(delta: Tensor) -> Tensor:
+                return self._kl(clean, student(images + perturbed * delta))
+
+            return list(hypergradient(inner, outer, delta, parameters, steps=self.steps, eta=self.eta))
+
+    def accumulate(self, student: nn.Module, source: nn.Module, images: Tensor,
+                   random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add weight * hypergradient to the `.grad` of the student's parameters, beside what is there.
+
+        `source` is the network that delta is synthesised against: the teacher, or the student itself. The student's
+        optimiser step, on the sum with the gradient of distillation, is the caller's.
+
+        Returns delta (1, C, H, W), and scalars to log: `delta_norm` (L2), `kl_before` and `kl_after` (what the source's
+        outputs change under the starting noise and under delta) and `hypergradient_norm` (L2, before weighting).
+        """
+        delta, kl_before = self._perturbation(source, images, random)
+        gradients = self.gradient(student, images, delta, random)
+        for parameter, gradient in zip(_trained(student), gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = self.weight * gradient
+            else:
+                parameter.grad.add_(gradient, alpha=self.weight)
+        return delta, {"delta_norm": delta.norm(), "kl_before": kl_before,
+                       "kl_after": self.response(source, images, delta),
+                       "hypergradient_norm": torch.stack([gradient.norm() for gradient in gradients]).norm()}
+
+    def _perturbation(self, model: nn.Module, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`perturbation`, and the divergence under the noise from which it starts."""
+        noise = torch.randn(1, *images.shape[1:], generator=random, dtype=images.dtype)
+        delta = (self.start * noise).to(images.device).requires_grad_()
+        optimiser = torch.optim.Adam([delta], lr=self.learning_rate)
+        with self._mode(model):
+            with torch.no_grad():
+                clean = model(images)
+                kl_before = self._kl(clean, model(images + delta))
+            for _ in range(self.rounds):
+                objective = self.penalty * delta.square().sum() - self._kl(clean, model(images + delta))
+                delta.grad, = torch.autograd.grad(objective, delta)
+                optimiser.step()
+                if self.radius is not None:
+                    with torch.no_grad():
+                        delta.mul_((self.radius / delta.norm()).clamp(max=1))
+        return delta.detach(), kl_before
+
+    def _kl(self, p_logits: Tensor, q_logits: Tensor) -> Tensor:
+        return self.temperature**2 * kl_divergence(p_logits, q_logits, temperature=self.temperature)
+
+    @contextmanager
+    def _mode(self, model: nn.Module) -> Iterator[None]:
+        """The network in eval mode if statistics are frozen, and as it was afterwards."""
+        modes = {module: module.training for module in model.modules()}
+        try:
+            if self.batch_norm == "frozen":
+                model.eval()
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

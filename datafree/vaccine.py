@@ -1,0 +1,213 @@
+"""The shuffling vaccine of ABD: Hong, Zeng, Yu, Lyu, Jia, Zhou, "Revisiting Data-Free Knowledge Distillation with
+Poisoned Teachers", ICML 2023, arXiv:2306.02368.
+
+A backdoor fires through a few channels. Permuting the channels of a teacher's last layers destroys its clean
+predictions, but an input that acts like a trigger tends to keep its own: where the teacher and its shuffled copies
+agree, a sample is suspicious. A generator is rewarded for making them disagree (`generator_penalty`); without a
+generator, the student is driven off what the teacher says of suspicious samples (`student_loss`).
+"""
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from datafree.losses import kl_per_sample
+from utils import seeds
+from utils.errors import UserError
+from utils.losses import at_least_float32
+
+TAIL_RATIO = 0.02  # a vaccine with a larger share of tail samples is a good one
+SMALLEST = 1e-12  # below it the divergence of two softmax outputs is rounding, and may even be negative
+
+
+class ShuffledTeacher:
+    """The ensemble T~: frozen copies of a teacher whose last convolutions have their input channels permuted.
+
+    `layers` counts convolutions by type and in order of execution, from the last; each of them gets its own uniform
+    permutation in each of the `members`. A grouped convolution is permuted within each group. A depth-wise one, with
+    one channel per group, has nothing to permute and does not count. UserError if the network has too few.
+
+    All permutations derive from `seed` and the number of the shuffle. ValueError for a teacher with forward hooks,
+    which the copies would call as well: build the ensemble before any are registered.
+    """
+
+    def __init__(self, teacher: nn.Module, *, layers: int = 5, members: int = 3, seed: int = 0,
+                 image_size: int = 32) -> None:
+        if any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules()):
+            raise ValueError("the teacher has forward hooks, which its shuffled copies would call too")
+        self.members = [copy.deepcopy(teacher).eval().requires_grad_(False) for _ in range(members)]
+        names = shufflable_convolutions(self.members[0], image_size)
+        if len(names) < layers:
+            raise UserError(f"the vaccine cannot shuffle the last {layers} convolutions of a teacher that has "
+                            f"{len(names)}: choose fewer layers")
+        self.layers = names[len(names) - layers:]
+        self.original = {name: teacher.get_submodule(name).weight.detach().clone() for name in self.layers}
+        self.seed, self.shuffles = seed, 0
+        self.permutations: list[dict[str, Tensor]] = []  # per member and layer: int64 (groups, channels per group)
+        self.shuffle()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The mean over the members of their logits (B, C); gradients reach the images."""
+        return torch.stack([at_least_float32(member(images)) for member in self.members]).mean(0)
+
+    def shuffle(self) -> None:
+        """Draw the next permutations; the members stay the same objects."""
+        self.shuffles += 1
+        random = seeds.generator(self.seed, "vaccine", self.shuffles)
+        self.permutations = [{name: self._draw(name, random) for name in self.layers} for _ in self.members]
+        self._permute()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The permutations and their number, as plain tensors by name."""
+        state = {f"{number}.{name}": permutation for number, member in enumerate(self.permutations)
+                 for name, permutation in member.items()}
+        return {"shuffles": torch.tensor(self.shuffles), **state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave. UserError if that was of other layers or members."""
+        own = self.state_dict()
+        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
+            raise UserError("the saved vaccine has other layers or members than this one")
+        self.shuffles = int(state["shuffles"])
+        self.permutations = [{name: state[f"{number}.{name}"].cpu() for name in self.layers}
+                             for number in range(len(self.members))]
+        self._permute()
+
+    def _draw(self, name: str, random: torch.Generator) -> Tensor:
+        groups = self.members[0].get_submodule(name).groups
+        channels = self.original[name].shape[1]
+        return torch.stack([torch.randperm(channels, generator=random) for _ in range(groups)])
+
+    @torch.no_grad()
+    def _permute(self) -> None:
+        for member, permutations in zip(self.members, self.permutations, strict=True):
+            for name, permutation in permutations.items():
+                weight = self.original[name].unflatten(0, (len(permutation), -1))
+                index = permutation.to(weight.device)[:, None, :, None, None].expand_as(weight)
+                member.get_submodule(name).weight.copy_(weight.gather(2, index).flatten(0, 1))
+
+
+def shufflable_convolutions(network: nn.Module, image_size: int = 32) -> list[str]:
+    """The names of the 2-d convolutions with several input channels per group, in the order in which they first run.
+
+    Runs the network once, in the mode it is in, on one black image (3, image_size, image_size).
+    """
+    names, handles = [], []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.shape[1] > 1:
+            def note(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                if name not in names:
+                    names.append(name)
+            handles.append(module.register_forward_pre_hook(note))
+    try:
+        weight = next(network.parameters())
+        with torch.no_grad():
+            network(torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return names
+
+
+def suspicious(teacher_logits: Tensor, shuffled_logits: Tensor) -> Tensor:
+    """Which samples the teacher and T~ predict alike: bool (B,)."""
+    return teacher_logits.argmax(1) == shuffled_logits.argmax(1)
+
+
+def divergence(teacher_logits: Tensor, shuffled_logits: Tensor) -> Tensor:
+    """k = KL(teacher || T~) / C of each sample at temperature 1: (B,); gradients reach both arguments."""
+    return kl_per_sample(teacher_logits, shuffled_logits, temperature=1) / teacher_logits.shape[1]
+
+
+def generator_penalty(teacher_logits: Tensor, shuffled_logits: Tensor, *, coefficient: float) -> Tensor:
+    """What the vaccine adds to a generator's loss: -coefficient * mean of k over the suspicious samples, 0 without any.
+
+    Both logits are those of the generated images, with their graph: the gradient reaches the images through the
+    teacher and through T~. The mask is not differentiated.
+    """
+    mask = suspicious(teacher_logits, shuffled_logits)
+    return -coefficient * _mean_where(mask, divergence(teacher_logits, shuffled_logits))
+
+
+def student_loss(kd_per_sample: Tensor, mask: Tensor, *, coefficient: float, cap: float | Tensor) -> Tensor:
+    """Distillation without a generator under the vaccine:
+
+        mean of kd over the others - coefficient * mean of min(kd, cap) over the suspicious samples (`mask`)
+
+    A mean over no samples is 0. The second term is gradient *ascent*, and kd has no upper bound: past the cap, of all
+    samples (a float) or of each (B,), a sample counts as forgotten and has no gradient, so the loss stays above
+    -coefficient * cap. `ascent_cap` is a natural choice. All of the shape (B,), in the units of the loss.
+    """
+    return _mean_where(~mask, kd_per_sample) - coefficient * _mean_where(mask, kd_per_sample.clamp(max=cap))
+
+
+def ascent_cap(teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """T^2 KL(teacher || uniform) of each sample, (B,): how far from the teacher a student is that knows nothing."""
+    return temperature**2 * kl_per_sample(teacher_logits, torch.zeros_like(teacher_logits), temperature=temperature)
+
+
+def tail_ratio(k: Tensor) -> float:
+    """The share of samples whose log10 k (N,) lies more than three standard deviations below the mean."""
+    exponents = k.detach().double().clamp(min=SMALLEST).log10()
+    return (exponents < exponents.mean() - 3 * exponents.std()).double().mean().item()
+
+
+class Selection:
+    """The search for a good shuffle, during the first batches of a run whose penalty is still off.
+
+    Watch the divergence k of each batch once; after `batches` of them, of which the first `skip` show an untrained
+    generator and do not count, the shuffle is judged by its tail ratio. A refused one is drawn anew and judged after
+    another `batches - skip`, up to `tries` times.
+
+        if selection.observe(divergence(teacher_logits, shuffled_logits)):
+            shuffled_teacher.shuffle()
+        coefficient = selection.found * preset
+    """
+
+    def __init__(self, *, batches: int = 50, skip: int = 11, tries: int = 8) -> None:
+        if not 0 <= skip < batches:
+            raise ValueError(f"{batches} batches of which the first {skip} do not count leave nothing to judge")
+        self.batches, self.skip, self.tries = batches, skip, tries
+        self.seen = 0
+        self.collected: list[Tensor] = []
+        self.ratios: list[float] = []  # of the shuffles judged so far
+
+    @property
+    def found(self) -> bool:
+        """Whether the present shuffle was accepted."""
+        return bool(self.ratios) and self.ratios[-1] > TAIL_RATIO
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search has ended, with or without success."""
+        return self.found or len(self.ratios) == self.tries
+
+    def observe(self, k: Tensor) -> bool:
+        """Watch one batch (B,). True if its shuffle was refused and another is to be tried: re-shuffle T~ now."""
+        if self.finished:
+            return False
+        self.seen += 1
+        if self.seen > self.skip:
+            self.collected.append(k.detach().cpu())
+        if self.seen < self.batches:
+            return False
+        self.ratios.append(tail_ratio(torch.cat(self.collected)))
+        self.seen, self.collected = self.skip, []
+        return not self.finished
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the search stands, as plain tensors by name."""
+        return {"seen": torch.tensor(self.seen), "ratios": torch.tensor(self.ratios, dtype=torch.float64),
+                "collected": torch.cat(self.collected) if self.collected else torch.empty(0)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        self.seen, self.ratios = int(state["seen"]), state["ratios"].tolist()
+        self.collected = [state["collected"]] if len(state["collected"]) else []
+
+
+def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
+    """The mean of the values where the mask is true, 0 where it nowhere is; needs no look at the mask's content."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

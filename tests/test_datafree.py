@@ -1,0 +1,267 @@
+"""Students without data: what a run writes, that it sees no image of the data set, that it goes on where it stopped."""
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import refused, results
+from torch import nn
+
+from datafree.distiller import Facts
+from datafree.losses import attention_loss, kl_element_mean
+from datafree.methods import METHODS
+from datafree.vaccine import ShuffledTeacher
+from datafree.zskt import ZSKT
+from model import build_model
+from utils import experiment as experiment_module
+from utils.params import METHODS as PARAMS
+from utils.params import ZSKTParams
+
+ZSKT_FEW = {"method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_1", "pseudo_batches": 3,
+            "student_steps": 2, "latent_size": 8}
+OOD_FEW = {"method": "ood", "model_name": "net", "teacher_model": "net", "teacher_num_channels": 4, "patches": 24,
+           "sv_layers": 2}
+FEW = {"zskt": ZSKT_FEW, "ood": OOD_FEW}
+
+
+@pytest.fixture
+def distil(call, experiment):
+    """`distil("zskt", "name", **params)` makes a poisoned teacher, once, and the directory of a student."""
+    def make(kind, name="student", **params):
+        model = FEW[kind]["teacher_model"]
+        teacher = experiment(f"teacher-{model}", model_name=model, num_epochs=1, trigger="badnet_sq", poison_rate=0.5)
+        if not (teacher / "last_model.tar").exists():
+            assert call("train_poisoned", teacher).returncode == 0
+        return experiment(name, **{**FEW[kind], "teacher_resume": str(teacher / "last_model.tar"), "target": 1,
+                                   "trigger": "badnet_sq", **params})
+    return make
+
+
+def zskt(**params):
+    """A learner on a random teacher, and its latent numbers."""
+    torch.manual_seed(0)
+    student, teacher = build_model("wrn16_1", 4), build_model("wrn16_1", 4).eval().requires_grad_(False)
+    params = ZSKTParams(**ZSKT_FEW, **{"dataset": "demo", "teacher_resume": "x", "batch_size": 8, **params})
+    learner = ZSKT(student.train(), teacher, Facts(4, 32, torch.zeros(3), torch.ones(3)), params, torch.float32)
+    return learner, torch.randn(8, 8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_without_data_is_trained_and_measured(call, distil, method):
+    directory = distil(method)
+    done = call("train_datafree", directory)
+    assert done.returncode == 0, done.stderr
+    row = results(directory)["last"]
+    assert {"test_accuracy", "asr", "base_rate", "target_recall", "triggered_accuracy", "kl"} <= row.keys()
+    assert "teacher network, frozen: test accuracy" in done.stdout
+    assert {"synthetic.png", "best_model.tar", "last_model.tar", "metrics.csv"} <= {p.name for p in directory.iterdir()}
+
+
+@pytest.mark.parametrize("method, params", [
+    ("zskt", {}), ("zskt", {"defense": "auto", "sv_batches": 2, "sr_epochs": 1, "sr_rounds": 2}),
+    ("ood", {"defense": "sv+sr", "sr_epochs": 1, "sr_rounds": 2}),
+    ("ood", {"defense": "sr", "sr_epochs": 3, "sr_rounds": 1, "optimizer": "sgd"})])
+def test_two_calls_make_what_one_makes(call, distil, method, params):
+    whole, parts = distil(method, "whole", num_epochs=3, **params), distil(method, "parts", num_epochs=3, **params)
+    assert call("train_datafree", whole).returncode == 0
+    count = 0
+    original = METHODS[method].epoch
+
+    def interrupted(self, epoch, title):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        return original(self, epoch, title)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(METHODS[method], "epoch", interrupted)
+        assert call("train_datafree", parts).returncode == 130
+    assert call("train_datafree", parts).returncode == 0
+    a, b = (torch.load(d / "last_model.tar", weights_only=True) for d in (whole, parts))
+    assert a["history"] == b["history"]
+    assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
+
+
+class Guarded(torch.Tensor):
+    """A tensor that must not be touched while `armed`."""
+
+    armed = False
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        assert not cls.armed, f"{function} on an image of the data set"
+        return super().__torch_function__(function, types, arguments, options or {})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_sees_no_image_of_the_data_set(call, distil, monkeypatch, method):
+    directory = distil(method, defense="sv+sr", sr_epochs=1, sr_rounds=2)
+    load, touched = experiment_module.load_dataset, []
+
+    def guarded(*arguments, **options):
+        dataset = load(*arguments, **options)
+        return dataclasses.replace(dataset, **{name: getattr(dataset, name).as_subclass(Guarded) for name in (
+            "train_images", "train_labels", "test_images", "test_labels")})
+
+    def armed(function):
+        def call(*arguments, **options):
+            Guarded.armed = True
+            try:
+                with pytest.raises(AssertionError, match="an image of the data set"):
+                    touched[0][:1].sum()
+                return function(*arguments, **options)
+            finally:
+                Guarded.armed = False
+        return call
+
+    split = experiment_module.split
+    monkeypatch.setattr(experiment_module, "load_dataset", guarded)
+    monkeypatch.setattr(experiment_module, "split", lambda *a: (parts := split(*a), touched.append(
+        parts["test"].images))[0])
+    for name in ("__init__", "begin", "epoch", "pictures"):
+        monkeypatch.setattr(METHODS[method], name, armed(getattr(METHODS[method], name)))
+    done = call("train_datafree", directory)
+    assert done.returncode == 0, done.stderr
+    assert type(touched[0]) is Guarded
+
+
+def test_the_teachers_answers_that_are_kept_give_the_gradients_of_those_computed_anew():
+    learner, latent = zskt()
+    student, generator, teacher = learner.student, learner.generator, learner.teacher
+    images, logits, groups = learner.answers(latent)
+    terms, _ = learner.student_step(images, logits, groups, None)
+    kept = [parameter.grad.clone() for parameter in student.parameters()]
+
+    other, _ = zskt()
+    images = other.generator(latent)  # with its graph, as published
+    teacher_logits, teacher_groups = other.teacher(images, return_groups=True)
+    student_logits, student_groups = other.student(images, return_groups=True)
+    loss = kl_element_mean(teacher_logits.detach(), student_logits, temperature=1) + 250 * attention_loss(
+        student_groups, [group.detach() for group in teacher_groups])
+    loss.backward()
+    nn.utils.clip_grad_norm_(other.student.parameters(), 5.0)
+    assert terms[0].item() == pytest.approx(loss.item(), rel=1e-5)
+    for parameter, gradient in zip(other.student.parameters(), kept, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+    assert all(parameter.grad is None for parameter in [*generator.parameters(), *teacher.parameters()])
+
+
+def test_the_generator_learns_to_make_images_on_which_student_and_teacher_differ():
+    learner, latent = zskt(generator_learning_rate=0.01)
+    losses = [learner.generator_step(latent)[0].item() for _ in range(20)]
+    assert losses[-1] < losses[0] < 0
+    assert all(parameter.grad is None for parameter in learner.student.parameters())
+
+
+def test_a_vaccine_rewards_the_generator_and_is_logged():
+    learner, latent = zskt(defense="sv")
+    same, _ = zskt(defense="none")
+    for module in (learner, same):  # agreement on all samples, so that the vaccine has something to push at
+        module.teacher.fc.bias.data[1] = 3
+    learner.defence.shuffled = ShuffledTeacher(learner.teacher, seed=0)
+    loss, vaccine = learner.generator_step(latent).tolist()
+    assert (loss, 0.0) == pytest.approx(same.generator_step(latent).tolist())
+    assert loss < 0
+    assert vaccine < 0
+    gradients = [parameter.grad for parameter in learner.generator.parameters()]
+    assert not all(map(torch.allclose, gradients, [parameter.grad for parameter in same.generator.parameters()]))
+
+
+def test_retrospection_is_on_in_the_last_epochs_with_an_optimiser_of_its_own():
+    learner, _ = zskt(defense="sr", num_epochs=4, sr_epochs=2, sr_rounds=1, sr_learning_rate=1e-4)
+    first = learner.optimizer
+    assert "delta_norm" not in learner.epoch(1, "")
+    assert learner.optimizer is first
+    row = learner.epoch(2, "")
+    assert row["delta_norm"] > 0
+    assert row["learning_rate"] == 1e-4
+    assert learner.optimizer is not first
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"method": "cmi"}, ["method", "cmi", "zskt, ood"]),
+    ({"method": "zskt", "patches": 5}, ["patches", '"method" "ood"']),
+    ({"model_name": "net"}, ["attention_weight", "net"]),
+    ({"sv_layers": 99, "defense": "sv"}, ["vaccine", "99"]),
+    ({"trigger": "square"}, ["square", "badnet_sq"]),
+    ({"target": 3}, ["target", "3 classes"]),
+])
+def test_wrong_parameters_of_a_data_free_run_are_one_line(call, distil, change, words):
+    line = refused(call, "train_datafree", distil("zskt", **change))
+    assert all(word in line for word in words), line
+
+
+def test_the_parameters_of_a_method_are_those_of_its_learner():
+    assert set(PARAMS) == set(METHODS)
+
+
+def test_a_poisoned_run_records_what_it_poisoned(call, experiment):
+    directory = experiment(trigger="sig", target=2, poison_rate=0.2, num_epochs=1)
+    assert call("train_poisoned", directory).returncode == 0
+    record = json.loads((directory / "poisoned.json").read_text())
+    assert (record["trigger"], record["target"], len(record["images"])) == ("sig", 2, 9)
+    assert {"asr", "base_rate"} <= results(directory)["last"].keys()
+
+
+def test_the_length_of_a_run_may_not_change_where_its_learning_rates_depend_on_it(call, experiment, distil):
+    for script, directory in (("train_scratch", experiment("cosine", annealing="cosine")),
+                              ("train_datafree", distil("ood"))):
+        assert call(script, directory).returncode == 0
+        assert "num_epochs (2 -> 3)" in refused(call, script, directory, "--set", "num_epochs=3")
+
+
+def test_what_is_trained_on_is_the_poisoned_set(call, experiment, monkeypatch):
+    seen = []
+    train = experiment_module.Experiment.train
+    monkeypatch.setattr(experiment_module.Experiment, "train", lambda self, *a: seen.append(self.parts["train"]) or
+                        train(self, *a))
+    clean, poisoned = experiment("clean", num_epochs=1), experiment("poisoned", trigger="badnet_sq", target=1,
+                                                                    poison_rate=0.4, num_epochs=1)
+    assert call("train_scratch", clean).returncode == call("train_poisoned", poisoned).returncode == 0
+    index = torch.tensor(json.loads((poisoned / "poisoned.json").read_text())["images"])
+    before, after = seen
+    assert len(index) == 18
+    assert (before.labels[index] != 1).all()
+    assert (after.labels[index] == 1).all()
+    assert (after.images[index, 27:31, 27:31] == 255).all()
+    rest = torch.ones(45, dtype=torch.bool)
+    rest[index] = False
+    assert torch.equal(before.images[rest], after.images[rest])
+    assert torch.equal(before.labels[rest], after.labels[rest])
+
+
+def test_a_poisoned_teacher_has_its_backdoor_and_is_otherwise_a_good_network(call, experiment):
+    directory = experiment(dataset="demo", num_channels=16, trigger="badnet_sq", num_epochs=1, batch_size=64,
+                           learning_rate=0.002)
+    assert call("train_poisoned", directory).returncode == 0
+    row = results(directory)["last"]
+    assert row["asr"] > 95
+    assert row["test_accuracy"] > 65
+    assert row["base_rate"] < 10
+
+
+@pytest.mark.parametrize("change", [{"trigger": "cl"}, {"trigger": "badnet_sq", "surrogate_resume": "clean.tar"}])
+def test_a_clean_classifier_is_for_adversarial_images_and_no_others(call, experiment, change):
+    clean = experiment("clean", num_epochs=1)
+    assert call("train_scratch", clean).returncode == 0
+    if "surrogate_resume" in change:
+        change = {**change, "surrogate_resume": str(clean / "last_model.tar")}
+    assert "surrogate_resume" in refused(call, "train_poisoned", experiment("poisoned", **change))
+
+
+def test_retrospection_and_the_vaccine_act_on_patches(call, distil):
+    directory = distil("ood", defense="sv+sr", sr_epochs=1, sr_rounds=2)
+    assert call("train_datafree", directory).returncode == 0
+    first, last = torch.load(directory / "last_model.tar", weights_only=True)["history"]
+    assert first["suspicious"] > 0
+    assert "delta_norm" not in first
+    assert last["delta_norm"] > 0
+    assert (directory / "perturbation.png").exists()
+
+
+def test_without_a_vaccine_in_time_auto_retrospects(call, distil):
+    directory = distil("zskt", defense="auto", sv_batches=50, sr_epochs=1, sr_rounds=1)
+    assert call("train_datafree", directory).returncode == 0
+    row = results(directory)["last"]
+    assert row["vaccine"] == 0
+    assert row["delta_norm"] > 0
