@@ -9,26 +9,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt
+source scripts/seeds.sh
 
 if [ $# = 0 ]; then set -- 0; fi
-SECONDS=0 number=0 total=$((7 * $#))
-
-run() {
-    number=$((number + 1))
-    printf '\n[%d of %d] python %s\n' "$number" "$total" "$*"
-    python "$@"
-}
+SECONDS=0
+start_counting $((7 * $#))
 
 directories=()
 for seed in "$@"; do
-    directory=experiments/demo
-    if [ "$seed" != 0 ]; then
-        directory="experiments/demo-seed$seed"
-        (cd experiments/demo && find . -name params.json) | while read -r file; do
-            mkdir -p "$(dirname "$directory/$file")"
-            sed "s#experiments/demo/#$directory/#; s#^{#{\"seed\": $seed,#" "experiments/demo/$file" > "$directory/$file"
-        done
-    fi
+    directory=$(seeded experiments/demo "$seed")
     for network in net16 net8; do
         run train_scratch.py --save_path "$directory/baseline/$network"
     done

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 NORMAL, NASTY = "baseline/net16", "kd_nasty_net16/nasty_net16"
@@ -33,6 +34,11 @@ def table(roots: list[Path]) -> str:
     lines = [("network", "trained", "last epoch", "to no teacher", "to normal", "best epoch")]
     lines += [(network, how, spread(accuracy(name)), difference(name, alone), difference(name, normal),
                spread(accuracy(name, "best"))) for network, how, name, alone, normal in ROWS]
+    return markdown(lines)
+
+
+def markdown(lines: list[tuple[str, ...]]) -> str:
+    """A table, the first line its heads."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
             for line in lines]
@@ -46,15 +52,19 @@ def spread(values: list[float], sign: str = "") -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-if __name__ == "__main__":
+def show(table: Callable[[list[Path]], str], title: str, legend: str) -> None:
+    """Print a table of the results below the directories of the command line, one directory a seed."""
     directories = [Path(word) for word in sys.argv[1:]]
     seeds = f"mean ± standard deviation of {len(directories)} seeds" if len(directories) > 1 else "one seed"
     try:
         text = table(directories)
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename} does not exist: that experiment is not finished")
-    print(f"\nTest accuracy in percent on 2,000 images of Fashion-MNIST, {seeds}.\n")
-    print(text)
-    print("\nnet16, net8: `net` with 16 and 8 channels. To no teacher, to normal: the difference to the same network\n"
-          "trained without a teacher, and by (or as) the normal teacher, at the last epoch. Best epoch: the highest\n"
-          "accuracy on these same images, so it flatters.")
+    print(f"\n{title}, {seeds}.\n\n{text}\n\n{legend}")
+
+
+if __name__ == "__main__":
+    show(table, "Test accuracy in percent on 2,000 images of Fashion-MNIST",
+         "net16, net8: `net` with 16 and 8 channels. To no teacher, to normal: the difference to the same network\n"
+         "trained without a teacher, and by (or as) the normal teacher, at the last epoch. Best epoch: the highest\n"
+         "accuracy on these same images, so it flatters.")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, results
 
+from backdoor.triggers import TRIGGER_NAMES
 from utils import experiment as experiment_module
 from utils import seeds
 from utils.datasets import Dataset
@@ -123,7 +124,8 @@ def in_order_of_need():
     names = [str(path.parent.relative_to(ROOT / "experiments"))
              for path in sorted((ROOT / "experiments").rglob("params.json"))]
     params = {name: json.loads((ROOT / "experiments" / name / "params.json").read_text()) for name in names}
-    return dict(sorted(params.items(), key=lambda x: ("teacher_model" in x[1], "adversarial_model" in x[1])))
+    return dict(sorted(params.items(), key=lambda x: ("teacher_model" in x[1], "adversarial_model" in x[1],
+                                                      "surrogate_resume" in x[1])))
 
 
 def test_every_experiment_names_checkpoints_of_experiments_with_the_same_network():
@@ -133,7 +135,7 @@ def test_every_experiment_names_checkpoints_of_experiments_with_the_same_network
         for role in roles:
             path = values[f"{role}_resume"]
             source = experiments[str(Path(path).parent.relative_to("experiments"))]
-            assert source["model_name"] == values[f"{role}_model"], name
+            assert source["model_name"] == values.get(f"{role}_model", values["model_name"]), name
             assert source.get("num_channels", 32) == values.get(f"{role}_num_channels", 32), name
             assert source["dataset"] == values["dataset"], name
         if "init_from" in values:
@@ -144,6 +146,7 @@ def test_the_table_of_the_demo_has_a_row_for_each_of_its_experiments(tmp_path):
     sys.path.insert(0, str(ROOT / "scripts"))
     from demo_table import ROWS, table
     names = {name.removeprefix("demo/") for name in in_order_of_need() if name.startswith("demo/")}
+    names = {name for name in names if not name.startswith("abd/")}
     assert {row[2] for row in ROWS} == names
     for seed in (0, 1):
         for number, name in enumerate(sorted(names)):
@@ -153,6 +156,61 @@ def test_the_table_of_the_demo_has_a_row_for_each_of_its_experiments(tmp_path):
             (directory / "results.json").write_text(json.dumps({"last": row, "best": row}))
     assert "| net8 " in table([tmp_path / "0"])
     assert "± 1.41" in table([tmp_path / "0", tmp_path / "1"])
+
+
+def test_the_table_of_the_backdoor_demo_has_a_row_for_each_of_its_experiments(tmp_path):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from demo_abd_table import ROWS, table
+    names = {name.removeprefix("demo/abd/") for name in in_order_of_need() if name.startswith("demo/abd/")}
+    assert {name for name, _ in ROWS} == names
+    for number, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        row = {"test_accuracy": 50.0 + number, "asr": 12.5, "base_rate": 3.0, "target_recall": 75.0}
+        (tmp_path / name / "results.json").write_text(json.dumps({"last": row}))
+    assert table([tmp_path]).count("| 12.50 | 3.00 ") == len(names)
+
+
+def script_of(values):
+    """The stage of an experiment, and what makes it quick."""
+    if "method" in values:
+        quick = {"zskt": ["pseudo_batches=1", "student_steps=1"], "ood": ["patches=4"]}[values["method"]]
+        return "train_datafree", [*quick, "batch_size=4", "sr_rounds=1"]
+    if "teacher_model" in values:
+        return "train_kd", ["subset_fraction=1"]
+    if "trigger" in values:
+        return "train_poisoned", ["poison_rate=0.5", "clean_fraction=0"]
+    return "train_nasty" if "adversarial_model" in values else "train_scratch", []
+
+
+def abd_experiments(experiments):
+    """Those of one trigger and one network by what they are for, of each trigger and network."""
+    groups = {}
+    for name, values in experiments.items():
+        *place, role = name.split("/")
+        if "abd" in place and "trigger" in values and values["dataset"] == "cifar10":
+            groups.setdefault("/".join(place), {})[role] = values
+    return groups
+
+
+def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone():
+    groups = abd_experiments(in_order_of_need())
+    assert {values["teacher"]["trigger"] for values in groups.values()} == set(TRIGGER_NAMES) - {"sig_true"}
+    first = groups["CIFAR10/abd/badnet_grid"]
+    for place, group in groups.items():
+        assert group.keys() <= first.keys()
+        for role, values in group.items():
+            expected = {**first[role], "trigger": values["trigger"]}
+            if role == "teacher":
+                expected["model_name"] = values["model_name"]
+            else:
+                expected |= {"teacher_model": group["teacher"]["model_name"],
+                             "teacher_resume": f"experiments/{place}/teacher/last_model.tar"}
+            assert {key: value for key, value in values.items() if not key.startswith("surrogate")} == expected
+
+
+def needs_a_step(name):
+    """Of the backdoor experiments on CIFAR-10, which differ in their trigger alone, those of two triggers."""
+    return "CIFAR10/abd" not in name or any(f"abd/{part}/" in name for part in ("clean", "badnet_grid", "cl"))
 
 
 def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, monkeypatch):
@@ -167,16 +225,15 @@ def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, m
     monkeypatch.chdir(tmp_path)
     experiments = in_order_of_need()
     assert set(GOLDEN) <= set(experiments)
-    for name, values in experiments.items():
+    for name, values in filter(lambda item: needs_a_step(item[0]), experiments.items()):
         directory = tmp_path / "experiments" / name
         directory.mkdir(parents=True)
         (directory / "params.json").write_text(json.dumps(values))
-        script = "train_kd" if "teacher_model" in values else "train_nasty" if "adversarial_model" in values \
-            else "train_scratch"
-        done = call(script, directory.relative_to(tmp_path), "--set", "num_epochs=1", "precision=fp32")
+        script, quick = script_of(values)
+        done = call(script, directory.relative_to(tmp_path), "--set", "num_epochs=1", "precision=fp32", *quick)
         assert done.returncode == 0, f"{name}: {done.stderr}"
         assert results(directory)["last"]["epoch"] == 1
-        if script == "train_kd":  # nobody's teacher: room for the next
+        if "teacher_model" in values:  # nobody's teacher: room for the next
             for path in directory.glob("*.tar"):
                 path.unlink()
     for path in tmp_path.rglob("*.tar"):
