@@ -1,6 +1,7 @@
 """Students without data: what a run writes, that it sees no image of the data set, that it goes on where it stopped."""
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -10,12 +11,16 @@ from torch import nn
 from datafree.distiller import Facts
 from datafree.losses import attention_loss, kl_element_mean
 from datafree.methods import METHODS
+from datafree.ood import OoD
+from datafree.retrospection import Retrospection
 from datafree.vaccine import ShuffledTeacher
 from datafree.zskt import ZSKT
 from model import build_model
 from utils import experiment as experiment_module
+from utils import seeds
+from utils.augment import normalise
 from utils.params import METHODS as PARAMS
-from utils.params import ZSKTParams
+from utils.params import OoDParams, ZSKTParams
 
 ZSKT_FEW = {"method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_1", "pseudo_batches": 3,
             "student_steps": 2, "latent_size": 8}
@@ -265,3 +270,61 @@ def test_without_a_vaccine_in_time_auto_retrospects(call, distil):
     row = results(directory)["last"]
     assert row["vaccine"] == 0
     assert row["delta_norm"] > 0
+
+
+def patches(**params):
+    """A learner from patches with a random teacher that prefers a few classes."""
+    torch.manual_seed(0)
+    student, teacher = (build_model("net", 4, num_channels=4) for _ in range(2))
+    params = OoDParams(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "batch_size": 8, "num_channels": 4,
+                                    "patches": 48, **params})
+    return OoD(student, teacher.eval().requires_grad_(False), Facts(4, 32, torch.zeros(3), torch.ones(3)), params,
+               torch.float32)
+
+
+def test_patches_are_mixed_in_pairs_unless_that_is_off():
+    for switch in (0, 1):
+        learner = patches(cutmix=switch)
+        learner.random = seeds.generator("test")
+        batch = next(learner.batches.epoch(0))
+        mixed = [learner.mixed(batch) for _ in range(5)]
+        assert any(not torch.equal(images, batch.images) for images in mixed) == bool(switch)
+
+
+class Brightness(nn.Module):
+    """Says 1 of bright images, which are few among patches of a picture, and 0 of all others."""
+
+    def forward(self, images):
+        return nn.functional.one_hot((images.mean((1, 2, 3)) > 0.55).long(), 2).float()
+
+
+def test_balanced_patches_show_the_teachers_rare_classes_more_often():
+    rare = {}
+    for switch in (0, 1):
+        params = OoDParams(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "patches": 300, "balance": switch})
+        learner = OoD(build_model("net", 2), Brightness(), Facts(2, 32, torch.zeros(3), torch.ones(3)), params,
+                      torch.float32)
+        part = learner.batches.part
+        rare[switch] = learner.teacher(normalise(part.images, part.mean, part.std)).argmax(1).sum().item()
+    assert 0 < rare[0] < 100
+    assert rare[1] == min(6 * rare[0], 150)
+
+
+def test_the_rates_fall_within_an_epoch():
+    learner, _ = zskt(num_epochs=2, learning_rate=0.1, generator_learning_rate=0.2)
+    learner.epoch(0, "")
+    done = (0 + 2 / 3) / 2  # of three pseudo-batches an epoch, two were over when the last began
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi * done)) / 2)
+    assert learner.generator_optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * (1 + math.cos(math.pi * done)) / 2)
+
+
+@pytest.mark.parametrize("source", ["teacher", "student"])
+def test_the_perturbation_is_sought_against_the_network_that_is_named(monkeypatch, source):
+    asked = []
+    original = Retrospection.accumulate
+    monkeypatch.setattr(Retrospection, "accumulate", lambda self, student, network, *rest: asked.append(network) or
+                        original(self, student, network, *rest))
+    learner, _ = zskt(defense="sr", sr_source=source, sr_epochs=1, num_epochs=1, sr_rounds=1)
+    learner.epoch(0, "")
+    assert len(asked) == 6
+    assert all(network is getattr(learner, source) for network in asked)
