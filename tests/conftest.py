@@ -1,6 +1,7 @@
 """What the tests of whole runs share: small data, experiment directories, stages called as a user calls them."""
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # as in the processes that the tests start: sums in the same order, the same bits
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 FEW = {"num_channels": 4, "learning_rate": 0.001, "batch_size": 8, "num_epochs": 2, "precision": "fp32"}
 
 

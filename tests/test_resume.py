@@ -1,4 +1,5 @@
 """A run that was stopped, killed or called again: the same numbers, nothing lost, nothing replaced unasked."""
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import pytest
 import torch
 from conftest import ROOT, command, environment, refused, results
 
-from utils import checkpoint
+from utils import checkpoint, interrupts
+from utils.logger import Logger
 
 ALIKE = {"dropout_rate": 0.3}  # dropout too derives from the epoch
 
@@ -399,6 +401,34 @@ def test_two_processes_do_not_train_in_one_directory(call, experiment, arguments
     assert done.returncode == 2
     assert "another process" in done.stderr
     assert state(directory)["epoch"] >= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_end_of_what_must_be_whole(number):
+    done = []
+    before = signal.signal(signal.SIGTERM, lambda *_: done.append("told"))
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            with interrupts.held():
+                signal.raise_signal(number)
+                done.append("whole")
+            done.append("not interrupted")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done == {signal.SIGINT: ["whole"], signal.SIGTERM: ["whole", "told", "not interrupted"]}[number]
+
+
+def test_an_interrupt_during_the_logs_of_an_epoch_leaves_them_whole(call, experiment, monkeypatch):
+    log = Logger.epoch
+
+    def interrupted(self, progress, num_epochs):
+        signal.raise_signal(signal.SIGINT)
+        log(self, progress, num_epochs)
+    monkeypatch.setattr(Logger, "epoch", interrupted)
+    directory = experiment(num_epochs=3)
+    assert call("train_scratch", directory).returncode == 130
+    assert state(directory)["epoch"] == 1
+    assert len((directory / "metrics.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -20,7 +20,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from utils import checkpoint, cli, distributed, resume, seeds, session
+from utils import checkpoint, cli, distributed, interrupts, resume, seeds, session
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
 from utils.datasets import load_dataset
@@ -186,7 +186,7 @@ class Experiment(Generic[ParamsType]):
             logger = self._logger = Logger(self.directory, progress.history)
 
         def end_of_epoch() -> None:
-            with distributed.together():
+            with interrupts.held(), distributed.together():
                 self._save(network, learner, progress)
                 logger.epoch(progress, params.num_epochs)
                 if progress.epoch % max(1, params.num_epochs // 10) == 0:
