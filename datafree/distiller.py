@@ -15,6 +15,7 @@ from datafree.retrospection import Retrospection
 from datafree.vaccine import Selection, ShuffledTeacher, divergence
 from utils import seeds
 from utils.params import DataFreeParams
+from utils.supervised import cosine
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class Defence:
         """Of self-retrospection, counted from 0."""
         return max(0, self.params.num_epochs - self.params.sr_epochs)
 
+    def rate(self, done: float) -> float:
+        """The student's learning rate in self-retrospection after `done` epochs: half a cosine over its own epochs."""
+        epochs = self.params.num_epochs - self.first_epoch
+        return cosine(self.params.sr_learning_rate, (done - self.first_epoch) / epochs)
+
     def retrospect(self, student: nn.Module, teacher: nn.Module, images: Tensor,
                    random: torch.Generator) -> dict[str, Tensor]:
         """Add the gradient of self-retrospection to that of distillation. Scalars to log."""
@@ -107,8 +113,3 @@ class Defence:
             self.shuffled.load_state_dict(state["vaccine"])
         if self.selection:
             self.selection.load_state_dict(state["selection"])
-
-
-def visible(images: Tensor, facts: Facts) -> Tensor:
-    """Normalised images (B, 3, H, W) as pixels in [0, 1]."""
-    return (images * facts.std.view(3, 1, 1) + facts.mean.view(3, 1, 1)).clamp(0, 1)

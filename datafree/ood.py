@@ -10,21 +10,21 @@ With the shuffling vaccine, what the teacher says of suspicious patches is drive
 """
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from datafree.distiller import Defence, Facts, visible
+from datafree.distiller import Defence, Facts
 from datafree.losses import kl_per_sample
 from datafree.patches import balance, cutmix, draw_cutmix, draw_picture, load_picture, patches
 from datafree.vaccine import ascent_cap, student_loss, suspicious
 from utils import seeds
-from utils.augment import normalise
-from utils.data import Batch, Images, TrainBatches
+from utils.data import Batch, Images, TrainBatches, in_order
 from utils.params import OoDParams
 from utils.step import Loss, Step, autocast
-from utils.supervised import Supervised, build_adam, cosine, learning_rate
+from utils.supervised import Supervised, build_adam
 from utils.training import Row
 
 
@@ -45,15 +45,14 @@ class OoD(Supervised):
         picture = load_picture(params.picture) if params.picture else draw_picture(params.seed)
         pixels = patches(picture, params.patches, self.facts.image_size, params.seed, tuple(params.patch_kinds))
         pixels = pixels.to(self.facts.mean.device)
-        if params.balance:
-            predicted = []
-            with torch.inference_mode(), autocast(pixels.device, dtype):
-                for part in pixels.split(256):
-                    predicted.append(self.teacher(normalise(part, self.facts.mean, self.facts.std)).argmax(1))
-            chosen = balance(torch.cat(predicted), params.patches, self.facts.num_classes, seed=params.seed)
-            pixels = pixels[chosen.to(pixels.device)]
         labels = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
-        return Images(pixels, labels, self.facts.mean, self.facts.std)
+        part = Images(pixels, labels, self.facts.mean, self.facts.std)
+        if not params.balance:
+            return part
+        with torch.inference_mode(), autocast(pixels.device, dtype):
+            predicted = torch.cat([self.teacher(images).argmax(1) for images, _ in in_order(part)])
+        chosen = balance(predicted, params.patches, self.facts.num_classes, seed=params.seed)
+        return dataclasses.replace(part, images=pixels[chosen.to(pixels.device)])
 
     def begin(self, say: Callable[[str], None]) -> None:
         self.defence.say = say
@@ -70,10 +69,7 @@ class OoD(Supervised):
         return super().epoch(epoch, title)
 
     def rate(self, epoch: int) -> float:
-        start = self.defence.first_epoch
-        if self.retrospects:
-            return cosine(self.params.sr_learning_rate, (epoch - start) / (self.params.num_epochs - start))
-        return learning_rate(self.params, epoch)
+        return self.defence.rate(epoch) if self.retrospects else super().rate(epoch)
 
     def mixed(self, batch: Batch) -> Tensor:
         """The images of a batch as the networks see them."""
@@ -98,9 +94,7 @@ class OoD(Supervised):
 
     def pictures(self) -> dict[str, Tensor]:
         """Patches that the student learns from, (B, 3, H, W) in [0, 1], and the perturbation."""
-        part = self.batches.part
-        return {"synthetic": visible(normalise(part.images[:64], part.mean, part.std), self.facts),
-                **self.defence.pictures()}
+        return {"synthetic": self.batches.part.images[:64].permute(0, 3, 1, 2) / 255, **self.defence.pictures()}
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "defence": self.defence.state_dict()}

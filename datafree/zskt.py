@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.distiller import Defence, Facts, visible
+from datafree.distiller import Defence, Facts
 from datafree.generator import Generator
 from datafree.losses import attention_loss, kl_element_mean
 from datafree.vaccine import generator_penalty
 from utils import seeds
+from utils.augment import denormalise
 from utils.errors import UserError
 from utils.logger import progress_bar
 from utils.params import ZSKTParams
@@ -139,8 +140,10 @@ class ZSKT:
 
     def pictures(self) -> dict[str, Tensor]:
         """Images of the last pseudo-batch, (B, 3, H, W) in [0, 1], and the perturbation."""
-        latest = {} if self.latest is None else {"synthetic": visible(self.latest[:64], self.facts)}
-        return {**latest, **self.defence.pictures()}
+        if self.latest is None:
+            return self.defence.pictures()
+        latest = denormalise(self.latest[:64], self.facts.mean, self.facts.std)
+        return {"synthetic": latest, **self.defence.pictures()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"optim_dict": self.optimizer.state_dict(), "generator": self.generator.state_dict(),
@@ -161,8 +164,7 @@ class ZSKT:
         done = (epoch + part) / params.num_epochs
         rate = cosine(params.learning_rate, done)
         if retrospects:
-            start = self.defence.first_epoch
-            rate = cosine(params.sr_learning_rate, (epoch + part - start) / (params.num_epochs - start))
+            rate = self.defence.rate(epoch + part)
         for optimizer, value in ((self.optimizer, rate),
                                  (self.generator_optimizer, cosine(params.generator_learning_rate, done))):
             for group in optimizer.param_groups:

@@ -90,6 +90,11 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
+def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The network's input (B, C, H, W) as pixels in [0, 1], to look at: `normalise` taken back."""
+    return (images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).clamp(0, 1)
+
+
 def _gather(images: Tensor, position: Tensor) -> Tensor:
     """Pixels of `images` (N, H, W, C), counted through the whole set, at `position` (B, h, w): (B, h, w, C)."""
     channels = images.shape[3]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import checkpoint, cli, distributed, interrupts, resume, seeds, session
+from utils.augment import denormalise
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
 from utils.datasets import load_dataset
@@ -168,7 +169,7 @@ class Experiment(Generic[ParamsType]):
                     cache.start_epoch(epoch)
 
         images, part = next(batches.epoch(0)).images, self.parts["train"]
-        self.pictures["augmented"] = (images[:64] * part.std.view(3, 1, 1) + part.mean.view(3, 1, 1)).clamp(0, 1)
+        self.pictures["augmented"] = denormalise(images[:64], part.mean, part.std)
         self.run(network, Supervised(network, loss, batches, params, self.dtype, start_of_epoch))
 
     def run(self, network: nn.Module, learner: Learner) -> None:
