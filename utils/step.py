@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils import distributed
+from utils.convolution import fast_convolutions
 from utils.data import Batch, Draw, TrainBatches
 from utils.errors import first_line
 
@@ -30,6 +32,7 @@ class Step:
         self.network, self.loss, self.optimizer, self.batches, self.dtype = network, loss, optimizer, batches, dtype
         self.device = batches.part.labels.device
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.convolutions = fast_convolutions(self.device, dtype)
         self.names: list[str] = []  # of the numbers that a step returns; known after the first
 
     def __call__(self, draw: Draw, size: int) -> Tensor:
@@ -50,7 +53,7 @@ class Step:
 
     def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
         """The terms of the loss, and their gradient in the parameters."""
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.dtype), self.convolutions:
             terms = loss(self.network, batch)
         (terms["loss"] * share).backward()
         return terms
@@ -62,6 +65,7 @@ class CompiledStep(Step):
     def __init__(self, *arguments: Any, say: Callable[[str], None]) -> None:
         super().__init__(*arguments)
         self.say = say
+        self.convolutions, self.convolutions_as_written = nullcontext(), self.convolutions  # the compiler has its own
         self.compiled = torch.compile(self.loss, dynamic=False)
         self.proven: set[int] = set()  # sizes of batches, for each of which the compiler is called anew
 
@@ -82,6 +86,7 @@ class CompiledStep(Step):
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
         _set_random_state(self.device, state)
+        self.convolutions = self.convolutions_as_written
         terms = super().differentiate(loss, batch, share)  # raises what is wrong with the loss itself
         self.compiled = loss
         self.say(f"compile: not used, the compiler fails ({failure})")
