@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from backdoor.metrics import watch_backdoor
 from datafree import methods
+from datafree.diagnosis import diagnose
 from datafree.distiller import Facts
 from model import build_model
 from utils import distributed
@@ -36,9 +37,13 @@ def train_datafree() -> None:
     student = run.network()
     teacher = run.frozen(params.teacher_model, params.teacher_resume, role="teacher",
                          num_channels=params.teacher_num_channels)
-    watch_backdoor(run)
+    test_of_backdoor = watch_backdoor(run)
     facts = Facts(run.dataset.num_classes, run.dataset.image_size, test.mean, test.std)
-    run.run(student, methods.METHODS[params.method](student, teacher.network, facts, params, run.dtype))
+    learner = methods.METHODS[params.method](student, teacher.network, facts, params, run.dtype)
+    if test_of_backdoor and (shuffled := learner.defence.shuffled):
+        run.details["vaccine"] = lambda _: diagnose(teacher.network, shuffled, test, test_of_backdoor.triggered,
+                                                    run.dtype)
+    run.run(student, learner)
 
 
 if __name__ == "__main__":

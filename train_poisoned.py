@@ -6,10 +6,10 @@ the target; then the network learns from all of them as any other, with the cros
     python train_poisoned.py --save_path experiments/CIFAR10/abd/badnet_grid/teacher
     python train_poisoned.py --save_path experiments/mine --set trigger=blend target=3
 
-Which images were stamped stands in poisoned.json, by their number among the images trained on. The logs give, beside
-the accuracy, the attack success rate (`asr`): test images of other classes that are taken for the target once the
-trigger is on them. Take last_model.tar: the best epoch is the one of highest accuracy on the test images. The trigger
-`cl` needs a clean classifier (`surrogate_resume`), to which the images it poisons are made adversarial.
+Which images were stamped stands in poisoned.json, by their number among the data set's training images. The logs give,
+beside the accuracy, the attack success rate (`asr`): test images of other classes that are taken for the target once
+the trigger is on them. Take last_model.tar: the best epoch is the one of highest accuracy on the test images. The
+trigger `cl` needs a clean classifier (`surrogate_resume`), to which the images it poisons are made adversarial.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from backdoor.poison import choose, poison
 from backdoor.triggers import build_trigger
 from model import build_model
 from utils.cli import main
-from utils.data import Batch
+from utils.data import Batch, training_index
 from utils.errors import UserError
 from utils.experiment import Experiment
 from utils.losses import cross_entropy
@@ -50,9 +50,10 @@ def train_poisoned() -> None:
         index = choose(train.labels, clean_label=trigger.clean_label, **how)
         replacements = pgd(surrogate.network, train.images[index], train.labels[index], train.mean, train.std)
     poisoned = poison(train.images, train.labels, trigger, replacements=replacements, **how)
+    number = training_index(len(run.dataset.train_labels), params)["train"]
     run.files["poisoned.json"] = json.dumps({
         "trigger": trigger.name, "target": params.target, "poison_rate": params.poison_rate,
-        "clean_fraction": params.clean_fraction, "seed": params.seed, "images": poisoned.index.tolist()})
+        "clean_fraction": params.clean_fraction, "seed": params.seed, "images": number[poisoned.index.cpu()].tolist()})
     run.replace_training_images(poisoned.images, poisoned.labels)
     examples = torch.stack([train.images[poisoned.index[:32]], poisoned.images[poisoned.index[:32]]], dim=1)
     run.pictures["poisoned"] = examples.flatten(0, 1).permute(0, 3, 1, 2).float() / 255

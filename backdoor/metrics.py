@@ -12,6 +12,8 @@ from utils.experiment import Experiment
 from utils.params import BackdoorParams
 from utils.training import Row
 
+WEAK = 90  # percent of triggered images; a teacher below it cannot show what its students inherit
+
 
 class BackdoorTest:
     """The test images that are not of the target class, with the trigger on them.
@@ -46,14 +48,23 @@ class BackdoorTest:
             "target_recall": 100 * (clean[self.target, self.target] / clean[self.target].sum()).item(),
         }
 
+    def by_class(self, network: nn.Module) -> list[float | None]:
+        """The attack success rate of the images of each class, in percent; None where there are none."""
+        triggered, _ = confusion_matrix(network, self.triggered, self.dtype)
+        return [100 * (row[self.target] / row.sum()).item() if row.sum() else None for row in triggered]
 
-def watch_backdoor(run: Experiment[BackdoorParams]) -> None:
+
+def watch_backdoor(run: Experiment[BackdoorParams]) -> BackdoorTest | None:
     """Have a run measure the backdoor that its parameters name, if they name one. Raises UserError if there is no such
     trigger, or no such class."""
     params = run.params
     if not params.trigger:
-        return
+        return None
     if params.target >= run.dataset.num_classes:
         raise UserError(f'"target" is {params.target}: the data set has {run.dataset.num_classes} classes, from 0 on')
     trigger = build_trigger(params.trigger, params.dataset)
-    run.examine.append(BackdoorTest(run.parts["test"], trigger, params.target, run.dtype))
+    test = BackdoorTest(run.parts["test"], trigger, params.target, run.dtype)
+    run.examine.append(test)
+    run.doubts.append(lambda row: "a weak backdoor: what is inherited of it says little" * (row["asr"] < WEAK))
+    run.details["asr_by_class"] = test.by_class
+    return test

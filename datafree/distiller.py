@@ -52,8 +52,10 @@ class Defence:
                 batches = params.sv_batches or 50
                 self.selection = Selection(batches=batches, skip=min(11, batches // 2))
         self.retrospection = Retrospection(
-            temperature=params.temperature, weight=params.sr_weight, rounds=params.sr_rounds, radius=params.sr_radius,
-            batch_norm=params.sr_batch_norm)
+            temperature=params.temperature, weight=params.sr_weight, rounds=params.sr_rounds,
+            learning_rate=params.sr_perturbation_rate, start=params.sr_start, penalty=params.sr_penalty,
+            radius=params.sr_radius, steps=params.sr_steps, eta=params.sr_eta, portion=params.sr_portion,
+            detach_clean=params.sr_detach, batch_norm=params.sr_batch_norm)
 
     @property
     def coefficient(self) -> float:

@@ -11,6 +11,7 @@ With the shuffling vaccine, what the teacher says of suspicious patches is drive
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,7 @@ from datafree.patches import balance, cutmix, draw_cutmix, draw_picture, load_pi
 from datafree.vaccine import ascent_cap, student_loss, suspicious
 from utils import seeds
 from utils.data import Batch, Images, TrainBatches, in_order
+from utils.errors import UserError
 from utils.params import OoDParams
 from utils.step import Loss, Step, autocast
 from utils.supervised import Supervised, build_adam
@@ -43,6 +45,7 @@ class OoD(Supervised):
     def _patches(self, params: OoDParams, dtype: torch.dtype) -> Images:
         """The data set that is made of one picture, with labels that mean nothing."""
         picture = load_picture(params.picture) if params.picture else draw_picture(params.seed)
+        self.picture = hashlib.sha256(picture.numpy()).hexdigest()
         pixels = patches(picture, params.patches, self.facts.image_size, params.seed, tuple(params.patch_kinds))
         pixels = pixels.to(self.facts.mean.device)
         labels = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
@@ -97,9 +100,12 @@ class OoD(Supervised):
         return {"synthetic": self.batches.part.images[:64].permute(0, 3, 1, 2) / 255, **self.defence.pictures()}
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "defence": self.defence.state_dict()}
+        return {**super().state_dict(), "defence": self.defence.state_dict(), "picture": self.picture}
 
     def load_state_dict(self, state: dict) -> None:
+        if state["picture"] != self.picture:
+            which = self.params.picture or "the picture that is drawn here"
+            raise UserError(f"{which} is not the picture that this run began with; --restart starts over")
         self.defence.load_state_dict(state["defence"])
         if self.defence.retrospects(state["epoch"] - 1):  # the optimiser that was saved is that of retrospection
             self.optimizer = build_adam(self.network, self.params.sr_learning_rate)
@@ -116,7 +122,7 @@ class _Step(Step):
     def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
         learner = self.learner
         images = learner.mixed(batch)
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.dtype), self.convolutions:
             terms = loss(self.network, images)
         terms["loss"].backward()
         if learner.retrospects:

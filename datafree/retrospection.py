@@ -82,19 +82,31 @@ class Retrospection:
         if self.batch_norm not in ("frozen", "train"):
             raise ValueError(f"batch_norm is 'frozen' or 'train', not {self.batch_norm!r}")
 
-    def perturbation(self, model: nn.Module, images: Tensor, random: torch.Generator) -> Tensor:
+    def perturbation(self, model: nn.Module, images: Tensor,
+                     random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Find the delta (1, C, H, W) that changes the outputs of `model` most: the inner maximisation.
 
             delta = argmin - KL(M(x) || M(x + delta)) + penalty * ||delta||_2^2
 
         For images (B, C, H, W). `model` is the teacher or the student; its gradients are not touched.
-        """
-        return self._perturbation(model, images, random)[0]
 
-    def response(self, model: nn.Module, images: Tensor, delta: Tensor) -> Tensor:
-        """KL(M(x) || M(x + delta)), a scalar: how much the perturbation changes what the network says."""
-        with self._mode(model), torch.no_grad():
-            return self._kl(model(images), model(images + delta))
+        Returns delta, and the divergences, scalars, under the noise from which it starts and under delta.
+        """
+        noise = torch.randn(1, *images.shape[1:], generator=random, dtype=images.dtype)
+        delta = (self.start * noise).to(images.device).requires_grad_()
+        optimiser = torch.optim.Adam([delta], lr=self.learning_rate)
+        with self._mode(model):
+            with torch.no_grad():
+                clean = model(images)
+            before = kl = self._kl(clean, model(images + delta))
+            for _ in range(self.rounds):
+                delta.grad, = torch.autograd.grad(self.penalty * delta.square().sum() - kl, delta)
+                optimiser.step()
+                if self.radius is not None:
+                    with torch.no_grad():
+                        delta.mul_((self.radius / delta.norm()).clamp(max=1))
+                kl = self._kl(clean, model(images + delta))
+        return delta.detach(), before.detach(), kl.detach()
 
     def gradient(self, student: nn.Module, images: Tensor, delta: Tensor, random: torch.Generator) -> list[Tensor]:
         """The hypergradient of the outer objective by each parameter of the student that requires a gradient.
@@ -129,34 +141,15 @@ class Retrospection:
         Returns delta (1, C, H, W), and scalars to log: `delta_norm` (L2), `kl_before` and `kl_after` (what the source's
         outputs change under the starting noise and under delta) and `hypergradient_norm` (L2, before weighting).
         """
-        delta, kl_before = self._perturbation(source, images, random)
+        delta, kl_before, kl_after = self.perturbation(source, images, random)
         gradients = self.gradient(student, images, delta, random)
         for parameter, gradient in zip(_trained(student), gradients, strict=True):
             if parameter.grad is None:
                 parameter.grad = self.weight * gradient
             else:
                 parameter.grad.add_(gradient, alpha=self.weight)
-        return delta, {"delta_norm": delta.norm(), "kl_before": kl_before,
-                       "kl_after": self.response(source, images, delta),
+        return delta, {"delta_norm": delta.norm(), "kl_before": kl_before, "kl_after": kl_after,
                        "hypergradient_norm": torch.stack([gradient.norm() for gradient in gradients]).norm()}
-
-    def _perturbation(self, model: nn.Module, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`perturbation`, and the divergence under the noise from which it starts."""
-        noise = torch.randn(1, *images.shape[1:], generator=random, dtype=images.dtype)
-        delta = (self.start * noise).to(images.device).requires_grad_()
-        optimiser = torch.optim.Adam([delta], lr=self.learning_rate)
-        with self._mode(model):
-            with torch.no_grad():
-                clean = model(images)
-                kl_before = self._kl(clean, model(images + delta))
-            for _ in range(self.rounds):
-                objective = self.penalty * delta.square().sum() - self._kl(clean, model(images + delta))
-                delta.grad, = torch.autograd.grad(objective, delta)
-                optimiser.step()
-                if self.radius is not None:
-                    with torch.no_grad():
-                        delta.mul_((self.radius / delta.norm()).clamp(max=1))
-        return delta.detach(), kl_before
 
     def _kl(self, p_logits: Tensor, q_logits: Tensor) -> Tensor:
         return self.temperature**2 * kl_divergence(p_logits, q_logits, temperature=self.temperature)

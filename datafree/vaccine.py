@@ -33,12 +33,15 @@ class ShuffledTeacher:
     which the copies would call as well: build the ensemble before any are registered.
     """
 
-    def __init__(self, teacher: nn.Module, *, layers: int = 5, members: int = 3, seed: int = 0,
+    def __init__(self, teacher: nn.Module, *, layers: int | None = None, members: int = 3, seed: int = 0,
                  image_size: int = 32) -> None:
+        """layers: None: 5, as published for networks of 16 convolutions and more, but half of fewer than 10."""
         if any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules()):
             raise ValueError("the teacher has forward hooks, which its shuffled copies would call too")
         self.members = [copy.deepcopy(teacher).eval().requires_grad_(False) for _ in range(members)]
         names = shufflable_convolutions(self.members[0], image_size)
+        if layers is None:
+            layers = min(5, (len(names) + 1) // 2)
         if len(names) < layers:
             raise UserError(f"the vaccine cannot shuffle the last {layers} convolutions of a teacher that has "
                             f"{len(names)}: choose fewer layers")

@@ -80,11 +80,13 @@ class ZSKT:
                 self._set_rates(epoch, number / count, retrospects)
                 head = self.generator_step(latent[number])
                 images, logits, groups = self.answers(latent[number])
+                tail = []
                 for _ in range(params.student_steps):
                     terms, more = self.student_step(images, logits, groups, sr_random if retrospects else None)
+                    tail.append(terms)
                     extra.append(more)
                     bar.update(params.batch_size)
-                records.append(torch.cat([head, terms]))
+                records.append(torch.cat([head, torch.stack(tail).mean(0)]))
                 if self.device.type == "cpu":
                     check_finite(records[-1:], list(NAMES), epoch, number + 1)
             self.latest = images

@@ -32,5 +32,6 @@ def test_the_rates_of_a_backdoor_are_exact_counts():
     assert len(test.triggered) == 8
     row = test(network, clean)
     assert row == pytest.approx({"asr": 100.0, "triggered_accuracy": 0.0, "base_rate": 25.0, "target_recall": 50.0})
+    assert test.by_class(network) == [None, 100, 100, 100]
     row = BackdoorTest(part, build_trigger("badnet_grid"), 3, torch.float32)(network, clean)
     assert row == pytest.approx({"asr": 0.0, "triggered_accuracy": 500 / 8, "base_rate": 0.0, "target_recall": 100.0})

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import refused, results
+from PIL import Image
 from torch import nn
 
 from datafree.distiller import Facts
@@ -19,8 +20,10 @@ from model import build_model
 from utils import experiment as experiment_module
 from utils import seeds
 from utils.augment import normalise
+from utils.data import training_index
+from utils.datasets import load_dataset
 from utils.params import METHODS as PARAMS
-from utils.params import OoDParams, ZSKTParams
+from utils.params import OoDParams, PoisonedParams, ZSKTParams
 
 ZSKT_FEW = {"method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_1", "pseudo_batches": 3,
             "student_steps": 2, "latent_size": 8}
@@ -62,6 +65,15 @@ def test_a_student_without_data_is_trained_and_measured(call, distil, method):
     assert {"synthetic.png", "best_model.tar", "last_model.tar", "metrics.csv"} <= {p.name for p in directory.iterdir()}
 
 
+def stop_in_second(epoch):
+    """A learner's epoch that is interrupted if it is the second of a run."""
+    def interrupted(self, number, title):
+        if number == 1:
+            raise KeyboardInterrupt
+        return epoch(self, number, title)
+    return interrupted
+
+
 @pytest.mark.parametrize("method, params", [
     ("zskt", {}), ("zskt", {"defense": "auto", "sv_batches": 2, "sr_epochs": 1, "sr_rounds": 2}),
     ("ood", {"defense": "sv+sr", "sr_epochs": 1, "sr_rounds": 2}),
@@ -69,17 +81,8 @@ def test_a_student_without_data_is_trained_and_measured(call, distil, method):
 def test_two_calls_make_what_one_makes(call, distil, method, params):
     whole, parts = distil(method, "whole", num_epochs=3, **params), distil(method, "parts", num_epochs=3, **params)
     assert call("train_datafree", whole).returncode == 0
-    count = 0
-    original = METHODS[method].epoch
-
-    def interrupted(self, epoch, title):
-        nonlocal count
-        count += 1
-        if count == 2:
-            raise KeyboardInterrupt
-        return original(self, epoch, title)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(METHODS[method], "epoch", interrupted)
+        patch.setattr(METHODS[method], "epoch", stop_in_second(METHODS[method].epoch))
         assert call("train_datafree", parts).returncode == 130
     assert call("train_datafree", parts).returncode == 0
     a, b = (torch.load(d / "last_model.tar", weights_only=True) for d in (whole, parts))
@@ -208,6 +211,19 @@ def test_a_poisoned_run_records_what_it_poisoned(call, experiment):
     assert {"asr", "base_rate"} <= results(directory)["last"].keys()
 
 
+def test_poisoned_images_are_numbered_as_in_the_data_set(call, experiment):
+    directory = experiment(trigger="badnet_sq", target=1, poison_rate=0.2, num_epochs=1, subset_fraction=0.5,
+                           validation_fraction=0.2)
+    assert call("train_poisoned", directory).returncode == 0
+    params = json.loads((directory / "params.json").read_text())
+    dataset = load_dataset(params["dataset"], directory)
+    kinds = training_index(len(dataset.train_labels), PoisonedParams(**params))
+    images = json.loads((directory / "poisoned.json").read_text())["images"]
+    assert len(images) == int(0.2 * len(kinds["train"]))
+    assert set(images) <= set(kinds["train"].tolist())
+    assert (dataset.train_labels[images] != 1).all()
+
+
 def test_the_length_of_a_run_may_not_change_where_its_learning_rates_depend_on_it(call, experiment, distil):
     for script, directory in (("train_scratch", experiment("cosine", annealing="cosine")),
                               ("train_datafree", distil("ood"))):
@@ -262,6 +278,35 @@ def test_retrospection_and_the_vaccine_act_on_patches(call, distil):
     assert "delta_norm" not in first
     assert last["delta_norm"] > 0
     assert (directory / "perturbation.png").exists()
+
+
+def test_a_run_reports_what_its_vaccine_could_have_told_and_the_success_by_class(call, distil):
+    directory = distil("ood", defense="sv", num_epochs=1)
+    assert call("train_datafree", directory).returncode == 0
+    details = results(directory)["details"]
+    rates = details["asr_by_class"]
+    assert [rate is None for rate in rates] == [False, True, False]
+    assert all(0 <= rate <= 100 for rate in rates if rate is not None)
+    assert 0 <= details["vaccine"]["auc"] <= 1
+    assert sum(details["vaccine"]["shuffled_classes"]) == pytest.approx(100)
+
+
+def test_a_teacher_with_a_weak_backdoor_is_remarked(call, distil):
+    done = call("train_datafree", distil("ood", trigger="l0_inv", num_epochs=1))
+    assert "a weak backdoor: what is inherited of it says little" in done.stdout
+
+
+def test_another_picture_under_a_run_is_refused(call, distil, tmp_path):
+    picture = tmp_path / "picture.png"
+    for shade in (90, 91):
+        Image.new("RGB", (80, 80), (shade, 0, 0)).save(picture)
+        directory = distil("ood", picture=str(picture), num_epochs=2)
+        if shade == 90:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(OoD, "epoch", stop_in_second(OoD.epoch))
+                assert call("train_datafree", directory).returncode == 130
+    line = refused(call, "train_datafree", directory)
+    assert "picture.png is not the picture that this run began with" in line
 
 
 def test_without_a_vaccine_in_time_auto_retrospects(call, distil):

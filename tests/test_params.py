@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils import params as params_module
 from utils.errors import UserError
 from utils.params import (
     STAGES,
@@ -17,6 +16,7 @@ from utils.params import (
     load_params,
     parse_overrides,
 )
+from utils.params.__main__ import markdown_table
 
 SCRATCH = {"dataset": "demo", "model_name": "net", "learning_rate": 0.001, "num_epochs": 2}
 KD = {**SCRATCH, "teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
@@ -153,4 +153,4 @@ def test_changed_keys_names_old_and_new_and_ignores_what_changes_no_result():
 
 
 def test_the_table_of_the_readme_is_the_one_of_the_code():
-    assert params_module.markdown_table() in (Path(__file__).parents[1] / "README.md").read_text()
+    assert markdown_table() in (Path(__file__).parents[1] / "README.md").read_text()

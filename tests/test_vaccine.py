@@ -154,6 +154,11 @@ def test_a_restored_vaccine_is_the_saved_one_and_goes_on_like_it(tmp_path):
     assert all(same(a, b) for a, b in zip(saved.members, restored.members, strict=True))
 
 
+def test_five_layers_are_shuffled_but_no_more_than_half():
+    assert len(ShuffledTeacher(WideResNet(16, 1, 4)).layers) == 5  # of 15
+    assert len(ShuffledTeacher(build_model("net", 4, num_channels=4)).layers) == 2  # of 3
+
+
 def test_a_vaccine_of_other_layers_cannot_be_restored():
     state = ShuffledTeacher(network(), layers=3).state_dict()
     with pytest.raises(UserError, match="other layers or members"):

@@ -66,18 +66,23 @@ def split(dataset: Dataset, params: Params, device: torch.device) -> dict[str, I
 
 def _training_parts(dataset: Dataset, params: DataParams) -> dict[str, tuple[Tensor, Tensor]]:
     images, labels = dataset.train_images, dataset.train_labels
+    index = training_index(len(labels), params)
+    if len(index) == 1 and len(index["train"]) == len(labels):  # all of them, which need no copy
+        return {"train": (images, labels)}
+    return {name: (images[chosen], labels[chosen]) for name, chosen in index.items()}
+
+
+def training_index(count: int, params: DataParams) -> dict[str, Tensor]:
+    """Which of a data set's `count` training images make the parts `train` and, if any are held out, `validation`."""
+    index = torch.arange(count)
     if params.subset_fraction < 1:
-        order = torch.randperm(len(labels), generator=seeds.generator("subset"))
-        chosen = order[:max(1, round(params.subset_fraction * len(labels)))].sort().values
-        images, labels = images[chosen], labels[chosen]
-    parts = {}
-    if params.validation_fraction:
-        held_out = max(1, round(params.validation_fraction * len(labels)))
-        order = torch.randperm(len(labels), generator=seeds.generator(params.seed, "validation"))
-        validation, train = order[:held_out], order[held_out:]
-        parts["validation"] = images[validation], labels[validation]
-        images, labels = images[train], labels[train]
-    return parts | {"train": (images, labels)}
+        order = torch.randperm(count, generator=seeds.generator("subset"))
+        index = order[:max(1, round(params.subset_fraction * count))].sort().values
+    if not params.validation_fraction:
+        return {"train": index}
+    held_out = max(1, round(params.validation_fraction * len(index)))
+    order = torch.randperm(len(index), generator=seeds.generator(params.seed, "validation"))
+    return {"validation": index[order[:held_out]], "train": index[order[held_out:]]}
 
 
 class TrainBatches:

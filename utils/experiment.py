@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -95,6 +96,10 @@ class Experiment(Generic[ParamsType]):
         self.sessions: list[dict[str, Any]] = []  # of the calls that the run took, this one at the end
         # What else is to be measured of a network, given its confusion matrix on the test images too.
         self.examine: list[Callable[[nn.Module, Tensor], Row]] = []
+        # What is to be said of a frozen network with such a row, or nothing.
+        self.doubts: list[Callable[[Row], str]] = [functools.partial(_doubt_a_guess, self.dataset.num_classes)]
+        # What else is to be known of the network in the end, for results.json.
+        self.details: dict[str, Callable[[nn.Module], Any]] = {}
         self.pictures: dict[str, Tensor] = {}  # (B, 3, H, W) in [0, 1], to look at before the first epoch
         self.files: dict[str, str] = {}  # text by name, written before the first epoch
         self._logger: Logger | None = None
@@ -336,8 +341,8 @@ class Experiment(Generic[ParamsType]):
         for role, source in self.sources.items():
             logger.info(f"{role}: {source['path']}, SHA-256 {source['sha256']}")
         for role, row in known.items():
-            guess = row["test_accuracy"] <= 100 / self.dataset.num_classes
-            logger.info(f"{role}: {percentages(row)}{' (no better than a guess: is it the right checkpoint?)' * guess}")
+            doubts = "".join(f" ({text})" for doubt in self.doubts if (text := doubt(row)))
+            logger.info(f"{role}: {percentages(row)}{doubts}")
         for text in self._remarks:
             logger.info(text)
         if progress.epoch:
@@ -365,6 +370,7 @@ class Experiment(Generic[ParamsType]):
         chosen = "validation" if "validation_accuracy" in best else "test"
         logger.info(f"finished: test accuracy {best['test_accuracy']:.2f} % at the epoch that is best on the {chosen} "
                     f"images ({best['epoch']}), {last['test_accuracy']:.2f} % at the last; {seconds:.0f} s")
+        details = {name: detail(network) for name, detail in self.details.items()}  # in all processes, which share it
         if distributed.rank():
             return
         checkpoint.write_text(self.directory / "results.json", json.dumps({
@@ -381,8 +387,13 @@ class Experiment(Generic[ParamsType]):
             "params": self.params.model_dump(),
             "checkpoints_read": self.sources,
             "evaluated_before": self.known,
+            "details": details,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         }, indent=1) + "\n")
+
+
+def _doubt_a_guess(num_classes: int, row: Row) -> str:
+    return "no better than a guess: is it the right checkpoint?" * (row["test_accuracy"] <= 100 / num_classes)
 
 
 def _count_parameters(network: nn.Module) -> int:

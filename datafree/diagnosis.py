@@ -1,0 +1,50 @@
+"""What a shuffling vaccine could tell, measured with what no defender has: clean and triggered test images.
+
+To report, never to decide: nothing here reaches a method.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree.vaccine import ShuffledTeacher, divergence, suspicious
+from utils.data import Images, in_order
+from utils.step import autocast
+
+
+def diagnose(teacher: nn.Module, shuffled: ShuffledTeacher, clean: Images, triggered: Images,
+             dtype: torch.dtype) -> dict[str, Any]:
+    """The divergence k of teacher and T~ on clean and on triggered images, as numbers that JSON can hold:
+
+        k_clean, k_triggered                      means
+        suspicious_clean, suspicious_triggered    percent of images that teacher and T~ predict alike
+        auc                                       of telling triggered images by a small k
+        shuffled_classes                          percent of clean images that T~ takes for each class
+    """
+    answers = {}
+    for name, part in (("clean", clean), ("triggered", triggered)):
+        with torch.inference_mode(), autocast(part.labels.device, dtype):
+            pairs = [(teacher(images), shuffled(images)) for images, _ in in_order(part)]
+        answers[name] = tuple(map(torch.cat, zip(*pairs, strict=True)))
+    k = {name: divergence(*pair) for name, pair in answers.items()}
+    alike = {name: suspicious(*pair) for name, pair in answers.items()}
+    _, says = answers["clean"]
+    return {
+        **{f"k_{name}": values.mean().item() for name, values in k.items()},
+        **{f"suspicious_{name}": 100 * mask.float().mean().item() for name, mask in alike.items()},
+        "auc": auc(-k["triggered"], -k["clean"]),
+        "shuffled_classes": (100 * says.argmax(1).bincount(minlength=says.shape[1]) / len(says)).tolist(),
+    }
+
+
+def auc(positive: Tensor, negative: Tensor) -> float:
+    """The chance that a positive sample scores above a negative one, ties counted half: the area under the ROC curve.
+
+    Scores (P,) and (N,).
+    """
+    order = negative.double().sort().values
+    positive = positive.double()
+    below = torch.searchsorted(order, positive, right=False) + torch.searchsorted(order, positive, right=True)
+    return (below.double().mean() / (2 * len(order))).item()

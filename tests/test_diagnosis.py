@@ -1,0 +1,42 @@
+"""What a vaccine could have told, counted by hand."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from datafree.diagnosis import auc, diagnose
+from utils.data import Images
+
+
+def test_the_area_under_the_curve_counts_pairs_and_halves_ties():
+    positive, negative = torch.tensor([3.0, 1.0]), torch.tensor([0.0, 1.0, 2.0])
+    assert auc(positive, negative) == pytest.approx((3 + 1.5) / 6)
+    assert auc(negative, positive) == pytest.approx(1 - 4.5 / 6)
+
+
+class Says(nn.Module):
+    """The class that a colour of the first pixel names."""
+
+    def __init__(self, channel):
+        super().__init__()
+        self.channel = channel
+
+    def forward(self, images):
+        return nn.functional.one_hot(images[:, self.channel, 0, 0].long(), 3).float()
+
+
+def part(*pixels):
+    images = torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 3)
+    return Images(images, torch.zeros(len(images), dtype=torch.int64), torch.zeros(3), torch.full((3,), 1 / 255))
+
+
+def test_the_diagnosis_compares_teacher_and_shuffled_teacher_on_both_kinds_of_images():
+    report = diagnose(Says(0), Says(1), part((0, 1, 0), (1, 1, 0), (2, 1, 0), (0, 2, 0)), part((2, 2, 0), (1, 1, 0)),
+                      torch.float32)
+    assert report["suspicious_clean"] == 25
+    assert report["suspicious_triggered"] == 100
+    assert report["k_triggered"] == pytest.approx(0, abs=1e-7)
+    assert report["k_clean"] == pytest.approx(3 / 4 * (math.e - 1) / (math.e + 2) / 3)
+    assert report["auc"] == pytest.approx((3 + 0.5) / 4)  # three clean images differ, one ties
+    assert report["shuffled_classes"] == [0, 75, 25]

@@ -1,0 +1,85 @@
+"""The keys of train_datafree.py: those of every method and, by its name, those of each."""
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from utils.params.base import BackdoorParams, Params, RecipeParams, Switch, TeacherParams
+
+
+class DataFreeParams(BackdoorParams, TeacherParams, Params):
+    """train_datafree.py: a student that learns from a teacher alone, without a data set. What all methods read."""
+
+    script = "train_datafree.py"
+    method: str
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Without num_epochs: learning rates and the defences count from the end."""
+        return tuple(key for key in super().changeable if key != "num_epochs")
+
+    defense: Literal["none", "sv", "sr", "sv+sr", "auto"] = Field(
+        "none", description="ABD: shuffling vaccine, self-retrospection, or `sr` where no good vaccine is found")
+    sv_weight: float = Field(0.1, ge=0, description="weight of the vaccine's term")
+    sv_layers: int | None = Field(
+        None, ge=1, description="convolutions that the vaccine shuffles, from the last on; null: 5 or half")
+    sv_members: int = Field(3, ge=1, description="shuffled copies of the teacher")
+    sv_batches: int = Field(0, ge=0, description="batches that judge a vaccine before it is used; 0: none, `auto`: 50")
+    sr_epochs: int = Field(2, ge=1, description="last epochs, in which self-retrospection is on")
+    sr_learning_rate: float = Field(5e-4, gt=0, description="at the first of them, falling to 0 along half a cosine")
+    sr_rounds: int = Field(10, ge=1, description="steps of Adam that seek the perturbation")
+    sr_perturbation_rate: float = Field(0.1, gt=0, description="their learning rate, in units of normalised images")
+    sr_start: float = Field(0.01, ge=0, description="standard deviation of the noise they start from; published: 0")
+    sr_source: Literal["teacher", "student"] = Field(
+        "teacher", description="the network that the perturbation is sought against")
+    sr_weight: float = Field(1.0, ge=0, description="weight of the hypergradient beside the gradient of distillation")
+    sr_penalty: float = Field(1e-3, ge=0, description="weight of the perturbation's squared L2 norm")
+    sr_radius: float | None = Field(None, gt=0, description="largest L2 norm of the perturbation, in normalised units")
+    sr_batch_norm: Literal["frozen", "train"] = Field(
+        "frozen", description="whether perturbed images enter the running statistics of the student")
+    sr_portion: float = Field(0.02, gt=0, le=1, description="share of a batch that is perturbed to unlearn it")
+    sr_detach: Switch = Field(True, description="move perturbed outputs to clean ones, and not both to each other")
+    sr_steps: int = Field(5, ge=1, description="fixed-point iterations of the hypergradient")
+    sr_eta: float = Field(0.1, gt=0, description="their step size")
+
+
+class ZSKTParams(DataFreeParams):
+    """Zero-shot knowledge transfer. The defaults are ABD's for CIFAR-10."""
+
+    method: Literal["zskt"] = Field(description="how the student learns without data")
+    learning_rate: float = Field(2e-3, gt=0, description="of the student, falling to 0 along half a cosine")
+    num_epochs: int = Field(400, ge=1, description="intervals of `pseudo_batches`")
+    temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs")
+    pseudo_batches: int = Field(200, ge=1, description="batches that an epoch generates")
+    student_steps: int = Field(10, ge=1, description="steps of the student on each of them")
+    latent_size: int = Field(100, ge=1, description="numbers that the generator makes an image of")
+    generator_learning_rate: float = Field(1e-3, gt=0, description="likewise, of the generator")
+    attention_weight: float = Field(250.0, ge=0, description="weight of the attention losses; 0 without groups")
+    clip_norm: float = Field(5.0, gt=0, description="largest norm of a gradient, of student and generator")
+    sr_weight: float = Field(0.1, ge=0, description=DataFreeParams.model_fields["sr_weight"].description)
+    sr_epochs: int = Field(3, ge=1, description=DataFreeParams.model_fields["sr_epochs"].description)
+
+
+class OoDParams(DataFreeParams, RecipeParams):
+    """Distillation on patches of one picture. The defaults are ABD's for CIFAR-10."""
+
+    method: Literal["ood"] = Field(description="how the student learns without data")
+    optimizer: Literal["auto", "sgd", "adam"] = Field(
+        "adam", description=RecipeParams.model_fields["optimizer"].description)
+    learning_rate: float = Field(1e-3, gt=0, description=Params.model_fields["learning_rate"].description)
+    schedule: list[Annotated[int, Field(ge=0)]] = Field(
+        [150, 300, 600], description=RecipeParams.model_fields["schedule"].description)
+    gamma: float = Field(0.5, gt=0, description=RecipeParams.model_fields["gamma"].description)
+    num_epochs: int = Field(300, ge=1, description="passes over the patches")
+    batch_size: int = Field(512, ge=2, description=Params.model_fields["batch_size"].description)
+    temperature: float = Field(8.0, gt=0, description="temperature T of the softened outputs")
+    picture: str | None = Field(None, description="file of a picture; null: one is drawn")
+    patches: int = Field(50_000, ge=2, description="patches that are cut out of it")
+    patch_kinds: list[Literal["colour", "grey", "blob"]] = Field(
+        ["colour"], min_length=1, description="what becomes of them, in turns: `colour`, `grey`, `blob`")
+    balance: Switch = Field(False, description="choose patches that the teacher takes for all classes alike")
+    cutmix: Switch = Field(True, description="mix each batch with itself")
+
+
+METHODS: dict[str, type[DataFreeParams]] = {"zskt": ZSKTParams, "ood": OoDParams}
