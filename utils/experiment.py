@@ -30,7 +30,7 @@ from utils.device import choose_dtype, prepare_device
 from utils.errors import UserError, first_line
 from utils.evaluation import Frozen, accuracy, confusion_matrix, evaluate
 from utils.logger import Logger, percentages, say
-from utils.params import DataParams, ParamsType, load_params, parse_overrides
+from utils.params import DataParams, ParamsType, TeacherParams, load_params, parse_overrides
 from utils.step import Loss
 from utils.supervised import Supervised
 from utils.teacher_cache import TeacherCache
@@ -136,7 +136,9 @@ class Experiment(Generic[ParamsType]):
         return self._frozen[role]
 
     def _build(self, name: str, key: str, **options: Any) -> nn.Module:
-        torch.manual_seed(seeds.derive_seed(self.params.seed, "weights"))
+        # A student must not start from the very weights from which its teacher started.
+        stream = "student" if isinstance(self.params, TeacherParams) else "weights"
+        torch.manual_seed(seeds.derive_seed(self.params.seed, stream))
         try:
             network = self._build_model(name, self.dataset.num_classes, **options)
         except ValueError as error:
