@@ -41,8 +41,8 @@ def train_datafree() -> None:
     facts = Facts(run.dataset.num_classes, run.dataset.image_size, test.mean, test.std)
     learner = methods.METHODS[params.method](student, teacher.network, facts, params, run.dtype)
     if test_of_backdoor and (shuffled := learner.defence.shuffled):
-        run.details["vaccine"] = lambda _: diagnose(teacher.network, shuffled, test, test_of_backdoor.triggered,
-                                                    run.dtype)
+        run.details["vaccine"] = lambda _: learner.defence.report() | diagnose(
+            teacher.network, shuffled, test, test_of_backdoor.triggered, run.dtype)
     run.run(student, learner)
 
 

@@ -54,6 +54,7 @@ def train_poisoned() -> None:
     run.files["poisoned.json"] = json.dumps({
         "trigger": trigger.name, "target": params.target, "poison_rate": params.poison_rate,
         "clean_fraction": params.clean_fraction, "seed": params.seed, "images": number[poisoned.index.cpu()].tolist()})
+    run.log(f"poisoned: {len(poisoned.index)} of {len(train)} training images")
     run.replace_training_images(poisoned.images, poisoned.labels)
     examples = torch.stack([train.images[poisoned.index[:32]], poisoned.images[poisoned.index[:32]]], dim=1)
     run.pictures["poisoned"] = examples.flatten(0, 1).permute(0, 3, 1, 2).float() / 255

@@ -54,6 +54,10 @@ class BackdoorTest:
         return [100 * (row[self.target] / row.sum()).item() if row.sum() else None for row in triggered]
 
 
+def _doubt_the_trigger(row: Row) -> str:
+    return "the trigger hardly works: is it the right one, with the right target?" * (row["asr"] < WEAK)
+
+
 def watch_backdoor(run: Experiment[BackdoorParams]) -> BackdoorTest | None:
     """Have a run measure the backdoor that its parameters name, if they name one. Raises UserError if there is no such
     trigger, or no such class."""
@@ -65,6 +69,6 @@ def watch_backdoor(run: Experiment[BackdoorParams]) -> BackdoorTest | None:
     trigger = build_trigger(params.trigger, params.dataset)
     test = BackdoorTest(run.parts["test"], trigger, params.target, run.dtype)
     run.examine.append(test)
-    run.doubts.append(lambda row: "a weak backdoor: what is inherited of it says little" * (row["asr"] < WEAK))
+    run.doubts.append(_doubt_the_trigger)
     run.details["asr_by_class"] = test.by_class
     return test

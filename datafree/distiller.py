@@ -15,7 +15,8 @@ from datafree.retrospection import Retrospection
 from datafree.vaccine import Selection, ShuffledTeacher, divergence
 from utils import seeds
 from utils.params import DataFreeParams
-from utils.supervised import cosine
+from utils.supervised import check_finite, cosine
+from utils.training import Row
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,25 @@ class Facts:
     image_size: int  # height and width in pixels
     mean: Tensor  # float32 (3,), of pixels in [0, 1], on the device
     std: Tensor
+
+
+class Terms:
+    """What the steps of an epoch yield: scalars by name, on the device until the end."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.records: list[Tensor] = []
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        self.names = list(terms)
+        self.records.append(torch.stack([value.detach().float() for value in terms.values()]))
+
+    def check(self, epoch: int, first: int = 1) -> None:
+        """Raise UserError if a value of the steps from `first` on, counted from 1, is not finite."""
+        check_finite(self.records[first - 1:], self.names, epoch, first)
+
+    def means(self) -> Row:
+        return dict(zip(self.names, torch.stack(self.records).double().mean(0).tolist(), strict=True))
 
 
 class Defence:
@@ -50,12 +70,26 @@ class Defence:
                                             seed=params.seed, image_size=facts.image_size)
             if params.sv_batches or params.defense == "auto":
                 batches = params.sv_batches or 50
-                self.selection = Selection(batches=batches, skip=min(11, batches // 2))
+                self.selection = Selection(batches=batches, skip=min(11, batches // 2), least=params.sv_tail)
         self.retrospection = Retrospection(
             temperature=params.temperature, weight=params.sr_weight, rounds=params.sr_rounds,
             learning_rate=params.sr_perturbation_rate, start=params.sr_start, penalty=params.sr_penalty,
             radius=params.sr_radius, steps=params.sr_steps, eta=params.sr_eta, portion=params.sr_portion,
             detach_clean=params.sr_detach, batch_norm=params.sr_batch_norm)
+
+    def begin(self, say: Callable[[str], None]) -> None:
+        """Say what the defence will do, and from now on what it does."""
+        self.say = say
+        if self.shuffled:
+            layers = ", ".join(self.shuffled.layers)
+            say(f"vaccine: {self.params.sv_members} copies of the teacher, the input channels of {layers} shuffled")
+        if self.selection and not self.selection.finished:
+            most = self.selection.skip + self.selection.tries * (self.selection.batches - self.selection.skip)
+            say(f"vaccine: not used until one is found, a search of up to {most} batches")
+
+    def report(self) -> dict[str, Any]:
+        """How the vaccine was used, for results.json."""
+        return {"used": bool(self.coefficient), "tails": self.selection.ratios if self.selection else None}
 
     @property
     def coefficient(self) -> float:
@@ -73,12 +107,22 @@ class Defence:
             self.shuffled.shuffle()
         if self.selection.finished:
             tails = ", ".join(f"{ratio:.3f}" for ratio in self.selection.ratios)
-            self.say(f"vaccine: {'found' if self.selection.found else 'none found'} (tails {tails})")
+            found = "found" if self.selection.found else "none found, the run goes on without"
+            self.say(f"vaccine: {found} (tails {tails}, more than {self.params.sv_tail} is asked for)")
 
     def retrospects(self, epoch: int) -> bool:
         """Whether the student's steps of an epoch, counted from 0, are those of self-retrospection."""
         wanted = self.params.defense in ("sr", "sv+sr") or (self.params.defense == "auto" and not self.selection.found)
         return wanted and epoch >= self.first_epoch
+
+    def begins_retrospection(self, epoch: int) -> bool:
+        """Whether an epoch is the first of self-retrospection, for which the student gets a new optimiser; says so."""
+        if not self.retrospects(epoch) or epoch > self.first_epoch:
+            return False
+        unfinished = self.selection and not self.selection.finished
+        self.say("self-retrospection: from this epoch on, in steps that take several times as long"
+                 + "; the search for a vaccine has not ended" * bool(unfinished))
+        return True
 
     @property
     def first_epoch(self) -> int:

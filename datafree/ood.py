@@ -58,15 +58,18 @@ class OoD(Supervised):
         return dataclasses.replace(part, images=pixels[chosen.to(pixels.device)])
 
     def begin(self, say: Callable[[str], None]) -> None:
-        self.defence.say = say
+        self.defence.begin(say)
+        self._build_step()
+
+    def _build_step(self) -> None:
         # As written: the boxes of CutMix and the vaccine's switches are values of Python.
         self.step = _Step(self, self.network, self.loss, self.optimizer, self.batches, self.dtype)
 
     def epoch(self, epoch: int, title: str) -> Row:
         self.retrospects = self.defence.retrospects(epoch)
-        if self.retrospects and epoch == self.defence.first_epoch:
+        if self.defence.begins_retrospection(epoch):
             self.optimizer = build_adam(self.network, self.params.sr_learning_rate)
-            self.begin(self.defence.say)
+            self._build_step()
         self.random = seeds.generator(self.params.seed, "cutmix", epoch)
         self.sr_random = self.defence.random(epoch)
         return super().epoch(epoch, title)
@@ -87,13 +90,15 @@ class OoD(Supervised):
             teacher_logits = self.teacher(images)
             self.defence.observe(teacher_logits, images)
         kd = temperature**2 * kl_per_sample(teacher_logits, student(images), temperature=temperature)
+        if not self.defence.shuffled:
+            return {"loss": kd.mean(), "kl": kd.mean()}
         if not self.defence.coefficient:
             return {"loss": kd.mean(), "kl": kd.mean(), "suspicious": torch.zeros_like(kd[0])}
         with torch.no_grad():
             mask = suspicious(teacher_logits, self.defence.shuffled(images))
         loss = student_loss(kd, mask, coefficient=self.defence.coefficient,
                             cap=ascent_cap(teacher_logits, temperature=temperature))
-        return {"loss": loss, "kl": kd.mean(), "suspicious": mask.float().mean()}
+        return {"loss": loss, "kl": kd.mean(), "suspicious": 100 * mask.float().mean()}
 
     def pictures(self) -> dict[str, Tensor]:
         """Patches that the student learns from, (B, 3, H, W) in [0, 1], and the perturbation."""

@@ -18,7 +18,6 @@ from utils import seeds
 from utils.errors import UserError
 from utils.losses import at_least_float32
 
-TAIL_RATIO = 0.02  # a vaccine with a larger share of tail samples is a good one
 SMALLEST = 1e-12  # below it the divergence of two softmax outputs is rounding, and may even be negative
 
 
@@ -169,10 +168,11 @@ class Selection:
         coefficient = selection.found * preset
     """
 
-    def __init__(self, *, batches: int = 50, skip: int = 11, tries: int = 8) -> None:
+    def __init__(self, *, batches: int = 50, skip: int = 11, tries: int = 8, least: float = 0.02) -> None:
+        """least: the tail ratio above which a shuffle is accepted."""
         if not 0 <= skip < batches:
             raise ValueError(f"{batches} batches of which the first {skip} do not count leave nothing to judge")
-        self.batches, self.skip, self.tries = batches, skip, tries
+        self.batches, self.skip, self.tries, self.least = batches, skip, tries, least
         self.seen = 0
         self.collected: list[Tensor] = []
         self.ratios: list[float] = []  # of the shuffles judged so far
@@ -180,7 +180,7 @@ class Selection:
     @property
     def found(self) -> bool:
         """Whether the present shuffle was accepted."""
-        return bool(self.ratios) and self.ratios[-1] > TAIL_RATIO
+        return bool(self.ratios) and self.ratios[-1] > self.least
 
     @property
     def finished(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.distiller import Defence, Facts
+from datafree.distiller import Defence, Facts, Terms
 from datafree.generator import Generator
 from datafree.losses import attention_loss, kl_element_mean
 from datafree.vaccine import generator_penalty
@@ -29,10 +29,8 @@ from utils.errors import UserError
 from utils.logger import progress_bar
 from utils.params import ZSKTParams
 from utils.step import autocast
-from utils.supervised import build_adam, check_finite, cosine, load_optimizer
+from utils.supervised import build_adam, cosine, load_optimizer
 from utils.training import Row
-
-NAMES = ("generator_loss", "vaccine", "loss", "kl", "attention", "gradient_norm")
 
 
 class ZSKT:
@@ -61,58 +59,56 @@ class ZSKT:
         self.latest: Tensor | None = None  # images of the last pseudo-batch, as the networks see them
 
     def begin(self, say: Callable[[str], None]) -> None:
-        self.defence.say = say
+        self.defence.begin(say)
 
     def epoch(self, epoch: int, title: str) -> Row:
         params, count = self.params, self.params.pseudo_batches
         retrospects = self.defence.retrospects(epoch)
-        if retrospects and epoch == self.defence.first_epoch:
+        if self.defence.begins_retrospection(epoch):
             self.optimizer = build_adam(self.student, params.sr_learning_rate)
         random = seeds.generator(params.seed, "latent", epoch)
         latent = torch.randn(count, params.batch_size, params.latent_size, generator=random).to(self.device)
         sr_random = self.defence.random(epoch)
         self.student.train()
         self.generator.train()
-        records, extra = [], []
+        made, taught = Terms(), Terms()
         rate = self._set_rates(epoch, 0.0, retrospects)
         with progress_bar(self.images, title) as bar:
             for number in range(count):
                 self._set_rates(epoch, number / count, retrospects)
-                head = self.generator_step(latent[number])
+                made.add(self.generator_step(latent[number]))
                 images, logits, groups = self.answers(latent[number])
-                tail = []
                 for _ in range(params.student_steps):
-                    terms, more = self.student_step(images, logits, groups, sr_random if retrospects else None)
-                    tail.append(terms)
-                    extra.append(more)
+                    taught.add(self.student_step(images, logits, groups, sr_random if retrospects else None))
                     bar.update(params.batch_size)
-                records.append(torch.cat([head, torch.stack(tail).mean(0)]))
-                if self.device.type == "cpu":
-                    check_finite(records[-1:], list(NAMES), epoch, number + 1)
+                if self.device.type == "cpu":  # elsewhere a look at every step would make the device wait
+                    made.check(epoch, number + 1)
+                    taught.check(epoch, number * params.student_steps + 1)
             self.latest = images
-        check_finite(records, list(NAMES), epoch, 1)
-        row = dict(zip(NAMES, torch.stack(records).double().mean(0).tolist(), strict=True))
-        for name in extra[-1]:
-            row[name] = torch.stack([more[name] for more in extra]).double().mean().item()
-        return {"learning_rate": rate, **row}
+        made.check(epoch)
+        taught.check(epoch)
+        return {"learning_rate": rate, **made.means(), **taught.means()}
 
-    def generator_step(self, latent: Tensor) -> Tensor:
-        """One step of the generator on z (B, latent_size). Returns its loss and the vaccine's part in it, (2,)."""
+    def generator_step(self, latent: Tensor) -> dict[str, Tensor]:
+        """One step of the generator on z (B, latent_size). Its loss and, if there is one, the vaccine's part in it."""
         with autocast(self.device, self.dtype):
             images = self.generator(latent)
             teacher_logits, student_logits = self.teacher(images), self.student(images)
-            loss = -kl_element_mean(teacher_logits, student_logits, temperature=self.params.temperature)
+            terms = {"generator_loss": -kl_element_mean(teacher_logits, student_logits,
+                                                        temperature=self.params.temperature)}
             self.defence.observe(teacher_logits, images)
-            vaccine = torch.zeros_like(loss)
+            if self.defence.shuffled:
+                terms["vaccine"] = torch.zeros_like(terms["generator_loss"])
             if self.defence.coefficient:
-                vaccine = generator_penalty(teacher_logits, self.defence.shuffled(images),
-                                            coefficient=self.defence.coefficient)
+                terms["vaccine"] = generator_penalty(teacher_logits, self.defence.shuffled(images),
+                                                     coefficient=self.defence.coefficient)
         parameters = list(self.generator.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss + vaccine, parameters), strict=True):
+        gradients = torch.autograd.grad(sum(terms.values()), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient  # of the generator alone: none is left on the student
         nn.utils.clip_grad_norm_(parameters, self.params.clip_norm)
         self.generator_optimizer.step()
-        return torch.stack([loss.detach(), vaccine.detach()])
+        return terms
 
     def answers(self, latent: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """The generator's images of z, and what the teacher says of them: logits, and activations to compare with."""
@@ -122,23 +118,24 @@ class ZSKT:
         return images, logits, groups
 
     def student_step(self, images: Tensor, teacher_logits: Tensor, teacher_groups: tuple[Tensor, ...],
-                     random: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+                     random: torch.Generator | None) -> dict[str, Tensor]:
         """One step of the student. random: of self-retrospection, if it is on. The terms to log."""
         with autocast(self.device, self.dtype):
             logits, groups = self._with_groups(self.student, images)
-            kl = kl_element_mean(teacher_logits, logits, temperature=self.params.temperature)
-            attention = attention_loss(groups, teacher_groups) if groups else torch.zeros_like(kl)
-            loss = kl + self.params.attention_weight * attention
+            terms = {"kl": kl_element_mean(teacher_logits, logits, temperature=self.params.temperature)}
+            loss = terms["kl"]
+            if groups:
+                terms["attention"] = attention_loss(groups, teacher_groups)
+                loss = loss + self.params.attention_weight * terms["attention"]
         self.optimizer.zero_grad()
         loss.backward()
-        more = {}
         if random is None:
             norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.params.clip_norm)
         else:
-            more = self.defence.retrospect(self.student, self.teacher, images, random)
+            terms |= self.defence.retrospect(self.student, self.teacher, images, random)
             norm = nn.utils.clip_grad_norm_(self.student.parameters(), torch.inf)
         self.optimizer.step()
-        return torch.stack([loss.detach(), kl.detach(), attention.detach(), norm.detach()]), more
+        return {"loss": loss, **terms, "gradient_norm": norm}
 
     def pictures(self) -> dict[str, Tensor]:
         """Images of the last pseudo-batch, (B, 3, H, W) in [0, 1], and the perturbation."""

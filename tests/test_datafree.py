@@ -137,7 +137,7 @@ def test_the_teachers_answers_that_are_kept_give_the_gradients_of_those_computed
     learner, latent = zskt()
     student, generator, teacher = learner.student, learner.generator, learner.teacher
     images, logits, groups = learner.answers(latent)
-    terms, _ = learner.student_step(images, logits, groups, None)
+    terms = learner.student_step(images, logits, groups, None)
     kept = [parameter.grad.clone() for parameter in student.parameters()]
 
     other, _ = zskt()
@@ -148,7 +148,7 @@ def test_the_teachers_answers_that_are_kept_give_the_gradients_of_those_computed
         student_groups, [group.detach() for group in teacher_groups])
     loss.backward()
     nn.utils.clip_grad_norm_(other.student.parameters(), 5.0)
-    assert terms[0].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert terms["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     for parameter, gradient in zip(other.student.parameters(), kept, strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
     assert all(parameter.grad is None for parameter in [*generator.parameters(), *teacher.parameters()])
@@ -156,7 +156,7 @@ def test_the_teachers_answers_that_are_kept_give_the_gradients_of_those_computed
 
 def test_the_generator_learns_to_make_images_on_which_student_and_teacher_differ():
     learner, latent = zskt(generator_learning_rate=0.01)
-    losses = [learner.generator_step(latent)[0].item() for _ in range(20)]
+    losses = [learner.generator_step(latent)["generator_loss"].item() for _ in range(20)]
     assert losses[-1] < losses[0] < 0
     assert all(parameter.grad is None for parameter in learner.student.parameters())
 
@@ -167,10 +167,11 @@ def test_a_vaccine_rewards_the_generator_and_is_logged():
     for module in (learner, same):  # agreement on all samples, so that the vaccine has something to push at
         module.teacher.fc.bias.data[1] = 3
     learner.defence.shuffled = ShuffledTeacher(learner.teacher, seed=0)
-    loss, vaccine = learner.generator_step(latent).tolist()
-    assert (loss, 0.0) == pytest.approx(same.generator_step(latent).tolist())
-    assert loss < 0
-    assert vaccine < 0
+    terms, plain = learner.generator_step(latent), same.generator_step(latent)
+    assert plain.keys() == {"generator_loss"}
+    assert terms["generator_loss"].item() == pytest.approx(plain["generator_loss"].item())
+    assert terms["generator_loss"] < 0
+    assert terms["vaccine"] < 0
     gradients = [parameter.grad for parameter in learner.generator.parameters()]
     assert not all(map(torch.allclose, gradients, [parameter.grad for parameter in same.generator.parameters()]))
 
@@ -293,7 +294,7 @@ def test_a_run_reports_what_its_vaccine_could_have_told_and_the_success_by_class
 
 def test_a_teacher_with_a_weak_backdoor_is_remarked(call, distil):
     done = call("train_datafree", distil("ood", trigger="l0_inv", num_epochs=1))
-    assert "a weak backdoor: what is inherited of it says little" in done.stdout
+    assert "the trigger hardly works: is it the right one, with the right target?" in done.stdout
 
 
 def test_another_picture_under_a_run_is_refused(call, distil, tmp_path):

@@ -203,7 +203,7 @@ class Experiment(Generic[ParamsType]):
 
         try:
             self._introduce(logger, network, progress, known)
-            learner.begin(self._log)
+            learner.begin(self.log)
             train(network, learner, self.evaluate, params, progress, end_of_epoch)
             with distributed.together():
                 self._finish(logger, network, progress)
@@ -257,10 +257,10 @@ class Experiment(Generic[ParamsType]):
         if not getattr(self.params, "teacher_cache", False):
             return []
         if batches.views is None:
-            self._log(f"teacher_cache: not used, {batches.augmentation} makes views without number")
+            self.log(f"teacher_cache: not used, {batches.augmentation} makes views without number")
             return []
         return [TeacherCache(frozen, self.sources[role]["sha256"], self.dataset.num_classes, batches, self.dtype,
-                             self._cache_directory, self._log) for role, frozen in self._frozen.items()]
+                             self._cache_directory, self.log) for role, frozen in self._frozen.items()]
 
     def _data(self) -> dict[str, Any]:
         """What tells one state of a data set from another."""
@@ -319,7 +319,7 @@ class Experiment(Generic[ParamsType]):
             raise UserError(f"{role}: the outputs of the network that was loaded are not finite")
         return row
 
-    def _log(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line in the log, or among its first lines where it is not open yet."""
         if self._logger:
             self._logger.info(text)

@@ -160,7 +160,7 @@ def _check_same_run(content: dict[str, Any], epochs: int, params: Params, where:
     if content["stage"] != params.script:
         raise UserError(f"{where} holds a run of {content['stage']}, not of {params.script}; {remedy}")
     changed = changed_keys(content["params"], params)
-    if epochs > params.num_epochs:
+    if epochs > params.num_epochs and not any(text.startswith("num_epochs ") for text in changed):
         changed.append(f"num_epochs ({epochs} done -> {params.num_epochs})")
     if changed:
         raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; to continue it, make them "

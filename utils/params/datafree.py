@@ -23,9 +23,11 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
         "none", description="ABD: shuffling vaccine, self-retrospection, or `sr` where no good vaccine is found")
     sv_weight: float = Field(0.1, ge=0, description="weight of the vaccine's term")
     sv_layers: int | None = Field(
-        None, ge=1, description="convolutions that the vaccine shuffles, from the last on; null: 5 or half")
+        None, ge=1, description="convolutions that the vaccine shuffles, from the last on; null: 5, or half of fewer")
     sv_members: int = Field(3, ge=1, description="shuffled copies of the teacher")
-    sv_batches: int = Field(0, ge=0, description="batches that judge a vaccine before it is used; 0: none, `auto`: 50")
+    sv_batches: int = Field(
+        0, ge=0, description="batches that judge a vaccine before it is used, up to 8 times; 0: none, in `auto` 50")
+    sv_tail: float = Field(0.02, ge=0, lt=1, description="share of tail samples above which a vaccine is accepted")
     sr_epochs: int = Field(2, ge=1, description="last epochs, in which self-retrospection is on")
     sr_learning_rate: float = Field(5e-4, gt=0, description="at the first of them, falling to 0 along half a cosine")
     sr_rounds: int = Field(10, ge=1, description="steps of Adam that seek the perturbation")
