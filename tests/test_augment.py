@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from utils.augment import crop_flip, normalise, pad, rotate_flip
+from utils.augment import crop, crop_flip, normalise, pad, rotate_flip
 
 
 def images_of(count: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -46,6 +46,15 @@ def test_crop_and_flip_equal_torchvision_image_by_image(size):
     for i, y, x, mirrored, result in zip(index, top, left, flip, batch, strict=True):
         cropped = vision.crop(vision.pad(chw(images[i]), 4), int(y), int(x), size, size)
         assert torch.equal(result, by_torchvision(cropped, bool(mirrored)))
+
+
+def test_a_crop_is_a_crop_without_a_flip():
+    padded = pad(images_of(20, 32, 32), 4)
+    generator = torch.Generator().manual_seed(1)
+    index, top, left = (torch.randint(high, (200,), generator=generator) for high in (20, 9, 9))
+    batch = crop(padded, index, top, left, 32)
+    assert batch.is_contiguous()
+    assert torch.equal(batch, crop_flip(padded, index, top, left, torch.zeros(200, dtype=torch.bool), 32))
 
 
 def test_an_image_may_occur_several_times_in_a_batch():
@@ -118,9 +127,10 @@ def test_a_gpu_gives_the_same_batches():
     index, top, left = (torch.randint(high, (128,), generator=generator) for high in (50, 9, 9))
     flip = torch.rand(128, generator=generator) < 0.5
     angle = torch.rand(128, generator=generator) * 40 - 20
-    crop, rotation = (pad(images, 4), index, top, left, flip), (images, index, angle, flip)
-    on_gpu = crop_flip(*(value.cuda() for value in crop), 64)
-    assert torch.equal(on_gpu.cpu(), crop_flip(*crop, 64))
+    window, rotation = (pad(images, 4), index, top, left), (images, index, angle, flip)
+    for function, arguments in ((crop, window), (crop_flip, (*window, flip))):
+        on_gpu = function(*(value.cuda() for value in arguments), 64)
+        assert torch.equal(on_gpu.cpu(), function(*arguments, 64))
     # Its cosine may round differently, which moves pixels that lie halfway between two others.
     differing = rotate_flip(*(value.cuda() for value in rotation)).cpu() != rotate_flip(*rotation)
     assert differing.float().mean() < 1e-5

@@ -91,7 +91,8 @@ def test_an_unknown_model_names_the_choices(call, experiment, teacher):
 
 def test_an_unknown_data_set_names_the_choices(call, experiment):
     assert_refused(call, "train_scratch", experiment(dataset="cifar11"),
-                   words=["cifar11", "cifar10", "cifar100", "tiny_imagenet", "fashion_mnist", "demo", "folder:"])
+                   words=["cifar11", "cifar10", "cifar100", "tiny_imagenet", "fashion_mnist", "gtsrb", "demo",
+                          "folder:"])
 
 
 def test_missing_data_says_what_was_looked_for_where_and_how_to_get_it(call, experiment):

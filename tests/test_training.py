@@ -72,7 +72,7 @@ def test_a_last_batch_of_a_single_image_is_left_for_another_epoch():
     assert len(left_out) > 1
 
 
-@pytest.mark.parametrize("augmentation", [None, "crop_flip", "rotate_flip"])
+@pytest.mark.parametrize("augmentation", [None, "crop", "crop_flip", "rotate_flip"])
 def test_an_epoch_derives_from_seed_and_epoch_alone(augmentation):
     def epoch(seed, number, earlier=()):
         batches = TrainBatches(images(), 8, augmentation, seed)
@@ -84,7 +84,7 @@ def test_an_epoch_derives_from_seed_and_epoch_alone(augmentation):
     assert not torch.equal(epoch(0, 3), epoch(1, 3))
 
 
-@pytest.mark.parametrize("augmentation", ["crop_flip", "rotate_flip"])
+@pytest.mark.parametrize("augmentation", ["crop", "crop_flip", "rotate_flip"])
 def test_processes_cut_one_and_the_same_epoch_into_parts(monkeypatch, augmentation):
     whole = list(TrainBatches(images(21), 8, augmentation, seed=5).epoch(2))
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
@@ -97,21 +97,50 @@ def test_processes_cut_one_and_the_same_epoch_into_parts(monkeypatch, augmentati
             assert torch.equal(torch.cat([share[step][number] for share in shares]), tensor)
 
 
-def test_shifts_and_flips_are_uniform():
-    """Where the white pixel at the centre of 8,100 black images goes: 9 x 9 offsets, twice for the flip."""
-    count = 8100
+def white_pixels(count, augmentation):
+    """The rows and columns where augmentation moves the white pixel at (16, 12) of `count` black images."""
     pixels = torch.zeros(count, 32, 32, 3, dtype=torch.uint8)
     pixels[:, 16, 12] = 255
     part = Images(pixels, torch.zeros(count, dtype=torch.int64), torch.zeros(3), torch.ones(3))
-    batch = torch.cat([batch.images for batch in TrainBatches(part, 900, "crop_flip", seed=0).epoch(0)])
+    batch = torch.cat([batch.images for batch in TrainBatches(part, 900, augmentation, seed=0).epoch(0)])
     places = batch[:, 0].flatten(1).argmax(1)
-    rows, columns = places // 32, places % 32
+    return places // 32, places % 32
+
+
+def test_shifts_and_flips_are_uniform():
+    """Of 8,100 images: 9 x 9 offsets, twice for the flip."""
+    count = 8100
+    rows, columns = white_pixels(count, "crop_flip")
     assert set(rows.tolist()) == set(range(12, 21))
     assert set(columns.tolist()) == set(range(8, 17)) | set(range(15, 24))
     row_counts = torch.bincount(rows)[12:]
     assert (row_counts - count / 9).abs().max() < 5 * math.sqrt(count / 9)
     only_flipped = ((columns > 16).sum() / (7 / 9)).item()
     assert abs(only_flipped - count / 2) < 5 * math.sqrt(count / 2)
+
+
+def test_a_crop_shifts_and_does_not_flip():
+    count = 8100
+    rows, columns = white_pixels(count, "crop")
+    offsets = torch.bincount((rows - 12) * 9 + columns - 8, minlength=81)
+    assert len(offsets) == 81
+    assert (offsets - count / 81).abs().max() < 5 * math.sqrt(count / 81)
+
+
+def test_each_view_of_an_image_has_a_number():
+    """Images of one number are equal, and there are as many numbers as the augmentation says."""
+    part = images(1)
+    many = Images(part.images.expand(2000, -1, -1, -1), part.labels.expand(2000), part.mean, part.std)
+    for augmentation, count in ((None, 1), ("crop", 81), ("crop_flip", 162)):
+        batches = TrainBatches(many, 2000, augmentation, seed=0)
+        draw, = batches.draws(0, CPU)
+        views, made = batches.view(draw), batches.make(draw).images
+        assert batches.views == count
+        assert sorted(set(views.tolist())) == list(range(count))
+        assert len(made.unique(dim=0)) == count
+        first = torch.stack([made[views == view][0] for view in range(count)])
+        assert torch.equal(first[views], made)
+    assert TrainBatches(many, 2000, "rotate_flip", seed=0).views is None
 
 
 def test_batches_are_channels_last_float32_and_normalised():

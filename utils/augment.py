@@ -17,6 +17,11 @@ def pad(images: Tensor, padding: int) -> Tensor:
     return F.pad(images, (0, 0, padding, padding, padding, padding))
 
 
+def crop(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
+    """Cut a window of `size` x `size` pixels out of each chosen image: as `crop_flip` without a flip."""
+    return _windows(padded, index, top, left[:, None] + torch.arange(size, device=padded.device))
+
+
 def crop_flip(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
     """Cut a window of `size` x `size` pixels out of each chosen image, mirrored left to right where `flip` says so.
 
@@ -30,11 +35,8 @@ def crop_flip(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Te
     Returns:
         uint8 (B, size, size, C), contiguous.
     """
-    height, width = padded.shape[1:3]
     step = torch.arange(size, device=padded.device)
-    rows = (index * height + top)[:, None] + step
-    columns = left[:, None] + torch.where(flip[:, None], size - 1 - step, step)
-    return _gather(padded, rows[:, :, None] * width + columns[:, None, :])
+    return _windows(padded, index, top, left[:, None] + torch.where(flip[:, None], size - 1 - step, step))
 
 
 def rotate_flip(images: Tensor, index: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
@@ -93,6 +95,13 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """The network's input (B, C, H, W) as pixels in [0, 1], to look at: `normalise` taken back."""
     return (images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).clamp(0, 1)
+
+
+def _windows(padded: Tensor, index: Tensor, top: Tensor, columns: Tensor) -> Tensor:
+    """Square windows of chosen images, from row `top` (B,) on, of the columns (B, size)."""
+    height, width = padded.shape[1:3]
+    rows = (index * height + top)[:, None] + torch.arange(columns.shape[1], device=padded.device)
+    return _gather(padded, rows[:, :, None] * width + columns[:, None, :])
 
 
 def _gather(images: Tensor, position: Tensor) -> Tensor:

@@ -88,15 +88,17 @@ def training_index(count: int, params: DataParams) -> dict[str, Tensor]:
 class TrainBatches:
     """The training images of a run: each epoch a new permutation, each image augmented anew.
 
-    `augmentation`: `crop_flip` (shift by up to an eighth of the image, 4 pixels of 32, and horizontal flip),
-    `rotate_flip` (up to 20 degrees and flip) or None.
+    `augmentation`: `crop` (shift by up to an eighth of the image, 4 pixels of 32), `crop_flip` (that and horizontal
+    flip), `rotate_flip` (up to 20 degrees and flip) or None.
     """
 
     def __init__(self, part: Images, batch_size: int, augmentation: str | None, seed: int) -> None:
         self.part, self.batch_size, self.augmentation, self.seed = part, batch_size, augmentation, seed
         self.size = part.images.shape[1]
         self.padding = self.size // 8
-        self.pixels = augment.pad(part.images, self.padding) if augmentation == "crop_flip" else part.images
+        self.crops = augmentation in ("crop", "crop_flip")
+        self.flips = augmentation in ("crop_flip", "rotate_flip")
+        self.pixels = augment.pad(part.images, self.padding) if self.crops else part.images
         if batch_size < distributed.world_size():
             raise UserError(f"a batch of {batch_size} images cannot be shared by {distributed.world_size()} processes")
         # Batch statistics need two images, and every process needs one: a smaller rest waits for another epoch.
@@ -130,23 +132,24 @@ class TrainBatches:
     @property
     def views(self) -> int | None:
         """How many images the augmentation can make of one; None: without number, as angles are."""
-        return {None: 1, "crop_flip": 2 * (2 * self.padding + 1) ** 2}.get(self.augmentation)
+        shifts = (2 * self.padding + 1) ** 2
+        return {None: 1, "crop": shifts, "crop_flip": 2 * shifts}.get(self.augmentation)
 
     def view(self, draw: Draw) -> Tensor:
         """Which of its `views` each image is drawn in: int64 (B,)."""
         if not self.augmentation:
             return torch.zeros_like(draw["index"])
-        side = 2 * self.padding + 1
-        return (draw["top"] * side + draw["left"]) * 2 + draw["flip"]
+        shift = draw["top"] * (2 * self.padding + 1) + draw["left"]
+        return shift * 2 + draw["flip"] if self.flips else shift
 
     def _draw(self, epoch: int) -> Draw:
         """Drawn on the CPU, so that it is the same on every device."""
         random = seeds.generator(self.seed, "epoch", epoch)
         count = len(self.part)
         draw = {"index": torch.randperm(count, generator=random)}
-        if self.augmentation:
+        if self.flips:
             draw["flip"] = torch.rand(count, generator=random) < 0.5
-        if self.augmentation == "crop_flip":
+        if self.crops:
             draw["top"] = torch.randint(2 * self.padding + 1, (count,), generator=random)
             draw["left"] = torch.randint(2 * self.padding + 1, (count,), generator=random)
         elif self.augmentation == "rotate_flip":
@@ -155,7 +158,9 @@ class TrainBatches:
 
     def make(self, draw: Draw) -> Batch:
         """The batch that was drawn, gathered, augmented and normalised on the device."""
-        if self.augmentation == "crop_flip":
+        if self.augmentation == "crop":
+            images = augment.crop(self.pixels, draw["index"], draw["top"], draw["left"], self.size)
+        elif self.augmentation == "crop_flip":
             images = augment.crop_flip(self.pixels, draw["index"], draw["top"], draw["left"], draw["flip"], self.size)
         elif self.augmentation == "rotate_flip":
             images = augment.rotate_flip(self.pixels, draw["index"], draw["angle"], draw["flip"])

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import image_folder
+from utils import gtsrb, image_folder, seeds
 from utils.errors import UserError
 
 DEMO_DIR = Path(__file__).resolve().parent.parent / "demo_data"
@@ -38,6 +38,10 @@ _FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
                     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _JPEG = (".jpeg", ".jpg")
+_GTSRB_MEAN_STD = (0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669)
+
+# What the recipe of a data set does to training images.
+Augmentation = Literal["crop", "crop_flip", "rotate_flip"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Dataset:
     classes: tuple[str, ...]  # the name of each label
     mean: tuple[float, float, float]  # of pixels in [0, 1]
     std: tuple[float, float, float]
-    augmentation: Literal["crop_flip", "rotate_flip"]  # what the recipe of this data set does to training images
+    augmentation: Augmentation
 
     def without_training_images(self) -> Dataset:
         return dataclasses.replace(self, train_images=self.train_images[:0], train_labels=self.train_labels[:0])
@@ -73,8 +77,8 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32) -> Da
     Args:
         name: one of `DATASET_NAMES`, or `folder:PATH` for a directory of images (PATH relative to the current
             directory) with PATH/train/CLASS/... and PATH/test/CLASS/... (or, where there is no `test`, `val`).
-        data_dir: where the data sets lie. The CIFARs and Fashion-MNIST are downloaded there when absent; decoded
-            images are kept in its sub-directory `cache`.
+        data_dir: where the data sets lie. The CIFARs, Fashion-MNIST and GTSRB are downloaded there when absent;
+            decoded images are kept in its sub-directory `cache`.
         image_size: height and width in pixels that the images of `folder:PATH` are scaled to; the others have their
             own (32, Tiny-ImageNet 64).
 
@@ -164,8 +168,9 @@ def _fashion(name: str, train_images: np.ndarray, train_labels: np.ndarray, test
 
 
 def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], url: str) -> None:
-    """Have torchvision fetch and unpack a data set (class `source`) into `root` unless all its files are there."""
-    missing = [path for path in files if not path.is_file()]
+    """Have torchvision fetch and unpack a data set (class `source`) into `root` unless all its files are there, or the
+    folders that stand for them."""
+    missing = [path for path in files if not path.exists()]
     if not missing:
         return
     tqdm.write(f"{name}: {missing[0]} is not there, downloading {url}", file=sys.stderr)
@@ -174,7 +179,7 @@ def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], 
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: there is no {missing[0]}, and downloading {url} failed ({cause}): "
-                        f"put it into {root} yourself and unpack it so that this file is there") from error
+                        f"put it into {root} yourself and unpack it so that this path exists") from error
 
 
 def _tiny_imagenet(data_dir: Path) -> Dataset:
@@ -216,6 +221,28 @@ def _tiny_annotations(val: Path) -> dict[str, list[str]]:
     return {wnid: sorted(classes[wnid]) for wnid in sorted(classes)}
 
 
+def _gtsrb(data_dir: Path) -> Dataset:
+    """All 39,209 training images where GTSRB_Final_Training_Images.zip was unpacked by hand, in `Final_Training`, and
+    else those of the archive that torchvision downloads, `Training`, which has 26,640 of them."""
+    import torchvision
+
+    name, root = "gtsrb", data_dir / "data-gtsrb"
+    base = root / "gtsrb"
+    train, test = base / "GTSRB" / "Final_Training" / "Images", base / "GTSRB" / "Final_Test" / "Images"
+    if not train.is_dir():
+        train = base / "GTSRB" / "Training"
+    for part, folder in (("train", train), ("test", test)):
+        source = partial(torchvision.datasets.GTSRB, split=part)
+        _download_if_missing(name, source, root, [folder], gtsrb.URL)
+    dataset = _from_files(name, root, gtsrb.training_files(train), gtsrb.test_files(test, base / "GT-final_test.csv"),
+                          gtsrb.CLASSES, 32, data_dir, _GTSRB_MEAN_STD, "crop")
+    # On disk they are ordered by class, and within it by the sign that was driven past, 30 times each. One fixed order
+    # for all runs, so that no part of the training set, by whatever rule it is taken, is made of a few classes.
+    order = torch.randperm(len(dataset.train_labels), generator=seeds.generator("gtsrb"))
+    return dataclasses.replace(dataset, train_images=dataset.train_images[order],
+                               train_labels=dataset.train_labels[order])
+
+
 def _folder(name: str, data_dir: Path, image_size: int) -> Dataset:
     root = Path(name.removeprefix("folder:")).expanduser().resolve()
     test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
@@ -232,7 +259,7 @@ def _folder(name: str, data_dir: Path, image_size: int) -> Dataset:
 def _from_files(
     name: str, root: Path, train: dict[str, list[str]], test: dict[str, list[str]], classes: tuple[str, ...], size: int,
     data_dir: Path, mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    augmentation: Literal["crop_flip", "rotate_flip"],
+    augmentation: Augmentation,
 ) -> Dataset:
     """Decode listed images; `mean_std` None: computed from the training images."""
     short = f"folder-{root.name}" if name.startswith("folder:") else name
@@ -251,6 +278,7 @@ _LOADERS: dict[str, Callable[[Path], Dataset]] = {
     "cifar100": partial(_cifar, "cifar100", "CIFAR100"),
     "tiny_imagenet": _tiny_imagenet,
     "fashion_mnist": _fashion_mnist,
+    "gtsrb": _gtsrb,
     "demo": _demo,
 }
 DATASET_NAMES = tuple(_LOADERS)

@@ -1,9 +1,10 @@
 """Logits of a frozen network, remembered across epochs and runs.
 
-Random crop (shifts of up to p pixels) and flip make 2 (2p + 1)^2 views of an image, 162 of 32x32, and a frozen network
-answers each always alike. So its logits over the training images are a table: at most N x 162 rows, one for each view
-that some epoch drew, in a file that runs on the same network and images share. Before an epoch the rows that it lacks
-are computed, in batches; its steps then look them up. Runs of one seed draw the same views: the second computes none.
+Random crop (shifts of up to p pixels) and flip make 2 (2p + 1)^2 views of an image, 162 of 32x32 (half as many without
+a flip), and a frozen network answers each always alike. So its logits over the training images are a table: at most
+N x 162 rows, one for each view that some epoch drew, in a file that runs on the same network and images share. Before
+an epoch the rows that it lacks are computed, in batches; its steps then look them up. Runs of one seed draw the same
+views: the second computes none.
 """
 from __future__ import annotations
 

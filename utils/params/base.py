@@ -23,7 +23,7 @@ class Params(BaseModel):
     script: ClassVar[str]  # of the stage
 
     dataset: str = Field(
-        description="`cifar10`, `cifar100`, `tiny_imagenet`, `fashion_mnist`, `demo` or `folder:PATH`")
+        description="`cifar10`, `cifar100`, `tiny_imagenet`, `fashion_mnist`, `gtsrb`, `demo` or `folder:PATH`")
     model_name: str = Field(description="the network that is trained, a name of the zoo")
     num_channels: int = Field(32, ge=1, description="width of the first layer of `net`")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier of `net`")
@@ -68,7 +68,8 @@ class RecipeParams(Params):
     optimizer: Literal["auto", "sgd", "adam"] = Field(
         "auto", description="SGD (momentum 0.9, weight decay 5e-4) or Adam; `auto`: Adam for `net` and `mlp`, else SGD")
     gamma: float = Field(0.1, gt=0, description="factor of the learning rate at each epoch of `schedule`")
-    augmentation: Switch = Field(True, description="random crop (Tiny-ImageNet: rotation) and horizontal flip")
+    augmentation: Switch = Field(
+        True, description="random crop and horizontal flip (Tiny-ImageNet: rotation and flip, GTSRB: crop alone)")
 
     @property
     def changeable(self) -> tuple[str, ...]:
