@@ -16,7 +16,7 @@ from utils import seeds
 from utils.datasets import Dataset
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "experiments.json").read_text())
-CLASSES = {"demo": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
+CLASSES = {"demo": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "gtsrb": 43}
 
 
 @pytest.fixture
@@ -182,20 +182,21 @@ def script_of(values):
     return "train_nasty" if "adversarial_model" in values else "train_scratch", []
 
 
-def abd_experiments(experiments):
+def abd_experiments(experiments, dataset):
     """Those of one trigger and one network by what they are for, of each trigger and network."""
     groups = {}
     for name, values in experiments.items():
         *place, role = name.split("/")
-        if "abd" in place and "trigger" in values and values["dataset"] == "cifar10":
+        if "abd" in place and "trigger" in values and values["dataset"] == dataset:
             groups.setdefault("/".join(place), {})[role] = values
     return groups
 
 
-def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone():
-    groups = abd_experiments(in_order_of_need())
+@pytest.mark.parametrize("name", ["CIFAR10", "GTSRB"])
+def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone(name):
+    groups = abd_experiments(in_order_of_need(), name.lower())
     assert {values["teacher"]["trigger"] for values in groups.values()} == set(TRIGGER_NAMES) - {"sig_true"}
-    first = groups["CIFAR10/abd/badnet_grid"]
+    first = groups[f"{name}/abd/badnet_grid"]
     for place, group in groups.items():
         assert group.keys() <= first.keys()
         for role, values in group.items():
@@ -209,8 +210,10 @@ def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone():
 
 
 def needs_a_step(name):
-    """Of the backdoor experiments on CIFAR-10, which differ in their trigger alone, those of two triggers."""
-    return "CIFAR10/abd" not in name or any(f"abd/{part}/" in name for part in ("clean", "badnet_grid", "cl"))
+    """Of the backdoor experiments on a data set, which differ in their trigger alone, those of one or two triggers."""
+    dataset, kind, trigger, *_ = name.split("/")
+    chosen = {"CIFAR10": ("clean", "badnet_grid", "cl"), "GTSRB": ("clean", "smooth")}
+    return kind != "abd" or dataset not in chosen or trigger in chosen[dataset]
 
 
 def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, monkeypatch):
@@ -218,9 +221,9 @@ def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, m
     def synthetic(name, data_dir, *, image_size):
         size = 64 if name == "tiny_imagenet" else 32
         pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=seeds.generator("test"))
-        labels = torch.tensor([0, CLASSES[name] - 1])
+        labels = torch.tensor([int(name == "gtsrb"), CLASSES[name] - 1])  # the target, and another
         return Dataset(name, pixels, labels, pixels, labels, tuple(map(str, range(CLASSES[name]))), (0.5,) * 3,
-                       (0.25,) * 3, "rotate_flip" if size == 64 else "crop_flip")
+                       (0.25,) * 3, {"tiny_imagenet": "rotate_flip", "gtsrb": "crop"}.get(name, "crop_flip"))
     monkeypatch.setattr(experiment_module, "load_dataset", synthetic)
     monkeypatch.chdir(tmp_path)
     experiments = in_order_of_need()
