@@ -38,7 +38,7 @@ def build(options: argparse.Namespace) -> ZSKT:
     torch.manual_seed(0)
     student, teacher = (build_model(name, 10).to(device, memory_format=torch.channels_last)
                         for name in (params.model_name, params.teacher_model))
-    facts = Facts(10, 32, torch.zeros(3, device=device), torch.ones(3, device=device))
+    facts = Facts(10, 32, torch.zeros(3, device=device), torch.ones(3, device=device), "crop_flip")
     return ZSKT(student.train(), teacher.eval().requires_grad_(False), facts, params,
                 choose_dtype(options.precision, device))
 

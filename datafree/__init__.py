@@ -1,1 +1,1 @@
-"""Data-free distillation and its defence: generators, images out of one picture, the vaccine and retrospection."""
+"""Distillation without data: the methods, what they make images with, and the defences against a poisoned teacher."""

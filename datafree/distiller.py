@@ -27,6 +27,22 @@ class Facts:
     image_size: int  # height and width in pixels
     mean: Tensor  # float32 (3,), of pixels in [0, 1], on the device
     std: Tensor
+    augmentation: str  # what leaves the class of an image as it is, see `utils.data.TrainBatches`
+
+    @property
+    def flips(self) -> bool:
+        """Whether mirrored images are of the same class."""
+        return "flip" in self.augmentation
+
+    def standardise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1], (B, 3, H, W), as the networks see them; gradients pass."""
+        return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+
+def differentiate_by(parameters: list[Tensor], loss: Tensor) -> None:
+    """Put the gradient of a loss in these parameters, and in no others that it went through, in their `.grad`."""
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
 
 
 class Terms:
@@ -44,8 +60,12 @@ class Terms:
         """Raise UserError if a value of the steps from `first` on, counted from 1, is not finite."""
         check_finite(self.records[first - 1:], self.names, epoch, first)
 
+    def average(self) -> dict[str, Tensor]:
+        """The mean of each, still on the device."""
+        return dict(zip(self.names, torch.stack(self.records).double().mean(0), strict=True))
+
     def means(self) -> Row:
-        return dict(zip(self.names, torch.stack(self.records).double().mean(0).tolist(), strict=True))
+        return {name: value.item() for name, value in self.average().items()}
 
 
 class Defence:
@@ -119,9 +139,11 @@ class Defence:
         """Whether an epoch is the first of self-retrospection, for which the student gets a new optimiser; says so."""
         if not self.retrospects(epoch) or epoch > self.first_epoch:
             return False
-        unfinished = self.selection and not self.selection.finished
+        unfinished = self.selection is not None and not self.selection.finished
+        if unfinished:
+            self.selection.given_up = True  # a vaccine found later would end what begins here
         self.say("self-retrospection: from this epoch on, in steps that take several times as long"
-                 + "; the search for a vaccine has not ended" * bool(unfinished))
+                 + "; the search for a vaccine was not over and is given up" * unfinished)
         return True
 
     @property

@@ -39,7 +39,7 @@ class OoD(Supervised):
         self.teacher, self.facts = teacher, facts
         self.defence = Defence(teacher, params, facts)
         batches = TrainBatches(self._patches(params, dtype), params.batch_size,
-                               "crop_flip" if params.augmentation else None, params.seed)
+                               ("crop_flip" if facts.flips else "crop") if params.augmentation else None, params.seed)
         super().__init__(student, self.terms, batches, params, dtype)
 
     def _patches(self, params: OoDParams, dtype: torch.dtype) -> Images:

@@ -173,6 +173,7 @@ class Selection:
         if not 0 <= skip < batches:
             raise ValueError(f"{batches} batches of which the first {skip} do not count leave nothing to judge")
         self.batches, self.skip, self.tries, self.least = batches, skip, tries, least
+        self.given_up = False
         self.seen = 0
         self.collected: list[Tensor] = []
         self.ratios: list[float] = []  # of the shuffles judged so far
@@ -185,7 +186,7 @@ class Selection:
     @property
     def finished(self) -> bool:
         """Whether the search has ended, with or without success."""
-        return self.found or len(self.ratios) == self.tries
+        return self.found or self.given_up or len(self.ratios) == self.tries
 
     def observe(self, k: Tensor) -> bool:
         """Watch one batch (B,). True if its shuffle was refused and another is to be tried: re-shuffle T~ now."""
@@ -202,12 +203,14 @@ class Selection:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the search stands, as plain tensors by name."""
-        return {"seen": torch.tensor(self.seen), "ratios": torch.tensor(self.ratios, dtype=torch.float64),
+        return {"seen": torch.tensor(self.seen), "given_up": torch.tensor(self.given_up),
+                "ratios": torch.tensor(self.ratios, dtype=torch.float64),
                 "collected": torch.cat(self.collected) if self.collected else torch.empty(0)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
         self.seen, self.ratios = int(state["seen"]), state["ratios"].tolist()
+        self.given_up = bool(state["given_up"])
         self.collected = [state["collected"]] if len(state["collected"]) else []
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.distiller import Defence, Facts, Terms
-from datafree.generator import Generator
+from datafree.distiller import Defence, Facts, Terms, differentiate_by
+from datafree.generator import build_generator
 from datafree.losses import attention_loss, kl_element_mean
 from datafree.vaccine import generator_penalty
 from utils import seeds
 from utils.augment import denormalise
+from utils.convolution import fast_convolutions
 from utils.errors import UserError
 from utils.logger import progress_bar
 from utils.params import ZSKTParams
@@ -46,12 +47,7 @@ class ZSKT:
                 if "return_groups" not in inspect.signature(network.forward).parameters:
                     raise UserError(f'"attention_weight": {getattr(params, key)} has no groups of layers whose '
                                     "attention could be compared, as the wide ResNets have; 0 does without")
-        torch.manual_seed(seeds.derive_seed(params.seed, "generator"))
-        try:
-            generator = Generator(params.latent_size, facts.image_size)
-        except ValueError as error:
-            raise UserError(f'"image_size": {error}') from None
-        self.generator = generator.to(self.device, memory_format=torch.channels_last)
+        self.generator = build_generator(params.latent_size, facts, params.seed)
         self.generator_optimizer = build_adam(self.generator, params.generator_learning_rate)
         self.optimizer = build_adam(student, params.learning_rate)
         self.defence = Defence(teacher, params, facts)
@@ -70,7 +66,6 @@ class ZSKT:
         latent = torch.randn(count, params.batch_size, params.latent_size, generator=random).to(self.device)
         sr_random = self.defence.random(epoch)
         self.student.train()
-        self.generator.train()
         made, taught = Terms(), Terms()
         rate = self._set_rates(epoch, 0.0, retrospects)
         with progress_bar(self.images, title) as bar:
@@ -103,9 +98,7 @@ class ZSKT:
                 terms["vaccine"] = generator_penalty(teacher_logits, self.defence.shuffled(images),
                                                      coefficient=self.defence.coefficient)
         parameters = list(self.generator.parameters())
-        gradients = torch.autograd.grad(sum(terms.values()), parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient  # of the generator alone: none is left on the student
+        differentiate_by(parameters, sum(terms.values()))
         nn.utils.clip_grad_norm_(parameters, self.params.clip_norm)
         self.generator_optimizer.step()
         return terms
@@ -120,7 +113,7 @@ class ZSKT:
     def student_step(self, images: Tensor, teacher_logits: Tensor, teacher_groups: tuple[Tensor, ...],
                      random: torch.Generator | None) -> dict[str, Tensor]:
         """One step of the student. random: of self-retrospection, if it is on. The terms to log."""
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.dtype), fast_convolutions(self.device, self.dtype):
             logits, groups = self._with_groups(self.student, images)
             terms = {"kl": kl_element_mean(teacher_logits, logits, temperature=self.params.temperature)}
             loss = terms["kl"]

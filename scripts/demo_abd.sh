@@ -8,15 +8,10 @@
 # Makes .venv and installs requirements.txt there first. What is finished is not run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/venv.sh requirements.txt
 source scripts/seeds.sh
+begin 5 "$@"
 
-if [ $# = 0 ]; then set -- 0; fi
-SECONDS=0
-start_counting $((5 * $#))
-
-directories=()
-for seed in "$@"; do
+for seed in "${seeds[@]}"; do
     directory=$(seeded experiments/demo/abd "$seed")
     run train_scratch.py --save_path "$directory/clean"
     run train_poisoned.py --save_path "$directory/teacher"

@@ -1,10 +1,16 @@
-# To be sourced: what the demos share.
+# To be sourced by the demos, in the repository: makes and activates .venv, and gives them what they share.
+source scripts/venv.sh requirements.txt
 
-# start_counting TOTAL, then `run SCRIPT ...` says which of the runs it is.
-start_counting() {
-    number=0 total=$1
+# begin RUNS [SEED ...]: the seeds that were asked for, or 0, each of so many runs.
+begin() {
+    local runs=$1
+    shift
+    seeds=("${@:-0}") directories=()
+    number=0 total=$((runs * ${#seeds[@]}))
+    SECONDS=0
 }
 
+# run SCRIPT ...: one of the runs.
 run() {
     number=$((number + 1))
     printf '\n[%d of %d] python %s\n' "$number" "$total" "$*"

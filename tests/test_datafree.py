@@ -22,14 +22,19 @@ from utils import seeds
 from utils.augment import normalise
 from utils.data import training_index
 from utils.datasets import load_dataset
+from utils.errors import UserError
 from utils.params import METHODS as PARAMS
-from utils.params import OoDParams, PoisonedParams, ZSKTParams
+from utils.params import CMIParams, OoDParams, PoisonedParams, ZSKTParams
 
 ZSKT_FEW = {"method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_1", "pseudo_batches": 3,
             "student_steps": 2, "latent_size": 8}
 OOD_FEW = {"method": "ood", "model_name": "net", "teacher_model": "net", "teacher_num_channels": 4, "patches": 24,
            "sv_layers": 2}
-FEW = {"zskt": ZSKT_FEW, "ood": OOD_FEW}
+ROUNDS = {"model_name": "net", "teacher_model": "net", "teacher_num_channels": 4, "epoch_steps": 4, "student_steps": 2,
+          "synthesis_steps": 2, "synthesis_batch_size": 8, "sv_layers": 2}
+FEW = {"zskt": ZSKT_FEW, "ood": OOD_FEW, "dafl": {**ROUNDS, "method": "dafl", "latent_size": 8},
+       "dfq": {**ROUNDS, "method": "dfq", "latent_size": 8}, "deepinversion": {**ROUNDS, "method": "deepinversion"},
+       "cmi": {**ROUNDS, "method": "cmi", "latent_size": 8, "bank_size": 32, "negatives": 8}}  # full after two epochs
 
 
 @pytest.fixture
@@ -50,7 +55,8 @@ def zskt(**params):
     torch.manual_seed(0)
     student, teacher = build_model("wrn16_1", 4), build_model("wrn16_1", 4).eval().requires_grad_(False)
     params = ZSKTParams(**ZSKT_FEW, **{"dataset": "demo", "teacher_resume": "x", "batch_size": 8, **params})
-    learner = ZSKT(student.train(), teacher, Facts(4, 32, torch.zeros(3), torch.ones(3)), params, torch.float32)
+    facts = Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip")
+    learner = ZSKT(student.train(), teacher, facts, params, torch.float32)
     return learner, torch.randn(8, 8)
 
 
@@ -60,7 +66,7 @@ def test_a_student_without_data_is_trained_and_measured(call, distil, method):
     done = call("train_datafree", directory)
     assert done.returncode == 0, done.stderr
     row = results(directory)["last"]
-    assert {"test_accuracy", "asr", "base_rate", "target_recall", "triggered_accuracy", "kl"} <= row.keys()
+    assert {"test_accuracy", "asr", "base_rate", "target_recall", "triggered_accuracy", "loss"} <= row.keys()
     assert "teacher network, frozen: test accuracy" in done.stdout
     assert {"synthetic.png", "best_model.tar", "last_model.tar", "metrics.csv"} <= {p.name for p in directory.iterdir()}
 
@@ -77,7 +83,9 @@ def stop_in_second(epoch):
 @pytest.mark.parametrize("method, params", [
     ("zskt", {}), ("zskt", {"defense": "auto", "sv_batches": 2, "sr_epochs": 1, "sr_rounds": 2}),
     ("ood", {"defense": "sv+sr", "sr_epochs": 1, "sr_rounds": 2}),
-    ("ood", {"defense": "sr", "sr_epochs": 3, "sr_rounds": 1, "optimizer": "sgd"})])
+    ("ood", {"defense": "sr", "sr_epochs": 3, "sr_rounds": 1, "optimizer": "sgd"}),
+    ("cmi", {}), ("cmi", {"defense": "auto", "sv_batches": 3, "sr_epochs": 1, "sr_rounds": 1}), ("dafl", {}),
+    ("dfq", {"defense": "sv"}), ("deepinversion", {"defense": "sr", "sr_epochs": 1, "sr_rounds": 1})])
 def test_two_calls_make_what_one_makes(call, distil, method, params):
     whole, parts = distil(method, "whole", num_epochs=3, **params), distil(method, "parts", num_epochs=3, **params)
     assert call("train_datafree", whole).returncode == 0
@@ -188,7 +196,8 @@ def test_retrospection_is_on_in_the_last_epochs_with_an_optimiser_of_its_own():
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"method": "cmi"}, ["method", "cmi", "zskt, ood"]),
+    ({"method": "kegnet"}, ["method", "kegnet", "zskt, ood"]),
+    ({"method": ["zskt"]}, ["method", "zskt, ood"]),
     ({"method": "zskt", "patches": 5}, ["patches", '"method" "ood"']),
     ({"model_name": "net"}, ["attention_weight", "net"]),
     ({"sv_layers": 99, "defense": "sv"}, ["vaccine", "99"]),
@@ -292,6 +301,17 @@ def test_a_run_reports_what_its_vaccine_could_have_told_and_the_success_by_class
     assert sum(details["vaccine"]["shuffled_classes"]) == pytest.approx(100)
 
 
+def test_a_nasty_teacher_is_a_teacher_like_any_other(call, experiment):
+    normal = experiment("normal", num_epochs=1)
+    assert call("train_scratch", normal).returncode == 0
+    nasty = experiment("nasty", num_epochs=1, adversarial_model="net", adversarial_num_channels=4, temperature=4,
+                       adversarial_resume=str(normal / "last_model.tar"), weight=0.1)
+    assert call("train_nasty", nasty).returncode == 0
+    student = experiment("student", **FEW["dafl"], teacher_resume=str(nasty / "last_model.tar"), trigger="sig")
+    assert call("train_datafree", student).returncode == 0
+    assert "asr" in results(student)["last"]
+
+
 def test_a_teacher_with_a_weak_backdoor_is_remarked(call, distil):
     done = call("train_datafree", distil("ood", trigger="l0_inv", num_epochs=1))
     assert "the trigger hardly works: is it the right one, with the right target?" in done.stdout
@@ -324,8 +344,37 @@ def patches(**params):
     student, teacher = (build_model("net", 4, num_channels=4) for _ in range(2))
     params = OoDParams(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "batch_size": 8, "num_channels": 4,
                                     "patches": 48, **params})
-    return OoD(student, teacher.eval().requires_grad_(False), Facts(4, 32, torch.zeros(3), torch.ones(3)), params,
-               torch.float32)
+    facts = Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip")
+    return OoD(student, teacher.eval().requires_grad_(False), facts, params, torch.float32)
+
+
+def test_a_search_that_is_not_over_when_retrospection_begins_is_given_up(call, distil):
+    directory = distil("ood", defense="auto", sv_batches=2, sv_tail=0.99, num_epochs=3, sr_epochs=2, sr_rounds=1,
+                       batch_size=24)
+    done = call("train_datafree", directory)
+    assert done.returncode == 0
+    assert "the search for a vaccine was not over and is given up" in done.stdout
+    used = results(directory)["details"]["vaccine"]
+    assert used["used"] is False and len(used["tails"]) == 0
+    history = torch.load(directory / "last_model.tar", weights_only=True)["history"]
+    assert ["delta_norm" in row for row in history] == [False, True, True]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"epoch_steps": 5, "student_steps": 2}, ["epoch_steps", "multiple"]),
+    ({"one_hot_weight": 0, "activation_weight": 0, "balance_weight": 0}, ["one_hot_weight", "are 0"])])
+def test_what_a_method_in_rounds_cannot_do_is_one_line(call, distil, change, words):
+    line = refused(call, "train_datafree", distil("dafl", **change))
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("weight, words", [(1.0, "batch_norm_weight"), (0.0, "cmi")])
+def test_a_teacher_without_batch_norms_is_refused_by_methods_that_look_at_them(weight, words):
+    params = CMIParams(**FEW["cmi"] | {"dataset": "demo", "teacher_resume": "x", "teacher_model": "mlp",
+                                       "batch_norm_weight": weight})
+    with pytest.raises(UserError, match=f"{words}.*mlp"):
+        METHODS["cmi"](build_model("mlp", 4), build_model("mlp", 4).eval(),
+                       Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip"), params, torch.float32)
 
 
 def test_patches_are_mixed_in_pairs_unless_that_is_off():
@@ -348,8 +397,8 @@ def test_balanced_patches_show_the_teachers_rare_classes_more_often():
     rare = {}
     for switch in (0, 1):
         params = OoDParams(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "patches": 300, "balance": switch})
-        learner = OoD(build_model("net", 2), Brightness(), Facts(2, 32, torch.zeros(3), torch.ones(3)), params,
-                      torch.float32)
+        facts = Facts(2, 32, torch.zeros(3), torch.ones(3), "crop_flip")
+        learner = OoD(build_model("net", 2), Brightness(), facts, params, torch.float32)
         part = learner.batches.part
         rare[switch] = learner.teacher(normalise(part.images, part.mean, part.std)).argmax(1).sum().item()
     assert 0 < rare[0] < 100

@@ -75,11 +75,10 @@ def test_the_generator_has_the_published_number_of_parameters():
         assert sum(parameter.numel() for parameter in Generator().parameters()) == 1051145
 
 
-@pytest.mark.parametrize(("size", "channels"), [(32, 3), (16, 3), (28, 1), (64, 3)])
-def test_the_generator_makes_images_of_the_size_asked(size, channels):
+@pytest.mark.parametrize("size", [32, 16, 28, 64])
+def test_the_generator_makes_images_of_the_size_asked(size):
     with torch.device("meta"):
-        generator = Generator(latent_size=7, image_size=size, channels=channels)
-        assert generator(torch.empty(5, 7)).shape == (5, channels, size, size)
+        assert Generator(latent_size=7, image_size=size)(torch.empty(5, 7)).shape == (5, 3, size, size)
 
 
 def test_generated_images_are_standardised_and_every_parameter_that_matters_gets_a_gradient():

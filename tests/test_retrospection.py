@@ -101,6 +101,26 @@ def test_a_parameter_of_neither_objective_gets_zero_and_one_of_either_gets_its_p
     assert all(parameter.grad is None for parameter in (shared, of_inner, of_outer, of_none))
 
 
+def test_the_published_convention_of_zskt_is_a_matter_of_weights(student):
+    """It takes the mean over C classes too: KL / C, lambda, eta are weight 1 / C, C lambda, eta / C of ours."""
+    ours = Retrospection(temperature=1.0, weight=0.25, penalty=0.004, eta=0.025, portion=1.0)
+    published = Retrospection(temperature=0.5, penalty=0.001, eta=0.1, portion=1.0)  # T^2 = 1 / 4 for 4 classes
+
+    class Doubled(nn.Module):  # logits times T, so that T divides nothing
+        def __init__(self):
+            super().__init__()
+            self.network = student
+
+        def forward(self, images):
+            return self.network(images) / 2
+
+    delta = 0.3 * torch.randn(1, 3, 16, 16, generator=random())
+    found = ours.gradient(student, IMAGES, delta, random())
+    expected = published.gradient(Doubled(), IMAGES, delta, random())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.weight * a, b, rtol=1e-4, atol=1e-7)
+
+
 def change(network, delta, training=False):
     """How far a perturbation moves what a network says."""
     network.train(training)

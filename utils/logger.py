@@ -99,7 +99,7 @@ class Logger:
 
 
 def is_percentage(name: str) -> bool:
-    return name.endswith("_accuracy") or name in ("asr", "base_rate", "target_recall")
+    return name.endswith("_accuracy") or name in ("asr", "base_rate", "target_recall", "suspicious")
 
 
 def percentages(row: Row) -> str:

@@ -1,9 +1,19 @@
 """What a params.json may say, per stage: every key with its type, range and default (`python -m utils.params`)."""
 from utils.params.base import BackdoorParams, DataParams, Params, RecipeParams, TeacherParams
-from utils.params.datafree import METHODS, DataFreeParams, OoDParams, ZSKTParams
+from utils.params.datafree import (
+    METHODS,
+    CMIParams,
+    DataFreeParams,
+    DeepInversionParams,
+    GenerativeParams,
+    OoDParams,
+    SynthesisParams,
+    ZSKTParams,
+)
 from utils.params.file import ParamsType, changed_keys, load_params, parse_overrides
 from utils.params.stages import STAGES, KDParams, NastyParams, PoisonedParams, ScratchParams
 
-__all__ = ["METHODS", "STAGES", "BackdoorParams", "DataFreeParams", "DataParams", "KDParams", "NastyParams",
-           "OoDParams", "Params", "ParamsType", "PoisonedParams", "RecipeParams", "ScratchParams", "TeacherParams",
-           "ZSKTParams", "changed_keys", "load_params", "parse_overrides"]
+__all__ = ["METHODS", "STAGES", "BackdoorParams", "CMIParams", "DataFreeParams", "DataParams", "DeepInversionParams",
+           "GenerativeParams", "KDParams", "NastyParams", "OoDParams", "Params", "ParamsType", "PoisonedParams",
+           "RecipeParams", "ScratchParams", "SynthesisParams", "TeacherParams", "ZSKTParams",
+           "changed_keys", "load_params", "parse_overrides"]

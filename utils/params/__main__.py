@@ -9,6 +9,7 @@ import json
 import sys
 from typing import Any
 
+from utils.params.datafree import METHODS
 from utils.params.stages import STAGES
 
 
@@ -24,6 +25,8 @@ def markdown_table() -> str:
     lines = ["| key | type | default | stage | what |", "|---|---|---|---|---|"]
     names = list(dict.fromkeys(name for name, *_ in rows))
     for (name, kind, default, what), stages in sorted(rows.items(), key=lambda row: names.index(row[0][0])):
+        if set(METHODS) <= set(stages) < set(STAGES):
+            stages = [*(stage for stage in stages if stage not in METHODS), "data-free"]
         owners = "all" if len(stages) == len(STAGES) else ", ".join(stages)
         lines.append(f"| `{name}` | {kind} | {default} | {owners} | {what} |")
     return "\n".join(lines)

@@ -7,6 +7,18 @@ from pydantic import Field
 
 from utils.params.base import BackdoorParams, Params, RecipeParams, Switch, TeacherParams
 
+# Keys that several methods have with defaults of their own.
+SREpochs = Annotated[int, Field(ge=1, description="last epochs, in which self-retrospection is on")]
+SRWeight = Annotated[float, Field(ge=0, description="weight of the hypergradient beside the gradient of distillation")]
+LatentSize = Annotated[int, Field(ge=1, description="numbers that the generator makes an image of")]
+StudentSteps = Annotated[int, Field(ge=1, description="steps of the student in a round, at most `epoch_steps`")]
+SynthesisSteps = Annotated[int, Field(ge=1, description="steps that make images, in a round")]
+SynthesisRate = Annotated[float, Field(gt=0, description="learning rate of what makes them: generator, or pixels")]
+BatchNormWeight = Annotated[float, Field(ge=0, description="weight of the loss of batch-norm statistics")]
+AdversarialWeight = Annotated[float, Field(ge=0, description="weight of the disagreement of student and teacher")]
+ActivationWeight = Annotated[float, Field(ge=0, description="weight of the activation before the classifier")]
+METHOD = "how the student learns without data"
+
 
 class DataFreeParams(BackdoorParams, TeacherParams, Params):
     """train_datafree.py: a student that learns from a teacher alone, without a data set. What all methods read."""
@@ -28,14 +40,14 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
     sv_batches: int = Field(
         0, ge=0, description="batches that judge a vaccine before it is used, up to 8 times; 0: none, in `auto` 50")
     sv_tail: float = Field(0.02, ge=0, lt=1, description="share of tail samples above which a vaccine is accepted")
-    sr_epochs: int = Field(2, ge=1, description="last epochs, in which self-retrospection is on")
+    sr_epochs: SREpochs = 2
     sr_learning_rate: float = Field(5e-4, gt=0, description="at the first of them, falling to 0 along half a cosine")
     sr_rounds: int = Field(10, ge=1, description="steps of Adam that seek the perturbation")
     sr_perturbation_rate: float = Field(0.1, gt=0, description="their learning rate, in units of normalised images")
     sr_start: float = Field(0.01, ge=0, description="standard deviation of the noise they start from; published: 0")
     sr_source: Literal["teacher", "student"] = Field(
         "teacher", description="the network that the perturbation is sought against")
-    sr_weight: float = Field(1.0, ge=0, description="weight of the hypergradient beside the gradient of distillation")
+    sr_weight: SRWeight = 1.0
     sr_penalty: float = Field(1e-3, ge=0, description="weight of the perturbation's squared L2 norm")
     sr_radius: float | None = Field(None, gt=0, description="largest L2 norm of the perturbation, in normalised units")
     sr_batch_norm: Literal["frozen", "train"] = Field(
@@ -49,24 +61,24 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
 class ZSKTParams(DataFreeParams):
     """Zero-shot knowledge transfer. The defaults are ABD's for CIFAR-10."""
 
-    method: Literal["zskt"] = Field(description="how the student learns without data")
+    method: Literal["zskt"] = Field(description=METHOD)
     learning_rate: float = Field(2e-3, gt=0, description="of the student, falling to 0 along half a cosine")
     num_epochs: int = Field(400, ge=1, description="intervals of `pseudo_batches`")
     temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs")
     pseudo_batches: int = Field(200, ge=1, description="batches that an epoch generates")
     student_steps: int = Field(10, ge=1, description="steps of the student on each of them")
-    latent_size: int = Field(100, ge=1, description="numbers that the generator makes an image of")
+    latent_size: LatentSize = 100
     generator_learning_rate: float = Field(1e-3, gt=0, description="likewise, of the generator")
     attention_weight: float = Field(250.0, ge=0, description="weight of the attention losses; 0 without groups")
     clip_norm: float = Field(5.0, gt=0, description="largest norm of a gradient, of student and generator")
-    sr_weight: float = Field(0.1, ge=0, description=DataFreeParams.model_fields["sr_weight"].description)
-    sr_epochs: int = Field(3, ge=1, description=DataFreeParams.model_fields["sr_epochs"].description)
+    sr_weight: SRWeight = 0.1
+    sr_epochs: SREpochs = 3
 
 
 class OoDParams(DataFreeParams, RecipeParams):
     """Distillation on patches of one picture. The defaults are ABD's for CIFAR-10."""
 
-    method: Literal["ood"] = Field(description="how the student learns without data")
+    method: Literal["ood"] = Field(description=METHOD)
     optimizer: Literal["auto", "sgd", "adam"] = Field(
         "adam", description=RecipeParams.model_fields["optimizer"].description)
     learning_rate: float = Field(1e-3, gt=0, description=Params.model_fields["learning_rate"].description)
@@ -84,4 +96,74 @@ class OoDParams(DataFreeParams, RecipeParams):
     cutmix: Switch = Field(True, description="mix each batch with itself")
 
 
-METHODS: dict[str, type[DataFreeParams]] = {"zskt": ZSKTParams, "ood": OoDParams}
+class SynthesisParams(DataFreeParams):
+    """What the methods read that make images in rounds. The defaults are those of ABD's program for CIFAR-10."""
+
+    learning_rate: float = Field(0.1, gt=0, description="of the student, falling to 0 along half a cosine")
+    num_epochs: int = Field(200, ge=1, description="times `epoch_steps`")
+    temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs")
+    epoch_steps: int = Field(400, ge=1, description="steps of the student in an epoch, a multiple of `student_steps`")
+    student_steps: StudentSteps = 400
+    synthesis_steps: SynthesisSteps
+    synthesis_batch_size: int = Field(256, ge=2, description="images that are made at once")
+    synthesis_learning_rate: SynthesisRate = 1e-3
+    one_hot_weight: float = Field(1.0, ge=0, description="weight of the teacher's cross-entropy")
+    batch_norm_weight: BatchNormWeight = 0.0
+    adversarial_weight: AdversarialWeight = 0.0
+
+
+class CMIParams(SynthesisParams):
+    """Contrastive model inversion."""
+
+    method: Literal["cmi"] = Field(description=METHOD)
+    synthesis_steps: SynthesisSteps = 200
+    batch_norm_weight: BatchNormWeight = 1.0
+    adversarial_weight: AdversarialWeight = 0.5
+    latent_size: LatentSize = 256
+    contrast_weight: float = Field(0.8, ge=0, description="weight of the contrastive loss")
+    contrast_temperature: float = Field(0.1, gt=0, description="divides the similarities of views")
+    negatives: int = Field(4096, ge=0, description="earlier images that a batch is contrasted with")
+    bank_size: int = Field(40_960, ge=1, description="earlier images that are remembered for that")
+    head_learning_rate: float = Field(1e-3, gt=0, description="of the network that compares views")
+
+
+class DeepInversionParams(SynthesisParams):
+    """DeepInversion."""
+
+    method: Literal["deepinversion"] = Field(description=METHOD)
+    synthesis_steps: SynthesisSteps = 1000
+    synthesis_learning_rate: SynthesisRate = 0.1
+    batch_norm_weight: BatchNormWeight = 10.0
+    adversarial_weight: AdversarialWeight = 1.0
+    variation_weight: float = Field(1e-3, ge=0, description="weight of the total variation")
+
+
+class GenerativeParams(SynthesisParams):
+    """What the methods read whose generator learns along with the student."""
+
+    student_steps: StudentSteps = 5
+    synthesis_steps: SynthesisSteps = 1
+    latent_size: LatentSize = 256
+    activation_weight: ActivationWeight = 0.0
+    balance_weight: float = Field(20.0, ge=0, description="weight of the balance of the predicted classes")
+
+
+class DAFLParams(GenerativeParams):
+    """Data-free learning."""
+
+    method: Literal["dafl"] = Field(description=METHOD)
+    activation_weight: ActivationWeight = 1e-3
+
+
+class DFQParams(GenerativeParams):
+    """The distillation of data-free quantisation."""
+
+    method: Literal["dfq"] = Field(description=METHOD)
+    student_steps: StudentSteps = 10
+    batch_norm_weight: BatchNormWeight = 1.0
+    adversarial_weight: AdversarialWeight = 1.0
+
+
+METHODS: dict[str, type[DataFreeParams]] = {
+    "zskt": ZSKTParams, "ood": OoDParams, "cmi": CMIParams, "dafl": DAFLParams, "dfq": DFQParams,
+    "deepinversion": DeepInversionParams}

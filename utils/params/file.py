@@ -26,7 +26,7 @@ def load_params(path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsTyp
     values, overrides = _read_json(path), overrides or {}
     if isinstance(kind, Mapping):
         method = (values | overrides).get("method")
-        if method not in kind:
+        if not isinstance(method, str) or method not in kind:
             found = f'"method" is {json.dumps(method)}' if method is not None else 'the key "method" is missing'
             raise UserError(f"{path}: {found}: choose from {', '.join(kind)}")
         kind = kind[method]

@@ -1,0 +1,53 @@
+"""Losses of images that are made for a teacher, as pure functions; all are minimised by the images.
+
+The sources are Chen et al. (DAFL, ICCV 2019, arXiv:1904.01186), Yin et al. (DeepInversion, CVPR 2020,
+arXiv:1912.08795), Choi et al. (DFQ, CVPR workshops 2020, arXiv:2005.04136) and Fang et al. (CMI, IJCAI 2021,
+arXiv:2105.08584), in the forms that the latter's programs gave them.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datafree.losses import kl_per_sample
+from utils.losses import at_least_float32
+
+
+def disagreement(teacher_logits: Tensor, student_logits: Tensor, *, where_alike: bool = False) -> Tensor:
+    """-mean of KL(teacher || student): the images seek where the student has not learned yet (DFQ).
+
+    where_alike: images on which the two predict different classes count as 0 (CMI).
+    """
+    kl = kl_per_sample(teacher_logits, student_logits, temperature=1)
+    if where_alike:
+        kl = torch.where(teacher_logits.argmax(1) == student_logits.argmax(1), kl, 0)
+    return -kl.mean()
+
+
+def competition(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3) -> Tensor:
+    """1 - mean of the Jensen-Shannon divergence of teacher and student (DeepInversion's adaptive term)."""
+    p, q = (F.softmax(at_least_float32(logits) / temperature, dim=1) for logits in (teacher_logits, student_logits))
+    log_middle = ((p + q) / 2).clamp(min=torch.finfo(p.dtype).tiny).log()
+    log_p, log_q = (F.log_softmax(at_least_float32(logits) / temperature, dim=1)
+                    for logits in (teacher_logits, student_logits))
+    divergence = (p * (log_p - log_middle) + q * (log_q - log_middle)).sum(1) / 2
+    return 1 - divergence.mean()
+
+
+def imbalance(logits: Tensor) -> Tensor:
+    """The negative entropy of the mean prediction, in nats: smallest, -log C, if all classes are equally frequent."""
+    mean = F.softmax(at_least_float32(logits), dim=1).mean(0)
+    return torch.special.xlogy(mean, mean).sum()
+
+
+def inactivity(features: Tensor) -> Tensor:
+    """-mean of |features| (B, D) before the classifier: training images activate it, noise does not (DAFL)."""
+    return -at_least_float32(features).abs().mean()
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """The sum of the L2 norms of the differences between neighbours, in the four directions, of images (B, 3, H, W)."""
+    return ((images[..., :, 1:] - images[..., :, :-1]).norm() + (images[..., 1:, :] - images[..., :-1, :]).norm()
+            + (images[..., 1:, 1:] - images[..., :-1, :-1]).norm()
+            + (images[..., 1:, :-1] - images[..., :-1, 1:]).norm())

@@ -1,0 +1,42 @@
+"""The images that a run has made so far, as a training set."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count, islice
+
+import torch
+from torch import Tensor
+
+from datafree.distiller import Facts
+from utils.data import Images, TrainBatches
+
+
+class ImagePool:
+    """Images as uint8, all of which a student may be shown."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        size, device = facts.image_size, facts.mean.device
+        self.images = torch.empty(0, size, size, 3, dtype=torch.uint8, device=device)
+        self.labels = torch.empty(0, dtype=torch.int64, device=device)  # what each was made to be taken for
+
+    def add(self, pixels: Tensor, labels: Tensor) -> None:
+        """Keep images (B, 3, H, W) of pixels in [0, 1], cut to 8 bits, made for the classes `labels` (B,)."""
+        quantised = (pixels * 255 + 1e-3).byte()  # what rounding took from a whole number is not to cost a grey level
+        quantised = quantised.permute(0, 2, 3, 1).contiguous()
+        self.images, self.labels = torch.cat([self.images, quantised]), torch.cat([self.labels, labels])
+
+    def batches(self, number: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
+        """`number` batches of `size` images as networks see them, augmented, (B, 3, H, W): the pool in random order,
+        again and again. A pool that is smaller than a batch is a batch."""
+        part = Images(self.images, self.labels, self.facts.mean, self.facts.std)
+        seed = int(torch.randint(2**31, (), generator=random))
+        batches = TrainBatches(part, min(size, len(self.images)), self.facts.augmentation, seed)
+        passes = map(batches.epoch, count())
+        return (batch.images for batch in islice((batch for turn in passes for batch in turn), number))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"images": self.images, "labels": self.labels}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.images, self.labels = (state[name].to(self.images.device) for name in ("images", "labels"))
