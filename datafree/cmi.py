@@ -44,7 +44,7 @@ class CMI(Inversion):
     def synthesise(self, random: torch.Generator) -> dict[str, Tensor]:
         params, count = self.params, self.params.synthesis_batch_size
         latent = torch.randn(count, params.latent_size, generator=random).to(self.device).requires_grad_()
-        targets = torch.randint(self.facts.num_classes, (count,), generator=random).sort().values.to(self.device)
+        targets = self.targets(count, random)
         self.generator.reinitialise(random)
         made_of = [*self.generator.parameters(), latent]
         optimizer = torch.optim.Adam(made_of, lr=params.synthesis_learning_rate, betas=(0.5, 0.999), fused=True)

@@ -28,7 +28,7 @@ class DeepInversion(Inversion):
         params, facts = self.params, self.facts
         count, size = params.synthesis_batch_size, facts.image_size
         images = torch.randn(count, 3, size, size, generator=random).to(self.device).requires_grad_()
-        targets = torch.randint(facts.num_classes, (count,), generator=random).sort().values.to(self.device)
+        targets = self.targets(count, random)
         optimizer = torch.optim.Adam([images], lr=params.synthesis_learning_rate, betas=(0.5, 0.99), fused=True)
         black, white = (facts.standardise(facts.mean.new_full((1, 3, 1, 1), value)) for value in (0, 1))
         best, terms = Best(), Terms()

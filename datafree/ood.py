@@ -127,9 +127,7 @@ class _Step(Step):
     def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
         learner = self.learner
         images = learner.mixed(batch)
-        with autocast(self.device, self.dtype), self.convolutions:
-            terms = loss(self.network, images)
-        terms["loss"].backward()
+        terms = super().differentiate(loss, images, share)
         if learner.retrospects:
             terms |= learner.defence.retrospect(self.network, learner.teacher, images, learner.sr_random)
         return terms

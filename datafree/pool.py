@@ -23,8 +23,8 @@ class ImagePool:
     def add(self, pixels: Tensor, labels: Tensor) -> None:
         """Keep images (B, 3, H, W) of pixels in [0, 1], cut to 8 bits, made for the classes `labels` (B,)."""
         quantised = (pixels * 255 + 1e-3).byte()  # what rounding took from a whole number is not to cost a grey level
-        quantised = quantised.permute(0, 2, 3, 1).contiguous()
-        self.images, self.labels = torch.cat([self.images, quantised]), torch.cat([self.labels, labels])
+        self.images = torch.cat([self.images, quantised.permute(0, 2, 3, 1).contiguous()])
+        self.labels = torch.cat([self.labels, labels])
 
     def batches(self, number: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
         """`number` batches of `size` images as networks see them, augmented, (B, 3, H, W): the pool in random order,

@@ -96,9 +96,7 @@ class Synthesis(ABC):
         with inside(self.teacher) as seen:
             logits = self.teacher(images)
         self.defence.observe(logits, images)
-        losses = {}
-        if self.params.batch_norm_weight:
-            losses["batch_norm"] = self.params.batch_norm_weight * batch_norm_loss(seen)
+        losses = weigh({"batch_norm": (self.params.batch_norm_weight, lambda: batch_norm_loss(seen))})
         if self.defence.shuffled:
             losses["vaccine"] = logits.new_zeros(())
         if coefficient := self.defence.coefficient:
@@ -138,6 +136,10 @@ class Inversion(Synthesis):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.pool = ImagePool(self.facts)
+
+    def targets(self, count: int, random: torch.Generator) -> Tensor:
+        """The classes that new images are made for: int64 (count,), uniform and sorted."""
+        return torch.randint(self.facts.num_classes, (count,), generator=random).sort().values.to(self.device)
 
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
         return self.pool.batches(self.student_steps, self.params.batch_size, random)
