@@ -35,10 +35,10 @@ from utils.params import METHODS
 
 
 def train_datafree() -> None:
-    run = Experiment.from_command_line(METHODS, build_model, __doc__, options=["teacher_resume"])
-    params, test = run.params, run.parts["test"]
     if distributed.launched():
         raise UserError("data-free methods run on one device: several GPUs take one run each")
+    run = Experiment.from_command_line(METHODS, build_model, __doc__, options=["teacher_resume"])
+    params, test = run.params, run.parts["test"]
     student = run.network()
     teacher = run.frozen(params.teacher_model, params.teacher_resume, role="teacher",
                          num_channels=params.teacher_num_channels)

@@ -50,7 +50,7 @@ def train_poisoned() -> None:
         index = choose(train.labels, clean_label=trigger.clean_label, **how)
         replacements = pgd(surrogate.network, train.images[index], train.labels[index], train.mean, train.std)
     poisoned = poison(train.images, train.labels, trigger, replacements=replacements, **how)
-    number = training_index(len(run.dataset.train_labels), params)["train"]
+    number = training_index(run.dataset, params)["train"]
     run.files["poisoned.json"] = json.dumps({
         "trigger": trigger.name, "target": params.target, "poison_rate": params.poison_rate,
         "clean_fraction": params.clean_fraction, "seed": params.seed, "images": number[poisoned.index.cpu()].tolist()})

@@ -227,7 +227,7 @@ def test_poisoned_images_are_numbered_as_in_the_data_set(call, experiment):
     assert call("train_poisoned", directory).returncode == 0
     params = json.loads((directory / "params.json").read_text())
     dataset = load_dataset(params["dataset"], directory)
-    kinds = training_index(len(dataset.train_labels), PoisonedParams(**params))
+    kinds = training_index(dataset, PoisonedParams(**params))
     images = json.loads((directory / "poisoned.json").read_text())["images"]
     assert len(images) == int(0.2 * len(kinds["train"]))
     assert set(images) <= set(kinds["train"].tolist())

@@ -92,11 +92,11 @@ def test_what_is_not_finite_ends_all_processes_with_one_line(experiment):
     assert "epoch 2, step " in line
 
 
-def launched(directory, *arguments):
+def launched(directory, script="train_scratch"):
     """Two processes as --gpu_id starts them, but on the CPU."""
     code = f"import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT)!r}); from utils import distributed; " \
            "distributed.launch(2)"
-    return subprocess.run([sys.executable, "-c", code, *command("train_scratch", directory, *arguments)[1:]],
+    return subprocess.run([sys.executable, "-c", code, *command(script, directory)[1:]],
                           env=environment(), capture_output=True, text=True, timeout=120)
 
 
@@ -114,6 +114,13 @@ def test_bad_input_of_several_processes_is_one_line_too(experiment):
     assert done.returncode == 2
     line, = done.stderr.splitlines()
     assert "resnet19" in line
+
+
+def test_a_method_without_data_takes_one_process(experiment):
+    done = launched(experiment(), "train_datafree")
+    assert done.returncode == 2
+    line, = done.stderr.splitlines()
+    assert "one device" in line
 
 
 def test_what_only_the_first_process_meets_ends_all_of_them_with_one_line(experiment):

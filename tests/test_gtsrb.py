@@ -14,7 +14,9 @@ from dataset_helpers import fails, noise, save_image, sound
 from PIL import Image
 
 from utils import gtsrb, image_folder
+from utils.data import training_index
 from utils.datasets import Dataset, load_dataset
+from utils.params import ScratchParams
 
 HEADER = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
 TEST_LABELS = [16, 1, 38, 0, 42, 1]
@@ -102,6 +104,18 @@ def test_the_published_training_images_are_preferred(archive, tmp_path):
     assert (expected.tobytes(), 42) in parts(load_dataset("gtsrb", tmp_path))[0]
     archive.train.rename(archive.train.with_name("elsewhere"))
     assert len(load_dataset("gtsrb", tmp_path).train_images) == 86
+
+
+def test_the_frames_of_one_sign_are_held_out_together(archive, tmp_path):
+    for path in list(archive.train.glob("*/*_00000.ppm")):
+        archive.image(path.with_name(path.name.replace("_00000", "_00001")), 300, 0)
+    dataset = load_dataset("gtsrb", tmp_path)
+    assert dataset.train_groups.bincount().tolist() == [2] * 86
+    params = ScratchParams(dataset="gtsrb", model_name="net", learning_rate=0.1, num_epochs=1, validation_fraction=0.25)
+    index = training_index(dataset, params)
+    assert (len(index["validation"]), len(index["train"])) == (44, 128)
+    seen, held_out = (set(dataset.train_groups[index[name]].tolist()) for name in ("train", "validation"))
+    assert not seen & held_out
 
 
 def test_training_images_need_no_lists(archive, tmp_path):

@@ -66,22 +66,28 @@ def split(dataset: Dataset, params: Params, device: torch.device) -> dict[str, I
 
 def _training_parts(dataset: Dataset, params: DataParams) -> dict[str, tuple[Tensor, Tensor]]:
     images, labels = dataset.train_images, dataset.train_labels
-    index = training_index(len(labels), params)
+    index = training_index(dataset, params)
     if len(index) == 1 and len(index["train"]) == len(labels):  # all of them, which need no copy
         return {"train": (images, labels)}
     return {name: (images[chosen], labels[chosen]) for name, chosen in index.items()}
 
 
-def training_index(count: int, params: DataParams) -> dict[str, Tensor]:
-    """Which of a data set's `count` training images make the parts `train` and, if any are held out, `validation`."""
+def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
+    """Which of a data set's training images make the parts `train` and, if any are held out, `validation`. A group of
+    near copies is held out as a whole, since no choice is fair on images that were all but learned."""
+    count = len(dataset.train_labels)
     index = torch.arange(count)
     if params.subset_fraction < 1:
         order = torch.randperm(count, generator=seeds.generator("subset"))
         index = order[:max(1, round(params.subset_fraction * count))].sort().values
     if not params.validation_fraction:
         return {"train": index}
-    held_out = max(1, round(params.validation_fraction * len(index)))
-    order = torch.randperm(len(index), generator=seeds.generator(params.seed, "validation"))
+    groups = index if dataset.train_groups is None else dataset.train_groups[index]
+    groups, group = groups.unique(return_inverse=True)
+    position = torch.randperm(len(groups), generator=seeds.generator(params.seed, "validation")).argsort()[group]
+    least = max(1, round(params.validation_fraction * len(index)))
+    order = position.argsort(stable=True)
+    held_out = int((position <= position[order[least - 1]]).sum())
     return {"validation": index[order[:held_out]], "train": index[order[held_out:]]}
 
 

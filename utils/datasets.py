@@ -57,9 +57,11 @@ class Dataset:
     mean: tuple[float, float, float]  # of pixels in [0, 1]
     std: tuple[float, float, float]
     augmentation: Augmentation
+    train_groups: Tensor | None = None  # int64 (N,): images of one group are near copies of each other
 
     def without_training_images(self) -> Dataset:
-        return dataclasses.replace(self, train_images=self.train_images[:0], train_labels=self.train_labels[:0])
+        return dataclasses.replace(self, train_images=self.train_images[:0], train_labels=self.train_labels[:0],
+                                   train_groups=None)
 
     @property
     def num_classes(self) -> int:
@@ -234,13 +236,14 @@ def _gtsrb(data_dir: Path) -> Dataset:
     for part, folder in (("train", train), ("test", test)):
         source = partial(torchvision.datasets.GTSRB, split=part)
         _download_if_missing(name, source, root, [folder], gtsrb.URL)
-    dataset = _from_files(name, root, gtsrb.training_files(train), gtsrb.test_files(test, base / "GT-final_test.csv"),
-                          gtsrb.CLASSES, 32, data_dir, _GTSRB_MEAN_STD, "crop")
+    files = gtsrb.training_files(train)
+    dataset = _from_files(name, root, files, gtsrb.test_files(test, base / "GT-final_test.csv"), gtsrb.CLASSES, 32,
+                          data_dir, _GTSRB_MEAN_STD, "crop")
     # On disk they are ordered by class, and within it by the sign that was driven past, 30 times each. One fixed order
     # for all runs, so that no part of the training set, by whatever rule it is taken, is made of a few classes.
     order = torch.randperm(len(dataset.train_labels), generator=seeds.generator("gtsrb"))
     return dataclasses.replace(dataset, train_images=dataset.train_images[order],
-                               train_labels=dataset.train_labels[order])
+                               train_labels=dataset.train_labels[order], train_groups=gtsrb.tracks(files)[order])
 
 
 def _folder(name: str, data_dir: Path, image_size: int) -> Dataset:

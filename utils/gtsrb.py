@@ -11,6 +11,9 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from utils import image_folder
 from utils.errors import UserError
 
@@ -47,6 +50,14 @@ def training_files(root: Path) -> dict[str, list[str]]:
             if str(root / folder / file) not in present:
                 raise _unlike(listing, root / folder / file)
     return {name: found[folder] for folder, name in classes.items()}
+
+
+def tracks(files: dict[str, list[str]]) -> Tensor:
+    """The sign that each of the training files shows, in their order: int64 (N,). A sign was filmed as it was passed,
+    so the 30 images of it, CLASS/TRACK_FRAME.ppm, are much alike."""
+    numbers: dict[str, int] = {}
+    signs = (path.rpartition("_")[0] or path for paths in files.values() for path in paths)
+    return torch.tensor([numbers.setdefault(sign, len(numbers)) for sign in signs])
 
 
 def test_files(folder: Path, listing: Path) -> dict[str, list[str]]:
