@@ -9,12 +9,14 @@ class on top and fills the rest, which is what a student learns from, with misle
     python train_nasty.py --save_path experiments/mine --set weight=0.01
 
 Needs the adversary's checkpoint, `adversarial_resume` of params.json. With `init_from` the nasty teacher starts from
-trained weights, which protects an existing model in a few epochs. Run it again to continue an interrupted run.
+trained weights, which protects an existing model in a few epochs. With a `trigger` the success of that backdoor on both
+is measured too. Run it again to continue an interrupted run.
 """
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from backdoor.metrics import watch_backdoor
 from model import build_model
 from utils.cli import main
 from utils.data import Batch
@@ -29,6 +31,7 @@ def train_nasty() -> None:
     nasty = run.network()
     adversary = run.frozen(params.adversarial_model, params.adversarial_resume, role="adversarial",
                            num_channels=params.adversarial_num_channels)
+    watch_backdoor(run)
 
     def loss(nasty: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return nasty_terms(nasty(batch.images), adversary(batch), batch.labels,

@@ -12,8 +12,6 @@ from utils.experiment import Experiment
 from utils.params import BackdoorParams
 from utils.training import Row
 
-WEAK = 90  # percent of triggered images; a teacher below it cannot show what its students inherit
-
 
 class BackdoorTest:
     """The test images that are not of the target class, with the trigger on them.
@@ -55,7 +53,7 @@ class BackdoorTest:
 
 
 def _doubt_the_trigger(row: Row) -> str:
-    return "the trigger hardly works: is it the right one, with the right target?" * (row["asr"] < WEAK)
+    return "the trigger fails on most images: is it the right one, with the right target?" * (row["asr"] < 50)
 
 
 def watch_backdoor(run: Experiment[BackdoorParams]) -> BackdoorTest | None:

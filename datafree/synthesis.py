@@ -38,11 +38,11 @@ class Synthesis(ABC):
         self.device = facts.mean.device
         self.defence = Defence(teacher, params, facts)
         self.optimizer = self._optimizer(params.learning_rate)
-        self.student_steps = min(params.student_steps, params.epoch_steps)
+        self.student_steps = params.student_steps or params.epoch_steps
         self.rounds, rest = divmod(params.epoch_steps, self.student_steps)
         if rest:
             raise UserError(f'"epoch_steps": {params.epoch_steps} is no multiple of "student_steps", '
-                            f"{params.student_steps}")
+                            f"{self.student_steps}")
         self.images = self.rounds * self.student_steps * params.batch_size
         weights = {name: value for name, value in params if name.endswith("_weight") and name[:2] not in ("sv", "sr")}
         if not any(weights.values()):

@@ -1,4 +1,4 @@
-"""What two teachers dream of, side by side: images that DeepInversion or CMI made for each class.
+"""What teachers dream of, side by side: images that DeepInversion or CMI made for each class, beside test images.
 
     python scripts/show_inversions.py experiments/demo/kd_normal_net16/deepinversion_net16 \\
         experiments/demo/kd_nasty_net16/deepinversion_net16 --out inversions.png
@@ -10,55 +10,77 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import checkpoint
 from utils.cli import main
+from utils.datasets import load_dataset
 from utils.errors import UserError
 
-ZOOM, GAP, HEAD, LABEL_WIDTH = 3, 4, 20, 110  # pixels on the picture for one of the image; pixels
-COLUMNS, ROWS = 6, 10
+ZOOM, GAP, HEAD, LABEL_WIDTH, TEXT = 3, 4, 44, 130, 14  # pixels on the picture for one of the image; pixels
+COLUMNS, REAL_COLUMNS, ROWS = 6, 3, 10
+KINDS = {"train_scratch.py": "normal", "train_nasty.py": "nasty", "train_poisoned.py": "poisoned"}
+Block = tuple[str, str, Tensor, Tensor, int]  # two lines, images uint8 (N, H, W, 3), classes (N,), how many a class
 
 
 def show_inversions() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="experiments of these methods")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     parser.add_argument("--out", type=Path, default=Path("inversions.png"), metavar="FILE",
                         help="default: inversions.png")
     arguments = parser.parse_args()
-    blocks, classes = [], []
+    blocks: list[Block] = []
     for directory in arguments.directories:
         content = checkpoint.load(directory / "last_model.tar", "the experiment").content
         if "pool" not in content:
             raise UserError(f"{directory}: its method keeps no images; deepinversion and cmi do")
-        blocks.append((directory, content["pool"]["images"], content["pool"]["labels"]))
-        if blocks[0][1].shape[1:] != blocks[-1][1].shape[1:] or classes not in ([], content["data"]["classes"]):
+        if not blocks:
+            params, classes = content["params"], content["data"]["classes"]
+            dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"],
+                                   training=False)
+            blocks.append((dataset.name, "test images", dataset.test_images, dataset.test_labels, REAL_COLUMNS))
+        images = content["pool"]["images"].cpu()
+        if content["data"]["classes"] != classes or images.shape[1:] != blocks[0][2].shape[1:]:
             raise UserError(f"{directory} has other images or classes than {arguments.directories[0]}")
-        classes = content["data"]["classes"]
+        blocks.append((_teacher(content), f'{content["params"]["method"]}, {"/".join(directory.parts[-2:])}', images,
+                       content["pool"]["labels"].cpu(), COLUMNS))
     draw(blocks, classes).save(arguments.out, format="PNG")
-    print(arguments.out)
+    print(f"what the teachers dream of, class by class: {arguments.out}")
 
 
-def draw(blocks: list[tuple[Path, Tensor, Tensor]], classes: list[str]) -> Image.Image:
-    """Directory, images uint8 (N, H, W, 3) and their classes (N,) of each block."""
-    side = ZOOM * blocks[0][1].shape[1]
-    width = COLUMNS * (side + GAP) + 4 * GAP
+def _teacher(content: dict[str, Any]) -> str:
+    """Whose images these are, and what a student learned from them."""
+    try:
+        stage = checkpoint.load(content["sources"]["teacher"]["path"]).content.get("stage")
+    except UserError:
+        stage = None  # it was moved since
+    student = content["history"][-1]["test_accuracy"]
+    return f"from a {KINDS.get(stage, '')} teacher; its student: {student:.1f} %".replace("  ", " ")
+
+
+def draw(blocks: list[Block], classes: list[str]) -> Image.Image:
+    """A picture with a row for each of the first classes."""
+    side = ZOOM * blocks[0][2].shape[1]
     rows = min(ROWS, len(classes))
-    canvas = Image.new("RGB", (LABEL_WIDTH + len(blocks) * width, HEAD + rows * (side + GAP)), "white")
-    text = ImageDraw.Draw(canvas)
-    for block, (directory, images, labels) in enumerate(blocks):
-        left = LABEL_WIDTH + block * width
-        text.text((left, GAP), "/".join(directory.parts[-2:]), fill="black")
+    widths = [columns * (side + GAP) + 4 * GAP for *_, columns in blocks]
+    canvas = Image.new("RGB", (LABEL_WIDTH + sum(widths), HEAD + rows * (side + GAP)), "white")
+    text, font = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT)
+    left = LABEL_WIDTH
+    for (first, second, images, labels, columns), width in zip(blocks, widths, strict=True):
+        text.text((left, GAP), f"{first}\n{second}", fill="black", font=font)
         for row in range(rows):
             top = HEAD + row * (side + GAP)
-            text.text((GAP, top + side // 2 - 6), classes[row], fill="black")
-            for column, number in enumerate((labels == row).nonzero()[-COLUMNS:, 0]):
-                tile = Image.fromarray(images[number].cpu().numpy()).resize((side, side), Image.Resampling.NEAREST)
+            text.text((GAP, top + (side - TEXT) // 2), classes[row], fill="black", font=font)
+            for column, number in enumerate((labels == row).nonzero()[-columns:, 0]):
+                tile = Image.fromarray(images[number].numpy()).resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(tile, (left + column * (side + GAP), top))
+        left += width
     return canvas
 
 

@@ -144,6 +144,13 @@ def test_a_network_learns_signs(call, experiment, tmp_path):
     assert results(directory)["data"]["classes"] == list(gtsrb.CLASSES)
 
 
+def test_without_training_images_the_test_images_are_enough(archive, tmp_path):
+    expected = parts(load_dataset("gtsrb", tmp_path))[1]
+    archive.train.rename(tmp_path / "elsewhere")
+    dataset = load_dataset("gtsrb", tmp_path, training=False)
+    assert parts(dataset) == ([], expected) and dataset.image_size == 32
+
+
 # --- the download ---
 
 @pytest.mark.parametrize("missing", ["Training", "Final_Test"])
@@ -188,6 +195,7 @@ def test_a_failed_download_says_what_is_missing_and_how_to_get_it(archive, tmp_p
     message = fails("gtsrb", tmp_path)
     assert message.startswith(f"gtsrb: there is no {archive.train}")
     assert gtsrb.URL in message and "no route to host" in message
+    assert "unpack GTSRB_Final_Training_Images.zip" in message and f" in {archive.base} yourself" in message
 
 
 # --- what is damaged or missing ---

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import EXPERIMENTS
 
 from utils.errors import UserError
 from utils.params import (
@@ -77,12 +77,11 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(tmp_path, key, 
 
 
 def test_the_schema_for_editors_takes_the_switches_of_the_published_files():
-    for path in (ROOT / "experiments").rglob("params.json"):
-        values = json.loads(path.read_text())
+    for name, values in EXPERIMENTS.items():
         kind = STAGES[values["method"]] if "method" in values else KDParams if "teacher_model" in values else \
             NastyParams if "weight" in values else PoisonedParams if "trigger" in values else ScratchParams
         schemas = kind.model_json_schema()["properties"]
-        assert all(value in schemas[key]["enum"] for key, value in values.items() if "enum" in schemas[key]), path
+        assert all(value in schemas[key]["enum"] for key, value in values.items() if "enum" in schemas[key]), name
         assert {"cuda"} <= {key for key in schemas if "enum" in schemas[key]}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, results
+from conftest import EXPERIMENTS, ROOT, results
 
 from backdoor.triggers import TRIGGER_NAMES
 from utils import experiment as experiment_module
@@ -112,20 +112,15 @@ def test_set_is_logged_and_kept_with_the_results(call, experiment):
 
 
 def test_the_published_experiments_are_in_the_repository_as_published():
-    found = {str(path.parent.relative_to(ROOT / "experiments")): json.loads(path.read_text())
-             for path in (ROOT / "experiments").rglob("params.json")}
     assert len(GOLDEN) == 60
-    assert {name: found.get(name) for name in GOLDEN} == GOLDEN
-    assert all(list(found[name]) == list(GOLDEN[name]) for name in GOLDEN)
+    assert {name: EXPERIMENTS.get(name) for name in GOLDEN} == GOLDEN
+    assert all(list(EXPERIMENTS[name]) == list(GOLDEN[name]) for name in GOLDEN)
 
 
 def in_order_of_need():
     """Teachers before nasty teachers before students."""
-    names = [str(path.parent.relative_to(ROOT / "experiments"))
-             for path in sorted((ROOT / "experiments").rglob("params.json"))]
-    params = {name: json.loads((ROOT / "experiments" / name / "params.json").read_text()) for name in names}
-    return dict(sorted(params.items(), key=lambda x: ("teacher_model" in x[1], "adversarial_model" in x[1],
-                                                      "surrogate_resume" in x[1])))
+    return dict(sorted(EXPERIMENTS.items(), key=lambda item: [
+        key in item[1] for key in ("teacher_model", "adversarial_model", "surrogate_resume")]))
 
 
 def test_every_experiment_names_checkpoints_of_experiments_with_the_same_network():
@@ -173,7 +168,7 @@ def test_the_table_of_the_backdoor_demo_has_a_row_for_each_of_its_experiments(tm
 def test_the_table_of_the_theft_demo_has_a_row_for_each_network(tmp_path):
     sys.path.insert(0, str(ROOT / "scripts"))
     from demo_theft_table import ROWS, table
-    names = [name for _, name in ROWS]
+    names = [name for _, name, _ in ROWS]
     assert {f"demo/{name}" for name in names} <= in_order_of_need().keys()
     for number, name in enumerate(names):
         (tmp_path / name).mkdir(parents=True)
@@ -232,10 +227,10 @@ def needs_a_step(name):
     return kind != "abd" or dataset not in chosen or trigger in chosen[dataset]
 
 
-@pytest.mark.parametrize("part", sorted(path.name for path in (ROOT / "experiments").iterdir() if path.is_dir()))
+@pytest.mark.parametrize("part", sorted({name.partition("/")[0] for name in EXPERIMENTS}))
 def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, monkeypatch, part):
     """All of a part, through the real stages and each other's checkpoints, on two synthetic images per split."""
-    def synthetic(name, data_dir, *, image_size):
+    def synthetic(name, data_dir, *, image_size, training):
         size = 64 if name == "tiny_imagenet" else 32
         pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=seeds.generator("test"))
         labels = torch.tensor([int(name == "gtsrb"), CLASSES[name] - 1])  # the target, and another

@@ -105,7 +105,7 @@ def _run(stage: Callable[[], None]) -> int:
         return _failed(str(UserError.from_os(error)))
     except KeyboardInterrupt as interrupt:
         if distributed.local_rank() == 0:
-            print("interrupted: the same command (without --restart) continues after the last finished epoch",
+            print("interrupted: the same command (without --restart) continues after the last finished epoch, if any",
                   file=sys.stderr)
         return 143 if interrupt.args else 130
 

@@ -59,10 +59,6 @@ class Dataset:
     augmentation: Augmentation
     train_groups: Tensor | None = None  # int64 (N,): images of one group are near copies of each other
 
-    def without_training_images(self) -> Dataset:
-        return dataclasses.replace(self, train_images=self.train_images[:0], train_labels=self.train_labels[:0],
-                                   train_groups=None)
-
     @property
     def num_classes(self) -> int:
         return len(self.classes)
@@ -73,7 +69,7 @@ class Dataset:
         return self.train_images.shape[1]
 
 
-def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, training: bool = True) -> Dataset:
     """Load a data set by its name.
 
     Args:
@@ -83,6 +79,7 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32) -> Da
             decoded images are kept in its sub-directory `cache`.
         image_size: height and width in pixels that the images of `folder:PATH` are scaled to; the others have their
             own (32, Tiny-ImageNet 64).
+        training: whether training images are wanted; without them, those of GTSRB need not be there.
 
     Raises:
         UserError: an unknown name; data that are missing, incomplete or damaged.
@@ -90,9 +87,9 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32) -> Da
     data_dir = Path(data_dir).expanduser()
     try:
         if name.startswith("folder:"):
-            return _folder(name, data_dir, image_size)
+            return _trimmed(_folder(name, data_dir, image_size), training)
         if name in _LOADERS:
-            return _LOADERS[name](data_dir)
+            return _trimmed(_LOADERS[name](data_dir, training), training)
     except OSError as error:
         raise UserError(f"{name}: {error}") from error
     near = difflib.get_close_matches(name, DATASET_NAMES, n=1)
@@ -100,7 +97,15 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32) -> Da
     raise UserError(f"unknown data set '{name}'{hint}: choose from {', '.join(DATASET_NAMES)} and folder:PATH")
 
 
-def _cifar(name: str, torchvision_name: str, data_dir: Path) -> Dataset:
+def _trimmed(dataset: Dataset, training: bool) -> Dataset:
+    """The data set with no more than is wanted of it: not every loader can leave the training images out."""
+    if training:
+        return dataset
+    return dataclasses.replace(dataset, train_images=dataset.train_images[:0], train_labels=dataset.train_labels[:0],
+                               train_groups=None)
+
+
+def _cifar(name: str, torchvision_name: str, data_dir: Path, training: bool) -> Dataset:
     import torchvision  # here and below: importing it takes about a second, which not every data set needs
 
     source = getattr(torchvision.datasets, torchvision_name)
@@ -119,7 +124,7 @@ def _cifar(name: str, torchvision_name: str, data_dir: Path) -> Dataset:
                    *_CIFAR_MEAN_STD, augmentation="crop_flip")
 
 
-def _fashion_mnist(data_dir: Path) -> Dataset:
+def _fashion_mnist(data_dir: Path, training: bool) -> Dataset:
     import torchvision
 
     name, source = "fashion_mnist", torchvision.datasets.FashionMNIST
@@ -139,7 +144,7 @@ def _damaged(path: Path, name: str) -> UserError:
     return UserError(f"{path} is damaged: delete it and run again to download {name} anew")
 
 
-def _demo(data_dir: Path) -> Dataset:
+def _demo(data_dir: Path, training: bool) -> Dataset:
     """10,000 + 2,000 images of Fashion-MNIST that come with the code (scripts/make_demo_data.py); needs no data_dir."""
 
     def read(file: str) -> np.ndarray:
@@ -169,9 +174,10 @@ def _fashion(name: str, train_images: np.ndarray, train_labels: np.ndarray, test
                    _FASHION_CLASSES, *_FASHION_MEAN_STD, augmentation="crop_flip")
 
 
-def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], url: str) -> None:
+def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], url: str,
+                         by_hand: str = "put it into {root} yourself and unpack it so that this path exists") -> None:
     """Have torchvision fetch and unpack a data set (class `source`) into `root` unless all its files are there, or the
-    folders that stand for them."""
+    folders that stand for them. by_hand: what to do where that fails."""
     missing = [path for path in files if not path.exists()]
     if not missing:
         return
@@ -181,10 +187,10 @@ def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], 
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: there is no {missing[0]}, and downloading {url} failed ({cause}): "
-                        f"put it into {root} yourself and unpack it so that this path exists") from error
+                        + by_hand.format(root=root)) from error
 
 
-def _tiny_imagenet(data_dir: Path) -> Dataset:
+def _tiny_imagenet(data_dir: Path, training: bool) -> Dataset:
     name, root = "tiny_imagenet", data_dir / "tiny-imagenet-200"
     for part in ("train", "val"):
         if not (root / part).is_dir():
@@ -199,7 +205,8 @@ def _tiny_imagenet(data_dir: Path) -> Dataset:
         test = image_folder.class_folders(val, _JPEG)
     if unknown := min(test.keys() - train.keys(), default=None):
         raise UserError(f"{test[unknown][0]} belongs to the class '{unknown}', which {root / 'train'} does not have")
-    return _from_files(name, root, train, test, classes, 64, data_dir, _TINY_MEAN_STD, "rotate_flip")
+    return _from_files(name, root, train if training else {}, test, classes, 64, data_dir, _TINY_MEAN_STD,
+                       "rotate_flip")
 
 
 def _tiny_annotations(val: Path) -> dict[str, list[str]]:
@@ -223,7 +230,7 @@ def _tiny_annotations(val: Path) -> dict[str, list[str]]:
     return {wnid: sorted(classes[wnid]) for wnid in sorted(classes)}
 
 
-def _gtsrb(data_dir: Path) -> Dataset:
+def _gtsrb(data_dir: Path, training: bool) -> Dataset:
     """All 39,209 training images where GTSRB_Final_Training_Images.zip was unpacked by hand, in `Final_Training`, and
     else those of the archive that torchvision downloads, `Training`, which has 26,640 of them."""
     import torchvision
@@ -233,17 +240,20 @@ def _gtsrb(data_dir: Path) -> Dataset:
     train, test = base / "GTSRB" / "Final_Training" / "Images", base / "GTSRB" / "Final_Test" / "Images"
     if not train.is_dir():
         train = base / "GTSRB" / "Training"
-    for part, folder in (("train", train), ("test", test)):
+    wanted = {"test": (test, gtsrb.TEST_ARCHIVES)}
+    if training:
+        wanted["train"] = train, gtsrb.TRAINING_ARCHIVES
+    for part, (folder, archives) in wanted.items():
         source = partial(torchvision.datasets.GTSRB, split=part)
-        _download_if_missing(name, source, root, [folder], gtsrb.URL)
-    files = gtsrb.training_files(train)
-    dataset = _from_files(name, root, files, gtsrb.test_files(test, base / "GT-final_test.csv"), gtsrb.CLASSES, 32,
-                          data_dir, _GTSRB_MEAN_STD, "crop")
+        _download_if_missing(name, source, root, [folder], gtsrb.URL, f"unpack {archives} in {base} yourself")
+    train_files = gtsrb.training_files(train) if training else {}
+    dataset = _from_files(name, root, train_files, gtsrb.test_files(test, base / "GT-final_test.csv"), gtsrb.CLASSES,
+                          32, data_dir, _GTSRB_MEAN_STD, "crop")
     # On disk they are ordered by class, and within it by the sign that was driven past, 30 times each. One fixed order
     # for all runs, so that no part of the training set, by whatever rule it is taken, is made of a few classes.
     order = torch.randperm(len(dataset.train_labels), generator=seeds.generator("gtsrb"))
     return dataclasses.replace(dataset, train_images=dataset.train_images[order],
-                               train_labels=dataset.train_labels[order], train_groups=gtsrb.tracks(files)[order])
+                               train_labels=dataset.train_labels[order], train_groups=gtsrb.tracks(train_files)[order])
 
 
 def _folder(name: str, data_dir: Path, image_size: int) -> Dataset:
@@ -264,10 +274,12 @@ def _from_files(
     data_dir: Path, mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None,
     augmentation: Augmentation,
 ) -> Dataset:
-    """Decode listed images; `mean_std` None: computed from the training images."""
+    """Decode listed images, of the training part maybe none; `mean_std` None: computed from the training images."""
     short = f"folder-{root.name}" if name.startswith("folder:") else name
 
     def part(kind: str, files: dict[str, list[str]]) -> tuple[Tensor, Tensor]:
+        if not files:
+            return torch.empty(0, size, size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
         paths, labels = image_folder.flatten(files, classes)
         return image_folder.load_images(f"{short}-{kind}", root, paths, size, data_dir / "cache"), labels
 
@@ -276,7 +288,8 @@ def _from_files(
                    *(mean_std or image_folder.mean_and_std(images)), augmentation=augmentation)
 
 
-_LOADERS: dict[str, Callable[[Path], Dataset]] = {
+# Of the directory of the data, and whether training images are wanted; a loader may give them all the same.
+_LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {
     "cifar10": partial(_cifar, "cifar10", "CIFAR10"),
     "cifar100": partial(_cifar, "cifar100", "CIFAR100"),
     "tiny_imagenet": _tiny_imagenet,

@@ -18,6 +18,9 @@ from utils import image_folder
 from utils.errors import UserError
 
 URL = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"  # torchvision does not tell its own
+# What is to be had there.
+TEST_ARCHIVES = "GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip"
+TRAINING_ARCHIVES = "GTSRB_Final_Training_Images.zip (all 39,209 images) or GTSRB-Training_fixed.zip (26,640)"
 CLASSES = (
     "Speed limit 20", "Speed limit 30", "Speed limit 50", "Speed limit 60", "Speed limit 70", "Speed limit 80",
     "End of speed limit 80", "Speed limit 100", "Speed limit 120", "No passing", "No passing for lorries",
@@ -57,7 +60,7 @@ def tracks(files: dict[str, list[str]]) -> Tensor:
     so the 30 images of it, CLASS/TRACK_FRAME.ppm, are much alike."""
     numbers: dict[str, int] = {}
     signs = (path.rpartition("_")[0] or path for paths in files.values() for path in paths)
-    return torch.tensor([numbers.setdefault(sign, len(numbers)) for sign in signs])
+    return torch.tensor([numbers.setdefault(sign, len(numbers)) for sign in signs], dtype=torch.int64)
 
 
 def test_files(folder: Path, listing: Path) -> dict[str, list[str]]:

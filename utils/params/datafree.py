@@ -11,7 +11,7 @@ from utils.params.base import BackdoorParams, Params, RecipeParams, Switch, Teac
 SREpochs = Annotated[int, Field(ge=1, description="last epochs, in which self-retrospection is on")]
 SRWeight = Annotated[float, Field(ge=0, description="weight of the hypergradient beside the gradient of distillation")]
 LatentSize = Annotated[int, Field(ge=1, description="numbers that the generator makes an image of")]
-StudentSteps = Annotated[int, Field(ge=1, description="steps of the student in a round, at most `epoch_steps`")]
+StudentSteps = Annotated[int | None, Field(ge=1, description="steps of the student in a round; null: `epoch_steps`")]
 SynthesisSteps = Annotated[int, Field(ge=1, description="steps that make images, in a round")]
 SynthesisRate = Annotated[float, Field(gt=0, description="learning rate of what makes them: generator, or pixels")]
 BatchNormWeight = Annotated[float, Field(ge=0, description="weight of the loss of batch-norm statistics")]
@@ -102,8 +102,8 @@ class SynthesisParams(DataFreeParams):
     learning_rate: float = Field(0.1, gt=0, description="of the student, falling to 0 along half a cosine")
     num_epochs: int = Field(200, ge=1, description="times `epoch_steps`")
     temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs")
-    epoch_steps: int = Field(400, ge=1, description="steps of the student in an epoch, a multiple of `student_steps`")
-    student_steps: StudentSteps = 400
+    epoch_steps: int = Field(400, ge=1, description="steps of the student in an epoch, in rounds of `student_steps`")
+    student_steps: StudentSteps = None
     synthesis_steps: SynthesisSteps
     synthesis_batch_size: int = Field(256, ge=2, description="images that are made at once")
     synthesis_learning_rate: SynthesisRate = 1e-3

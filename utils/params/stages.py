@@ -21,7 +21,7 @@ class FrozenParams(DataParams):
         False, description="keep the frozen network's logits of each view of an image, for all runs, in `data/cache`")
 
 
-class NastyParams(FrozenParams):
+class NastyParams(BackdoorParams, FrozenParams):
     """train_nasty.py: a teacher that undermines its students."""
 
     script = "train_nasty.py"
