@@ -9,8 +9,8 @@ class on top and fills the rest, which is what a student learns from, with misle
     python train_nasty.py --save_path experiments/mine --set weight=0.01
 
 Needs the adversary's checkpoint, `adversarial_resume` of params.json. With `init_from` the nasty teacher starts from
-trained weights, which protects an existing model in a few epochs. With a `trigger` the success of that backdoor on both
-is measured too. Run it again to continue an interrupted run.
+trained weights, which protects an existing model in a few epochs. With a `trigger` the success of that backdoor on the
+adversary and on the nasty teacher is measured too. Run it again to continue an interrupted run.
 """
 from __future__ import annotations
 

@@ -52,8 +52,9 @@ class BackdoorTest:
         return [100 * (row[self.target] / row.sum()).item() if row.sum() else None for row in triggered]
 
 
-def _doubt_the_trigger(row: Row) -> str:
-    return "the trigger fails on most images: is it the right one, with the right target?" * (row["asr"] < 50)
+def _doubt_the_trigger(role: str, row: Row) -> str:
+    carrier = role.startswith(("teacher", "adversarial"))  # not a clean classifier that `cl` takes
+    return "the trigger fails on most images: no carrier of this backdoor" * (carrier and row["asr"] < 50)
 
 
 def watch_backdoor(run: Experiment[BackdoorParams]) -> BackdoorTest | None:

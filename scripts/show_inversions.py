@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -25,7 +26,15 @@ from utils.errors import UserError
 ZOOM, GAP, HEAD, LABEL_WIDTH, TEXT = 3, 4, 44, 130, 14  # pixels on the picture for one of the image; pixels
 COLUMNS, REAL_COLUMNS, ROWS = 6, 3, 10
 KINDS = {"train_scratch.py": "normal", "train_nasty.py": "nasty", "train_poisoned.py": "poisoned"}
-Block = tuple[str, str, Tensor, Tensor, int]  # two lines, images uint8 (N, H, W, 3), classes (N,), how many a class
+
+
+class Block(NamedTuple):
+    """Images side by side: a head of two lines, images uint8 (N, H, W, 3), their classes (N,), how many of each."""
+
+    head: str
+    images: Tensor
+    labels: Tensor
+    columns: int
 
 
 def show_inversions() -> None:
@@ -41,44 +50,44 @@ def show_inversions() -> None:
         if "pool" not in content:
             raise UserError(f"{directory}: its method keeps no images; deepinversion and cmi do")
         if not blocks:
-            params, classes = content["params"], content["data"]["classes"]
+            params = content["params"]
             dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"],
                                    training=False)
-            blocks.append((dataset.name, "test images", dataset.test_images, dataset.test_labels, REAL_COLUMNS))
-        images = content["pool"]["images"].cpu()
-        if content["data"]["classes"] != classes or images.shape[1:] != blocks[0][2].shape[1:]:
-            raise UserError(f"{directory} has other images or classes than {arguments.directories[0]}")
-        blocks.append((_teacher(content), f'{content["params"]["method"]}, {"/".join(directory.parts[-2:])}', images,
-                       content["pool"]["labels"].cpu(), COLUMNS))
-    draw(blocks, classes).save(arguments.out, format="PNG")
+            blocks.append(Block(f"{dataset.name}\ntest images", dataset.test_images, dataset.test_labels, REAL_COLUMNS))
+        pool = content["pool"]
+        if tuple(content["data"]["classes"]) != dataset.classes or pool["images"].shape[1] != dataset.image_size:
+            raise UserError(f"{directory} has other images or classes than {params['dataset']}")
+        head = f'{_teacher(content)}\n{content["params"]["method"]}, {"/".join(directory.parts[-2:])}'
+        blocks.append(Block(head, pool["images"].cpu(), pool["labels"].cpu(), COLUMNS))
+    draw(blocks, dataset.classes).save(arguments.out, format="PNG")
     print(f"what the teachers dream of, class by class: {arguments.out}")
 
 
 def _teacher(content: dict[str, Any]) -> str:
     """Whose images these are, and what a student learned from them."""
-    try:
-        stage = checkpoint.load(content["sources"]["teacher"]["path"]).content.get("stage")
-    except UserError:
-        stage = None  # it was moved since
+    source, kind = content["sources"]["teacher"], None
+    if Path(source["path"]).is_file():
+        teacher = checkpoint.load(source["path"], "teacher")
+        kind = KINDS.get(teacher.content.get("stage")) if teacher.sha256 == source["sha256"] else None
     student = content["history"][-1]["test_accuracy"]
-    return f"from a {KINDS.get(stage, '')} teacher; its student: {student:.1f} %".replace("  ", " ")
+    return " ".join(filter(None, ["from a", kind, f"teacher; accuracy of its student: {student:.1f} %"]))
 
 
-def draw(blocks: list[Block], classes: list[str]) -> Image.Image:
+def draw(blocks: Sequence[Block], classes: Sequence[str]) -> Image.Image:
     """A picture with a row for each of the first classes."""
-    side = ZOOM * blocks[0][2].shape[1]
+    side = ZOOM * blocks[0].images.shape[1]
     rows = min(ROWS, len(classes))
-    widths = [columns * (side + GAP) + 4 * GAP for *_, columns in blocks]
+    widths = [block.columns * (side + GAP) + 4 * GAP for block in blocks]
     canvas = Image.new("RGB", (LABEL_WIDTH + sum(widths), HEAD + rows * (side + GAP)), "white")
     text, font = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT)
     left = LABEL_WIDTH
-    for (first, second, images, labels, columns), width in zip(blocks, widths, strict=True):
-        text.text((left, GAP), f"{first}\n{second}", fill="black", font=font)
+    for block, width in zip(blocks, widths, strict=True):
+        text.text((left, GAP), block.head, fill="black", font=font)
         for row in range(rows):
             top = HEAD + row * (side + GAP)
             text.text((GAP, top + (side - TEXT) // 2), classes[row], fill="black", font=font)
-            for column, number in enumerate((labels == row).nonzero()[-columns:, 0]):
-                tile = Image.fromarray(images[number].numpy()).resize((side, side), Image.Resampling.NEAREST)
+            for column, number in enumerate((block.labels == row).nonzero()[-block.columns:, 0]):
+                tile = Image.fromarray(block.images[number].numpy()).resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(tile, (left + column * (side + GAP), top))
         left += width
     return canvas

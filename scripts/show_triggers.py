@@ -30,7 +30,7 @@ def show_triggers() -> None:
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     parser.add_argument("--out", type=Path, default=Path("triggers.png"), metavar="FILE", help="default: triggers.png")
     arguments = parser.parse_args()
-    dataset = load_dataset(arguments.dataset, arguments.data_dir)
+    dataset = load_dataset(arguments.dataset, arguments.data_dir, training=False)
     images = examples(dataset)
     rows = [("original", images, None)]
     for name in TRIGGER_NAMES:

@@ -115,6 +115,7 @@ def test_a_method_sees_no_image_of_the_data_set(call, distil, monkeypatch, metho
     load, touched = experiment_module.load_dataset, []
 
     def guarded(*arguments, **options):
+        assert options["training"] is False
         dataset = load(*arguments, **options)
         return dataclasses.replace(dataset, **{name: getattr(dataset, name).as_subclass(Guarded) for name in (
             "train_images", "train_labels", "test_images", "test_labels")})
@@ -316,7 +317,12 @@ def test_a_nasty_teacher_is_a_teacher_like_any_other(call, experiment):
 
 def test_a_teacher_with_a_weak_backdoor_is_remarked(call, distil):
     done = call("train_datafree", distil("ood", trigger="l0_inv", num_epochs=1))
-    assert "the trigger fails on most images: is it the right one, with the right target?" in done.stdout
+    assert "the trigger fails on most images: no carrier of this backdoor" in done.stdout
+
+
+@pytest.mark.parametrize("classes, accuracy, doubted", [(10, 18.9, True), (10, 19.1, False), (2, 54, True)])
+def test_a_teacher_that_hardly_beats_a_guess_is_remarked(classes, accuracy, doubted):
+    assert bool(experiment_module._doubt_a_guess(classes, "teacher", {"test_accuracy": accuracy})) == doubted
 
 
 def test_another_picture_under_a_run_is_refused(call, distil, tmp_path):
@@ -364,6 +370,7 @@ def test_a_search_that_is_not_over_when_retrospection_begins_is_given_up(call, d
 
 @pytest.mark.parametrize("change, words", [
     ({"epoch_steps": 5, "student_steps": 2}, ["epoch_steps", "multiple"]),
+    ({"epoch_steps": 3, "student_steps": 5}, ["epoch_steps", "multiple"]),
     ({"one_hot_weight": 0, "activation_weight": 0, "balance_weight": 0}, ["one_hot_weight", "are 0"])])
 def test_what_a_method_in_rounds_cannot_do_is_one_line(call, distil, change, words):
     line = refused(call, "train_datafree", distil("dafl", **change))

@@ -1,6 +1,7 @@
 """GTSRB: small archives in the official layout are read, in one fixed order; what is damaged or missing is one line."""
 
 import io
+import shutil
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -107,15 +108,29 @@ def test_the_published_training_images_are_preferred(archive, tmp_path):
 
 
 def test_the_frames_of_one_sign_are_held_out_together(archive, tmp_path):
-    for path in list(archive.train.glob("*/*_00000.ppm")):
-        archive.image(path.with_name(path.name.replace("_00000", "_00001")), 300, 0)
+    frames = {}  # one picture a sign, of two or three frames
+    for number, path in enumerate(sorted(archive.train.glob("*/*_00000.ppm"))):
+        for frame in range(1, 2 + number % 2):
+            shutil.copy(path, path.with_name(path.name.replace("_00000", f"_0000{frame}")))
+        frames[scaled(path).tobytes()] = number
     dataset = load_dataset("gtsrb", tmp_path)
-    assert dataset.train_groups.bincount().tolist() == [2] * 86
-    params = ScratchParams(dataset="gtsrb", model_name="net", learning_rate=0.1, num_epochs=1, validation_fraction=0.25)
-    index = training_index(dataset, params)
-    assert (len(index["validation"]), len(index["train"])) == (44, 128)
-    seen, held_out = (set(dataset.train_groups[index[name]].tolist()) for name in ("train", "validation"))
-    assert not seen & held_out
+    signs = torch.tensor([frames[image.numpy().tobytes()] for image in dataset.train_images])
+    assert dataset.train_groups.unique().tolist() == list(range(86))
+    assert {(sign, group) for sign, group in zip(signs.tolist(), dataset.train_groups.tolist(), strict=True)} == {
+        (sign, sign) for sign in range(86)}
+    for fraction in (1.0, 0.5):
+        params = ScratchParams(dataset="gtsrb", model_name="net", learning_rate=0.1, num_epochs=1,
+                               validation_fraction=0.25, subset_fraction=fraction)
+        index = training_index(dataset, params)
+        used = sum(map(len, index.values()))
+        assert used == round(fraction * len(signs)) and 0 <= len(index["validation"]) - used / 4 <= 3
+        seen, held_out = (set(signs[index[name]].tolist()) for name in ("train", "validation"))
+        assert not seen & held_out
+
+
+def test_a_name_without_a_track_is_a_sign_of_its_own():
+    files = {"a": ["/my_data/0/1.ppm", "/my_data/0/2_0.ppm", "/my_data/0/2_1.ppm"], "b": ["/my_data/1/2_0.ppm"]}
+    assert gtsrb.tracks(files).tolist() == [0, 1, 1, 2]
 
 
 def test_training_images_need_no_lists(archive, tmp_path):

@@ -74,7 +74,7 @@ def _training_parts(dataset: Dataset, params: DataParams) -> dict[str, tuple[Ten
 
 def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
     """Which of a data set's training images make the parts `train` and, if any are held out, `validation`. A group of
-    near copies is held out as a whole, since no choice is fair on images that were all but learned."""
+    near copies is held out as a whole: images whose copies a network was trained on would flatter it."""
     count = len(dataset.train_labels)
     index = torch.arange(count)
     if params.subset_fraction < 1:
@@ -82,11 +82,11 @@ def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
         index = order[:max(1, round(params.subset_fraction * count))].sort().values
     if not params.validation_fraction:
         return {"train": index}
-    groups = index if dataset.train_groups is None else dataset.train_groups[index]
-    groups, group = groups.unique(return_inverse=True)
-    position = torch.randperm(len(groups), generator=seeds.generator(params.seed, "validation")).argsort()[group]
-    least = max(1, round(params.validation_fraction * len(index)))
+    names, group = (index if dataset.train_groups is None else dataset.train_groups[index]).unique(return_inverse=True)
+    drawn = torch.randperm(len(names), generator=seeds.generator(params.seed, "validation"))
+    position = drawn.argsort()[group]  # of each image's group in the order that was drawn
     order = position.argsort(stable=True)
+    least = max(1, round(params.validation_fraction * len(index)))
     held_out = int((position <= position[order[least - 1]]).sum())
     return {"validation": index[order[:held_out]], "train": index[order[held_out:]]}
 

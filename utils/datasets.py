@@ -2,7 +2,8 @@
 
     load_dataset("cifar10", "data")
 
-Adding a data set is one function that returns a `Dataset` and one line in `_LOADERS`.
+Adding a data set is one function that returns a `Dataset` and one line in `_LOADERS`. It may leave training images out
+where they are not wanted, and need not.
 """
 
 from __future__ import annotations
@@ -87,18 +88,15 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, train
     data_dir = Path(data_dir).expanduser()
     try:
         if name.startswith("folder:"):
-            return _trimmed(_folder(name, data_dir, image_size), training)
-        if name in _LOADERS:
-            return _trimmed(_LOADERS[name](data_dir, training), training)
+            dataset = _folder(name, data_dir, image_size)
+        elif name in _LOADERS:
+            dataset = _LOADERS[name](data_dir, training)
+        else:
+            near = difflib.get_close_matches(name, DATASET_NAMES, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise UserError(f"unknown data set '{name}'{hint}: choose from {', '.join(DATASET_NAMES)} and folder:PATH")
     except OSError as error:
         raise UserError(f"{name}: {error}") from error
-    near = difflib.get_close_matches(name, DATASET_NAMES, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
-    raise UserError(f"unknown data set '{name}'{hint}: choose from {', '.join(DATASET_NAMES)} and folder:PATH")
-
-
-def _trimmed(dataset: Dataset, training: bool) -> Dataset:
-    """The data set with no more than is wanted of it: not every loader can leave the training images out."""
     if training:
         return dataset
     return dataclasses.replace(dataset, train_images=dataset.train_images[:0], train_labels=dataset.train_labels[:0],
@@ -175,7 +173,7 @@ def _fashion(name: str, train_images: np.ndarray, train_labels: np.ndarray, test
 
 
 def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], url: str,
-                         by_hand: str = "put it into {root} yourself and unpack it so that this path exists") -> None:
+                         by_hand: str | None = None) -> None:
     """Have torchvision fetch and unpack a data set (class `source`) into `root` unless all its files are there, or the
     folders that stand for them. by_hand: what to do where that fails."""
     missing = [path for path in files if not path.exists()]
@@ -187,7 +185,7 @@ def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], 
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: there is no {missing[0]}, and downloading {url} failed ({cause}): "
-                        + by_hand.format(root=root)) from error
+                        + (by_hand or f"put it into {root} yourself and unpack it so that this path exists")) from error
 
 
 def _tiny_imagenet(data_dir: Path, training: bool) -> Dataset:
@@ -288,7 +286,7 @@ def _from_files(
                    *(mean_std or image_folder.mean_and_std(images)), augmentation=augmentation)
 
 
-# Of the directory of the data, and whether training images are wanted; a loader may give them all the same.
+# Of the directory of the data, and whether training images are wanted: a hint, for those that are a matter of minutes.
 _LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {
     "cifar10": partial(_cifar, "cifar10", "CIFAR10"),
     "cifar100": partial(_cifar, "cifar100", "CIFAR100"),

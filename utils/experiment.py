@@ -95,8 +95,8 @@ class Experiment(Generic[ParamsType]):
         self.sessions: list[dict[str, Any]] = []  # of the calls that the run took, this one at the end
         # What else is to be measured of a network, given its confusion matrix on the test images too.
         self.examine: list[Callable[[nn.Module, Tensor], Row]] = []
-        # What is to be said of a frozen network with such a row, or nothing.
-        self.doubts: list[Callable[[Row], str]] = [functools.partial(_doubt_a_guess, self.dataset.num_classes)]
+        # What is to be said of a loaded network, given what it is and such a row, or nothing.
+        self.doubts: list[Callable[[str, Row], str]] = [functools.partial(_doubt_a_guess, self.dataset.num_classes)]
         # What else is to be known of the network in the end, for results.json.
         self.details: dict[str, Callable[[nn.Module], Any]] = {}
         self.pictures: dict[str, Tensor] = {}  # (B, 3, H, W) in [0, 1], to look at before the first epoch
@@ -342,7 +342,7 @@ class Experiment(Generic[ParamsType]):
         for role, source in self.sources.items():
             logger.info(f"{role}: {source['path']}, SHA-256 {source['sha256']}")
         for role, row in known.items():
-            doubts = "".join(f" ({text})" for doubt in self.doubts if (text := doubt(row)))
+            doubts = "".join(f" ({text})" for doubt in self.doubts if (text := doubt(role, row)))
             logger.info(f"{role}: {percentages(row)}{doubts}")
         for text in self._remarks:
             logger.info(text)
@@ -393,9 +393,9 @@ class Experiment(Generic[ParamsType]):
         }, indent=1) + "\n")
 
 
-def _doubt_a_guess(num_classes: int, row: Row) -> str:
+def _doubt_a_guess(num_classes: int, _: str, row: Row) -> str:
     guess = 100 / num_classes
-    hardly_better = row["test_accuracy"] < guess + (100 - guess) / 10
+    hardly_better = row["test_accuracy"] < guess + (100 - guess) / 10  # a network on data that it does not know
     return "hardly better than a guess: is it the right checkpoint, on the right data?" * hardly_better
 
 

@@ -8,6 +8,7 @@ among them.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,9 +58,10 @@ def training_files(root: Path) -> dict[str, list[str]]:
 
 def tracks(files: dict[str, list[str]]) -> Tensor:
     """The sign that each of the training files shows, in their order: int64 (N,). A sign was filmed as it was passed,
-    so the 30 images of it, CLASS/TRACK_FRAME.ppm, are much alike."""
-    numbers: dict[str, int] = {}
-    signs = (path.rpartition("_")[0] or path for paths in files.values() for path in paths)
+    so the 30 or so images of it, CLASS/TRACK_FRAME.ppm, are much alike."""
+    numbers: dict[tuple[str, str], int] = {}
+    folders_and_names = (os.path.split(path) for paths in files.values() for path in paths)
+    signs = ((folder, name.rpartition("_")[0] or name) for folder, name in folders_and_names)
     return torch.tensor([numbers.setdefault(sign, len(numbers)) for sign in signs], dtype=torch.int64)
 
 

@@ -102,7 +102,7 @@ class SynthesisParams(DataFreeParams):
     learning_rate: float = Field(0.1, gt=0, description="of the student, falling to 0 along half a cosine")
     num_epochs: int = Field(200, ge=1, description="times `epoch_steps`")
     temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs")
-    epoch_steps: int = Field(400, ge=1, description="steps of the student in an epoch, in rounds of `student_steps`")
+    epoch_steps: int = Field(400, ge=1, description="steps of the student in an epoch, a multiple of `student_steps`")
     student_steps: StudentSteps = None
     synthesis_steps: SynthesisSteps
     synthesis_batch_size: int = Field(256, ge=2, description="images that are made at once")

@@ -1,0 +1,50 @@
+"""Scripts that draw what runs left, called as a user calls them."""
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, environment
+from PIL import Image
+
+CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+COLOUR = [200, 7, 90]
+
+
+@pytest.fixture
+def inverted(tmp_path):
+    """`inverted(name, **changes)` writes the last_model.tar of a method that keeps its images."""
+    def write(name, **changes):
+        (tmp_path / name).mkdir()
+        content = {"state_dict": {}, "params": {"dataset": "demo", "image_size": 32, "method": "deepinversion"},
+                   "data": {"classes": CLASSES}, "history": [{"test_accuracy": 52.5}],
+                   "sources": {"teacher": {"path": str(tmp_path / "nowhere"), "sha256": ""}},
+                   "pool": {"images": torch.tensor(COLOUR, dtype=torch.uint8).expand(20, 32, 32, 3),
+                            "labels": torch.arange(20) % 10}, **changes}
+        torch.save(content, tmp_path / name / "last_model.tar")
+        return tmp_path / name
+    return write
+
+
+def show_inversions(*directories, out):
+    words = [sys.executable, str(ROOT / "scripts/show_inversions.py"), *map(str, directories), "--out", str(out)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment())
+
+
+def test_images_of_two_teachers_are_drawn_beside_test_images(inverted, tmp_path):
+    done = show_inversions(inverted("one"), inverted("two"), out=tmp_path / "picture.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "picture.png") as picture:
+        pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    assert (pixels.view(-1, 3) == torch.tensor(COLOUR)).all(1).sum() == 2 * 20 * (3 * 32) ** 2
+
+
+def test_images_of_other_classes_and_runs_without_images_are_refused(inverted, tmp_path):
+    other, none = inverted("other", data={"classes": ["a", "b"]}), inverted("none")
+    content = torch.load(none / "last_model.tar")
+    del content["pool"]
+    torch.save(content, none / "last_model.tar")
+    for directory, words in ((other, "other images or classes"), (none, "keeps no images")):
+        done = show_inversions(directory, out=tmp_path / "picture.png")
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "picture.png").exists()
