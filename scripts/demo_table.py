@@ -22,19 +22,23 @@ for width in ("net16", "net8"):
 
 def table(roots: list[Path]) -> str:
     """A Markdown table of the results below each directory, one directory a seed. OSError where one is missing."""
-    names = [name for _, _, name, *_ in ROWS]
-    seeds = [{name: json.loads((root / name / "results.json").read_text()) for name in names} for root in roots]
-
-    def accuracy(name: str, epoch: str = "last") -> list[float]:
-        return [seed[name][epoch]["test_accuracy"] for seed in seeds]
-
-    def difference(name: str, other: str | None) -> str:
-        return spread([a - b for a, b in zip(accuracy(name), accuracy(other), strict=True)], "+") if other else ""
-
     lines = [("network", "trained", "last epoch", "to no teacher", "to normal", "best epoch")]
-    lines += [(network, how, spread(accuracy(name)), difference(name, alone), difference(name, normal),
-               spread(accuracy(name, "best"))) for network, how, name, alone, normal in ROWS]
+    lines += [(network, how, spread(accuracy(roots, name)), difference(roots, name, alone),
+               difference(roots, name, normal), spread(accuracy(roots, name, "best")))
+              for network, how, name, alone, normal in ROWS]
     return markdown(lines)
+
+
+def accuracy(roots: list[Path], name: str, epoch: str = "last") -> list[float]:
+    """Of one experiment below each directory, at its `last` or its `best` epoch."""
+    return [json.loads((root / name / "results.json").read_text())[epoch]["test_accuracy"] for root in roots]
+
+
+def difference(roots: list[Path], name: str, other: str | None) -> str:
+    """How much more one experiment has than another at the last epoch, seed by seed; nothing without another."""
+    if not other:
+        return ""
+    return spread([a - b for a, b in zip(accuracy(roots, name), accuracy(roots, other), strict=True)], "+")
 
 
 def markdown(lines: list[tuple[str, ...]]) -> str:

@@ -4,10 +4,9 @@
 """
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from demo_table import NASTY, NORMAL, markdown, show, spread
+from demo_table import NASTY, NORMAL, accuracy, difference, markdown, show, spread
 
 # what it is, directory, its teacher's
 ROWS = [("normal teacher", NORMAL, None),
@@ -18,15 +17,9 @@ ROWS = [("normal teacher", NORMAL, None),
 
 def table(roots: list[Path]) -> str:
     """A Markdown table of the results below each directory, one directory a seed. OSError where one is missing."""
-
-    def accuracy(name: str, epoch: str = "last") -> list[float]:
-        return [json.loads((root / name / "results.json").read_text())[epoch]["test_accuracy"] for root in roots]
-
     lines = [("network", "last epoch", "to its teacher", "best epoch")]
-    for what, name, teacher in ROWS:
-        last = accuracy(name)
-        difference = [a - b for a, b in zip(last, accuracy(teacher), strict=True)] if teacher else []
-        lines.append((what, spread(last), spread(difference, "+") if teacher else "", spread(accuracy(name, "best"))))
+    lines += [(what, spread(accuracy(roots, name)), difference(roots, name, teacher),
+               spread(accuracy(roots, name, "best"))) for what, name, teacher in ROWS]
     return markdown(lines)
 
 
