@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from runs.directories import is_seed
+
 ROOT = Path(__file__).parents[1]
 # The experiments of the repository by name, without those that somebody added.
 EXPERIMENTS = {str(path.parent.relative_to(ROOT / "experiments")): json.loads(path.read_text())
-               for shipped in ("CIFAR10", "CIFAR100", "GTSRB", "TinyImageNet", "demo")
+               for shipped in ("CIFAR10", "CIFAR10_short", "CIFAR100", "GTSRB", "TinyImageNet", "demo")
                for path in sorted((ROOT / "experiments" / shipped).rglob("params.json"))
-               if "-seed" not in str(path.relative_to(ROOT))}
+               if not is_seed(path.parent)}
 torch.set_num_threads(1)  # as in the processes that the tests start: sums in the same order, the same bits
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 FEW = {"num_channels": 4, "learning_rate": 0.001, "batch_size": 8, "num_epochs": 2, "precision": "fp32"}

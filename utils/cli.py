@@ -79,7 +79,8 @@ def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.d
 
 
 def main(stage: Callable[[], None]) -> NoReturn:
-    """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130, SIGTERM 143."""
+    """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130, SIGTERM 143, a
+    reader of the output that has gone 141."""
     if not distributed.launched():  # one of several may wait for the others where Python handles no signal
         signal.signal(signal.SIGTERM, _terminate)
         sys.exit(_run(stage))
@@ -99,6 +100,9 @@ def _run(stage: Callable[[], None]) -> int:
         return 0
     except UserError as error:
         return _failed(str(error))
+    except BrokenPipeError:  # who read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno is None:
             raise

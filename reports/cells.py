@@ -1,0 +1,210 @@
+"""What runs are in a paper's table: which network, trained how, by which teacher. Several seeds are one cell."""
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runs.directories import Run, experiment, is_seed, number
+from runs.graph import absolute
+from utils.checkpoint import sha256
+
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet", "gtsrb": "GTSRB",
+            "fashion_mnist": "Fashion-MNIST", "demo": "Fashion-MNIST (demo)"}
+NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": "ShuffleNetV2",
+         "mobilenetv2": "MobileNetV2"}
+METHODS = {"zskt": "ZSKT", "ood": "OoD", "cmi": "CMI", "dafl": "DAFL", "dfq": "DFQ", "deepinversion": "DeepInversion",
+           "kd": "with data"}
+DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
+PARTS = ("baseline", "abd", "ablations")  # and kd*: what a directory of experiments is divided into
+KINDS = {"train_scratch.py": "normal", "train_nasty.py": "nasty", "train_poisoned.py": "poisoned"}
+
+
+def network(name: str, channels: int) -> str:
+    """A name of the zoo that tells widths of `net` apart: `net`, `net16`."""
+    return f"{name}{channels}" if name == "net" and channels != 32 else name
+
+
+def in_words(name: str) -> str:
+    """As papers write it: `ResNet-18`."""
+    for short, prefix in (("preresnet", "ResNetC-"), ("resnet", "ResNet-"), ("densenet", "DenseNet-"), ("wrn", "WRN-")):
+        if name.startswith(short):
+            return prefix + name.removeprefix(short).replace("_", "-")
+    if name.startswith("net") and name != "net":
+        return f"CNN, {name.removeprefix('net')} channels"
+    return NAMES.get(name, name)
+
+
+def method_in_words(method: str) -> str:
+    """`OoD + SV`: a way to learn and its defence."""
+    name, _, defense = method.partition(" ")
+    return METHODS.get(name, name) + (f" + {DEFENSES.get(defense, defense)}" if defense else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All runs of one experiment, one a seed."""
+
+    experiment: Path
+    runs: Sequence[Run]
+    source: Path | None = None  # of a student: the experiment of its teacher, where that is known
+    teacher_kind: str = ""  # of a student: `normal`, `nasty`, `poisoned`, `student`; `unknown` without a source
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.runs[0].params.model_dump()
+
+    @property
+    def network(self) -> str:
+        return network(self.params["model_name"], self.params["num_channels"])
+
+    @property
+    def kind(self) -> str:
+        """`normal`, `nasty`, `poisoned` or `student`."""
+        return KINDS.get(self.runs[0].params.script, "student")
+
+    @property
+    def teacher(self) -> str | None:
+        """The network of a student's teacher."""
+        return network(self.params["teacher_model"], self.params["teacher_num_channels"]) \
+            if self.kind == "student" else None
+
+    @property
+    def method(self) -> str:
+        """How a student learns: `kd`, or a method without data and, after it, how it is defended."""
+        defense = self.params.get("defense", "none")
+        return self.params.get("method", "kd") + ("" if defense == "none" else f" {defense}")
+
+    @property
+    def backdoor(self) -> str | None:
+        """The trigger of a poisoned teacher, or of a student of one."""
+        return self.params.get("trigger") if "poisoned" in (self.kind, self.teacher_kind) else None
+
+    @property
+    def ablation(self) -> bool:
+        """Whether it is there for a figure and not for a table: a run below a directory `ablations`."""
+        return _parts(self.experiment)[1] == "ablations"
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.finished]
+
+    def values(self, epoch: str, key: str = "test_accuracy") -> dict[int, float]:
+        """Of the finished runs at their `best` or their `last` epoch, by seed."""
+        rows = {run.params.seed: run.results[epoch] for run in self.finished}
+        return {seed: row[key] for seed, row in rows.items() if number(row.get(key))}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The cells of one data set that are compared with each other."""
+
+    name: str  # for files
+    title: str
+    dataset: str
+    cells: Sequence[Cell]
+
+
+def spread(values: Iterable[float], sign: str = "") -> str:
+    """`mean`, or `mean ± standard deviation` of several."""
+    values = list(values)
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
+    """Runs by experiment, and remarks: on runs that lie where a seed would but are of another recipe than the others,
+    or of a seed that is there already, which are left out; on what deserves a doubt."""
+    groups: dict[Path, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (is_seed(run.directory), run.directory)):
+        groups.setdefault(run.experiment, []).append(run)
+    found, remarks = [], []
+    for place, members in groups.items():
+        first, kept = members[0], {members[0].params.seed: members[0]}
+        for run in members[1:]:
+            differs = [key for key, value in _recipe(run).items() if _recipe(first).get(key) != value]
+            if differs or run.params.script != first.params.script:
+                remarks.append(f"{run.directory}: left out, it differs from {first.directory} in {', '.join(differs)}")
+            elif run.params.seed in kept:
+                remarks.append(f"{run.directory}: left out, it has the seed of {kept[run.params.seed].directory}")
+            else:
+                kept[run.params.seed] = run
+        source = _source(first, runs)
+        for run in kept.values():
+            teacher = _source(run, runs)
+            if teacher and teacher.params.seed != run.params.seed and any(
+                    other.experiment == teacher.experiment and other.params.seed == run.params.seed for other in runs):
+                remarks.append(f"{run.directory}: its teacher is {teacher.directory}, of another seed than its own")
+        remarks += [f"{run.directory}: params.json was changed since it was run ({', '.join(run.stale)}); shown as run"
+                    for run in kept.values() if run.stale]
+        remarks += [f"{run.directory}: {path} is by now another than the one that it read" for run in kept.values()
+                    for path in _replaced(run)]
+        kind = KINDS.get(source.params.script, "student") if source else "unknown"
+        found.append(Cell(place, list(kept.values()), source.experiment if source else None,
+                          kind if "teacher_resume" in first.params.checkpoints() else ""))
+    return sorted(found, key=lambda cell: cell.experiment), remarks
+
+
+def _replaced(run: Run) -> list[str]:
+    """The checkpoints that a finished run has read, as far as there is something else in their place."""
+    replaced = []
+    for read in run.section("checkpoints_read").values():
+        file = Path(read["path"]) if isinstance(read, dict) and isinstance(read.get("path"), str) else None
+        if file and file.is_file() and file.stat().st_mtime > (run.directory / "results.json").stat().st_mtime and \
+                sha256(file) != read.get("sha256"):
+            replaced.append(str(file))
+    return replaced
+
+
+def _recipe(run: Run) -> dict[str, Any]:
+    """What the seeds of an experiment have in common: parameters, checkpoints by the experiment that they are of."""
+    left_out = {"seed", *run.params.changeable} - {"num_epochs"}
+    sources = {key: experiment(Path(name).parent) for key, name in run.params.checkpoints().items()}
+    return {key: value for key, value in run.params.model_dump().items() if key not in left_out} | sources
+
+
+def _source(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The run whose checkpoint a student learned from, if it is among these. Directories may have been moved together:
+    then it is the nearest of those that the path could mean."""
+    path = Path(run.params.checkpoints().get("teacher_resume", "")).parent
+    if not path.name:
+        return None
+    exact = [other for other in runs if absolute(other.directory) == absolute(path)]
+    like = [other for other in runs if absolute(other.directory).parts[-len(path.parts):] == path.parts]
+    return max(exact or like, default=None, key=lambda other: shared(run.directory, other.directory))
+
+
+def shared(one: Path, other: Path) -> int:
+    """How many directories two paths have in common."""
+    return len(Path(os.path.commonpath([absolute(one), absolute(other)])).parts)
+
+
+def nearness(cell: Cell, students: Sequence[Cell]) -> tuple[int, bool, bool]:
+    """Which of several networks from labels is the one to compare students with: the one that has most directories in
+    common with them, that lies among baselines, that is a teacher of theirs."""
+    common = max((shared(cell.experiment, student.experiment) for student in students), default=0)
+    return common, "baseline" in cell.experiment.parts, any(student.source == cell.experiment for student in students)
+
+
+def collections(cells: Sequence[Cell]) -> list[Collection]:
+    """What lies in one directory that holds `baseline`, `kd*`, `abd`, `ablations`; where there is nothing of the kind,
+    what lies side by side."""
+    groups: dict[tuple[str, Path], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.params["dataset"], _parts(cell.experiment)[0]), []).append(cell)
+    found = []
+    for (dataset, root), members in groups.items():
+        words, alone = DATASETS.get(dataset, dataset), sum(other == dataset for other, _ in groups) == 1
+        found.append(Collection(dataset, words, dataset, members) if alone else
+                     Collection(f"{dataset} {root}", f"{words}, {root}", dataset, members))
+    return found
+
+
+def _parts(place: Path) -> tuple[Path, str]:
+    """The directory of a collection, and the part of it in which an experiment lies."""
+    parts = place.parent.parts
+    marks = [at for at, part in enumerate(parts) if part in PARTS or part == "kd" or part.startswith("kd_")]
+    return (Path(*parts[:marks[-1]]), parts[marks[-1]]) if marks else (place.parent, "")

@@ -1,0 +1,203 @@
+"""A report: what is told of directories of runs, as report.md, results.csv, figures, and text for the terminal."""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reports import figures
+from reports.cells import Cell, Collection, cells, collections, spread
+from reports.sweeps import Sweep, sweeps
+from reports.table import Table, markdown
+from reports.tables import tables
+from runs.directories import Run, find
+from runs.graph import needs
+from utils.checkpoint import write_text
+from utils.errors import UserError
+
+RATES = ("asr", "triggered_accuracy", "base_rate", "target_recall")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is told of some directories."""
+
+    collections: Sequence[Collection]
+    tables: Sequence[Table]
+    sweeps: Sequence[Sweep]
+    unfinished: Sequence[Run]  # in the order in which they need each other
+    remarks: Sequence[str]
+
+    @classmethod
+    def of(cls, directories: Iterable[Path]) -> Report:
+        """Read the runs at and below directories. Raises UserError where there are none."""
+        runs, remarks = find(directories)
+        if not runs:
+            raise UserError("; ".join(remarks))
+        found, doubts = cells(runs)
+        remarks += doubts
+        try:
+            order = list(needs(runs))
+        except UserError as error:
+            order = [run.directory for run in runs]
+            remarks.append(str(error))
+        unfinished = sorted((run for run in runs if not run.finished), key=lambda run: order.index(run.directory))
+        groups = collections(found)
+        return cls(groups, tables(groups), sweeps(groups), unfinished, remarks)
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for collection in self.collections for cell in collection.cells]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for cell in self.cells for run in cell.runs]
+
+    @property
+    def others(self) -> list[Cell]:
+        """Those that are in no table."""
+        placed = {cell.experiment for table in self.tables for cell in table.cells.values()}
+        return [cell for cell in self.cells if cell.experiment not in placed]
+
+    @property
+    def hidden(self) -> list[Cell]:
+        """The finished ones that are in no table and in no figure but the curves."""
+        swept = {cell.experiment for sweep in self.sweeps for line in sweep.lines.values() for _, cell in line}
+        return [cell for cell in self.others if cell.finished and cell.experiment not in swept]
+
+    def missing(self, table: Table) -> list[str]:
+        """The commands that fill a table, teachers first."""
+        of_table = {run.directory for cell in table.cells.values() for run in cell.runs}
+        return [run.command for run in self.unfinished if run.directory in of_table]
+
+    def write(self, out: Path) -> list[Path]:
+        """report.md, results.csv and the figures."""
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "results.csv", _csv(self))
+        write_text(out / "report.md", _markdown(self, []))  # whatever becomes of the figures
+        pictures = figures.draw(self.tables, self.sweeps, self.collections, out)
+        write_text(out / "report.md", _markdown(self, pictures))
+        return [out / "report.md", out / "results.csv", *pictures]
+
+    def text(self) -> str:
+        """For the terminal: the tables in which something is finished, and what else there is."""
+        blocks = [f"{table.title}\n\n{markdown(table.lines())}" for table in self.tables if table.finished]
+        blocks += [f"{sweep.title}\n\n{markdown(sweep.table())}" for sweep in self.sweeps]
+        if idle := [table.title for table in self.tables if not table.finished]:
+            blocks.append("Nothing finished yet in: " + "; ".join(idle) + ".")
+        if self.hidden:
+            blocks.append(f"In no table: {', '.join(str(cell.experiment) for cell in self.hidden)}.")
+        blocks += [textwrap.fill(_legend(self), 120),
+                   _progress(self) + " report.md has the commands of the others." * bool(self.unfinished)]
+        return "\n\n".join(blocks) + "".join(f"\nremark: {text}" for text in _all_remarks(self))
+
+
+def _legend(report: Report) -> str:
+    """What the tables need to be understood."""
+    texts = ["Percent of the test images, mean ± standard deviation where there are several seeds."]
+    if any(table.name.startswith(("students", "datafree")) for table in report.tables):
+        texts.append("In brackets, seed by seed: a student against the same network without a teacher, a teacher "
+                     "against the normal one.")
+    if any(table.name.startswith("backdoors") for table in report.tables):
+        texts.append("Attack success rate: images of other classes that are taken for the target once the trigger is "
+                     "on them; base rate: without it. Target recall: images of the target that are recognised.")
+    texts.append("The best epoch was chosen on the test images (unless `validation_fraction` was set), so it flatters.")
+    if not all(run.finished for run in report.runs):
+        texts.append("`–`: not run yet; `epoch N`: not finished.")
+    if any(table.published for table in report.tables):
+        texts.append("Published values were not checked against the papers.")
+    return " ".join(texts)
+
+
+def _progress(report: Report) -> str:
+    total = len(report.runs)
+    return f"{sum(run.finished for run in report.runs)} of {total} {'run is' if total == 1 else 'runs are'} finished."
+
+
+def _all_remarks(report: Report) -> list[str]:
+    changed = [(run, run.section("set")) for run in report.runs if run.section("set")]
+    return [*report.remarks, *(f"{run.directory}: run with --set " + " ".join(
+        f"{key}={json.dumps(value)}" for key, value in values.items()) for run, values in changed)]
+
+
+def _markdown(report: Report, pictures: Sequence[Path]) -> str:
+    parts = ["# Results", f"{_progress(report)} {_legend(report)}"]
+    for table in report.tables:
+        parts += [f"## {table.title}", markdown(table.lines()), *_commands(report.missing(table))]
+    for sweep in report.sweeps:
+        parts += [f"## {sweep.title}", markdown(sweep.table())]
+    named = {command for table in report.tables for command in report.missing(table)}
+    if missing := [run.command for run in report.unfinished if run.command not in named]:
+        parts += ["## Other runs", *_commands(missing)]
+    if report.hidden:
+        parts += ["## In no table", "\n".join(f"- {cell.experiment}: {cell.network}, last epoch "
+                                              f"{spread(cell.values('last').values())}" for cell in report.hidden)]
+    if done := [run for run in report.runs if run.finished]:
+        parts += ["## Finished runs", markdown(_runs(done))]
+    if pictures:
+        parts += ["## Figures", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
+    if texts := _all_remarks(report):
+        parts += ["## Remarks", "\n".join(f"- {text}" for text in texts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _runs(runs: Sequence[Run]) -> list[list[str]]:
+    """Heads, then what stands behind each number: a line a run."""
+    lines = [["run", "last epoch", "best epoch", "time", "device", "arithmetic", "torch", "commit"]]
+    for run in runs:
+        versions = run.section("versions")
+        accuracies = [f"{row['test_accuracy']:.2f} ({row['epoch']:.0f})"
+                      for row in (run.results["last"], run.results["best"])]
+        lines.append([str(run.directory), *accuracies, _duration(run.results.get("wall_time_seconds")),
+                      str(run.results.get("device", "")), str(run.results.get("precision", "")),
+                      str(versions.get("torch", "")), str(versions.get("commit") or "")[:7]])
+    return lines
+
+
+def _duration(seconds: object) -> str:
+    if not isinstance(seconds, int | float):
+        return ""
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else \
+        f"{seconds / 3600:.1f} h"
+
+
+def _commands(missing: Sequence[str]) -> list[str]:
+    return ["Not finished yet:", "```bash\n" + "\n".join(missing) + "\n```"] if missing else []
+
+
+def _csv(report: Report) -> str:
+    """A line for each cell of each table, and for each that is in none."""
+    heads = ["table", "row", "column", "experiment", "dataset", "network", "kind", "teacher", "method", "trigger",
+             "runs", "finished", *(f"{epoch}_{key}{what}" for epoch in ("last", "best")
+                                   for key in ("test_accuracy", *RATES) for what in ("", "_sd")), "published",
+             "published_asr"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, lineterminator="\n", restval="")
+    writer.writeheader()
+    for table in report.tables:
+        for place in dict.fromkeys([*table.cells, *table.published]):
+            row = {"table": table.title, "row": place.row.words, "column": place.column.words}
+            row |= dict(zip(("published", "published_asr"), table.published.get(place, ()), strict=False))
+            writer.writerow(row | (_measured(table.cells[place]) if place in table.cells else {}))
+    for cell in report.others:
+        writer.writerow(_measured(cell))
+    return text.getvalue()
+
+
+def _measured(cell: Cell) -> dict[str, object]:
+    row: dict[str, object] = {
+        "experiment": cell.experiment, "dataset": cell.params["dataset"], "network": cell.network, "kind": cell.kind,
+        "teacher": f"{cell.teacher_kind} {cell.teacher}" if cell.teacher else "",
+        "method": cell.method if cell.teacher else "", "trigger": cell.params.get("trigger") or "",
+        "runs": len(cell.runs), "finished": len(cell.finished)}
+    for epoch in ("last", "best"):
+        for key in ("test_accuracy", *RATES):
+            if values := list(cell.values(epoch, key).values()):
+                row[f"{epoch}_{key}"] = round(statistics.mean(values), 4)
+                row[f"{epoch}_{key}_sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else ""
+    return row

@@ -1,0 +1,144 @@
+"""The figures of a report: what students learn from normal and nasty teachers, by what, and training curves."""
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files, no windows
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
+
+from reports.cells import Cell, Collection, in_words
+from reports.students import KINDS
+from reports.sweeps import KEYS, Sweep
+from reports.table import Head, Table
+
+COLOURS = {"no teacher": "0.6", "normal": "tab:blue", "nasty": "tab:red", "poisoned": "tab:purple",
+           "student": "tab:green", "unknown": "0.3"}
+plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+                     "axes.grid.axis": "y", "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False})
+
+
+def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence[Collection], out: Path) -> list[Path]:
+    """Bars for each table of students in which something is finished, lines for each sweep, curves for each collection.
+    The paths of the files."""
+    made = []
+    for table in tables:
+        if table.finished and len(table.keys) == 1:
+            made.append(_save(_bars(table), out / f"{_name(table.name)}.png"))
+    made += [_save(_lines(sweep), out / f"{_name(sweep.name)}.png")
+             for sweep in sweeps]
+    for collection in collections:
+        begun = [cell for cell in collection.cells if not cell.ablation and any(run.history for run in cell.runs)]
+        if begun:
+            made.append(_save(_curves(collection.title, begun), out / f"curves-{_name(collection.name)}.png"))
+    return made
+
+
+def _name(text: str) -> str:
+    """Of a file, of at most 100 characters, the end of a long text."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[-100:]
+
+
+def _save(figure: plt.Figure, file: Path) -> Path:
+    figure.savefig(file, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return file
+
+
+def _bars(table: Table) -> plt.Figure:
+    """A group a column, a bar a row: the last epoch, its standard deviation, and the published value as a line."""
+    columns = [column for column in table.columns
+               if any(place.column == column and cell.finished for place, cell in table.cells.items())]
+    figure, axes = plt.subplots(figsize=(2 + 0.45 * len(columns) * (len(table.rows) + 1), 4.5))
+    width = 0.85 / len(table.rows)
+    ticks: list[float] = []  # amid the bars that there are
+    for group, column in enumerate(columns):
+        there = [number for number, row in enumerate(table.rows)
+                 if ((row, column) in table.cells and table.cells[row, column].finished)
+                 or (row, column) in table.published]
+        ticks.append(group - 0.425 + (statistics.mean(there) + 0.5) * width)
+    for number, (row, colour) in enumerate(zip(table.rows, _colours(table.rows), strict=True)):
+        lefts = {column: group - 0.425 + (number + 0.5) * width for group, column in enumerate(columns)}
+        bars = {left: list(table.cells[row, column].values("last").values()) for column, left in lefts.items()
+                if (row, column) in table.cells and table.cells[row, column].finished}
+        if bars:
+            drawn = axes.bar(bars.keys(), [statistics.mean(values) for values in bars.values()], width * 0.92,
+                             yerr=[statistics.stdev(values) if len(values) > 1 else 0 for values in bars.values()],
+                             color=colour, label=row.words, error_kw={"elinewidth": 1.2, "capsize": 3})
+            means = [statistics.mean(values) for values in bars.values()]
+            axes.bar_label(drawn, [f"{mean + 1e-9:.1f}" for mean in means], padding=2, fontsize=9)
+        papers = [(left, table.published[row, column][0]) for column, left in lefts.items()
+                  if (row, column) in table.published]
+        if papers:
+            axes.hlines([value for _, value in papers], [left - width / 2 for left, _ in papers],
+                        [left + width / 2 for left, _ in papers], color="black", lw=2)
+    handles, words = axes.get_legend_handles_labels()
+    if table.published:
+        handles.append(plt.Line2D([], [], color="black", lw=2))
+        words.append("paper, unchecked")
+    axes.set_xticks(ticks, [column.words.replace(", ", ",\n") for column in columns])
+    axes.set(ylabel="test accuracy in percent, last epoch", ylim=(0, 105), xlim=(-0.5, len(columns) - 0.5))
+    axes.set_title(table.title, pad=14)
+    axes.legend(handles, words, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def _colours(rows: Sequence[Head]) -> list[tuple[float, float, float]]:
+    """One a row, by the kind of the teacher; several of a kind in lighter and lighter shades."""
+    kinds = [row.key[1] if len(row.key) > 1 else row.words for row in rows]
+    colours = []
+    for number, kind in enumerate(kinds):
+        share = kinds[:number].count(kind) / kinds.count(kind)  # of white
+        colours.append(tuple(part + (1 - part) * 0.8 * share for part in to_rgb(COLOURS[kind])))
+    return colours
+
+
+def _lines(sweep: Sweep) -> plt.Figure:
+    """Test accuracy at the last epoch against the parameter, with the standard deviation of the seeds."""
+    figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    for whose, line in sweep.lines.items():
+        values = [list(cell.values("last").values()) for _, cell in line]
+        axes.errorbar([x for x, _ in line], [statistics.mean(value) for value in values],
+                      [statistics.stdev(value) if len(value) > 1 else 0 for value in values], marker="o", capsize=3,
+                      color=COLOURS[whose], label=whose if whose == "no teacher" else f"{whose} teacher")
+    axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy in percent, last epoch")
+    ticks = sorted({x for line in sweep.lines.values() for x, _ in line})
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set_title(f"{in_words(sweep.network)}, {sweep.where}", fontsize=12)
+    axes.legend()
+    return figure
+
+
+def _curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
+    """Test accuracy by epoch, a plot for each kind of run, a line a cell: the mean of its seeds."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.kind == "student", KINDS.index(cell.teacher_kind or cell.kind))):
+        what = f"students of {cell.teacher_kind} teachers" if cell.kind == "student" else \
+            "from labels" if cell.kind == "normal" else f"{cell.kind} teachers"
+        groups.setdefault(what, []).append(cell)
+    columns = 2 if len(groups) == 4 else min(3, len(groups))
+    figure, axes = plt.subplots(-(-len(groups) // columns), columns, sharey=True, squeeze=False,
+                                figsize=(5.6 * columns, 4.4 * -(-len(groups) // columns)))
+    for plot in axes.flat[len(groups):]:
+        plot.axis("off")
+    for plot, (what, members) in zip(axes.flat, groups.items(), strict=False):
+        for cell in members:
+            histories = [run.history for run in cell.runs if run.history]
+            epochs = min(map(len, histories))
+            means = [statistics.mean(history[epoch]["test_accuracy"] for history in histories)
+                     for epoch in range(epochs)]
+            plot.plot(range(1, epochs + 1), means, label="/".join(cell.experiment.parts[-2:]),
+                      marker="." if epochs < 30 else None)
+        plot.set(title=what, xlabel="epoch")
+        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.legend(fontsize=9 if len(members) <= 12 else 6)
+    for plot in axes[:, 0]:
+        plot.set_ylabel("test accuracy in percent")
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,133 @@
+"""The Nasty Teacher paper's tables: a row a teacher, a column a student, with data (tables 1 to 3) or without."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reports.cells import Cell, in_words, method_in_words, nearness
+from reports.table import TEACHER, Head, Place, Table
+
+KINDS = ("normal", "nasty", "poisoned", "student", "unknown")
+ALONE = Head(("no teacher",), "no teacher")
+ITSELF = Head(("itself",), "the teacher's own network")
+
+
+class Group(NamedTuple):
+    """What makes a row: students of one teacher that lie side by side."""
+
+    network: str  # of the teacher
+    kind: str
+    directory: Path | None = None  # where the students lie; None: nowhere, it is the paper's row
+    source: Path | None = None  # the teacher's experiment
+
+
+def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], published: dict[str, Any]) -> Table:
+    """Fill a table: a row for networks without a teacher and one for each group of students; a column for the teachers
+    and one for each student. Differences: of a student to the same network without a teacher, of a teacher to the
+    normal one; and of a student that is its teacher's network to the normal teacher, where the paper has no other."""
+    teachers = {name: kinds for name, kinds in published.items() if name != "baseline"}
+    if not teachers.keys() & {*(cell.network for cell in networks), *(cell.teacher for cell in students)}:
+        teachers, published = {}, {}  # other teachers than the paper's: its values are no measure of these
+    baselines = published.get("baseline", {})
+    groups = _groups(students, networks)
+    of_paper = _papers_groups(groups, teachers)
+    rows = _heads(_in_order([*groups, *of_paper]))
+    table.columns = [TEACHER, *map(_column, baselines)]
+
+    def put(row: Head, column: Head, cell: Cell) -> None:
+        place = table.put(Place(row, column), cell)
+        if place.column not in table.columns:
+            table.columns.append(place.column)
+
+    for group, members in groups.items():
+        for cell in members:
+            itself = baselines and cell.network == cell.teacher and cell.network not in baselines
+            put(rows[group], ITSELF if itself else _column(f"{cell.network} {cell.method}"), cell)
+        for cell in networks:
+            if cell.experiment == group.source:
+                put(rows[group], TEACHER, cell)
+    for group, values in of_paper.items():
+        for name, value in values.items():
+            table.published[Place(rows[group], _column(name))] = (value,)
+    table.published |= {Place(ALONE, _column(name)): (value,) for name, value in baselines.items()}
+    table.columns += [column for _, column in table.published if column not in table.columns]
+    alone = [cell for cell in networks if cell.kind == "normal"]
+    if not students:
+        table.columns += [column for cell in alone if (column := _column(cell.network)) not in table.columns]
+    for column in dict.fromkeys(table.columns):
+        same = [cell for cell in alone if cell.network == column.key[0]]
+        if same:
+            table.cells[Place(ALONE, column)] = max(same, key=lambda cell: nearness(cell, students))
+    table.columns = list(dict.fromkeys(table.columns))
+    table.rows = [ALONE] * any(row == ALONE for row, _ in [*table.cells, *table.published]) + list(rows.values())
+    table.references = _references(rows, table.columns)
+    return table
+
+
+def _groups(students: Sequence[Cell], networks: Sequence[Cell]) -> dict[Group, list[Cell]]:
+    groups: dict[Group, list[Cell]] = {}
+    for cell in students:
+        group = Group(cell.teacher or "", cell.teacher_kind, cell.experiment.parent, cell.source)
+        groups.setdefault(group, []).append(cell)
+    taught = {cell.source for cell in students}
+    for cell in networks:
+        if cell.kind != "normal" and cell.experiment not in taught:
+            groups[Group(cell.network, cell.kind, cell.experiment.parent, cell.experiment)] = []
+    return groups
+
+
+def _papers_groups(groups: Iterable[Group], teachers: dict[str, Any]) -> dict[Group, dict[str, float]]:
+    """The published values of each group that is the paper's: of several of one teacher the one that lies where the
+    published experiments do, `kd_nasty_resnet18`; of none a group of the paper alone."""
+    found = {}
+    for name, kinds in teachers.items():
+        for kind, values in kinds.items():
+            like = [group for group in groups if (group.network, group.kind) == (name, kind)]
+            named = [group for group in like if group.directory and group.directory.name == f"kd_{kind}_{name}"]
+            its = named if len(named) == 1 else like if len(like) == 1 else [Group(name, kind)]
+            found[its[0]] = values
+    return found
+
+
+def _in_order(groups: Iterable[Group]) -> list[Group]:
+    groups = list(dict.fromkeys(groups))
+    networks = list(dict.fromkeys(group.network for group in groups))
+    return sorted(groups, key=lambda group: (networks.index(group.network), KINDS.index(group.kind),
+                                             str(group.directory), str(group.source)))
+
+
+def _heads(groups: Sequence[Group]) -> dict[Group, Head]:
+    """With the directory where teachers are told apart by it, and with the teacher where even that is the same."""
+    heads = {}
+    for group in groups:
+        words = f"{group.kind} {in_words(group.network)}"
+        like = [other for other in groups if other[:2] == group[:2]]
+        if len(like) > 1:
+            words += f", {group.directory.name}" if group.directory else ", the paper's"
+        if sum(other.directory == group.directory for other in like) > 1 and group.source:
+            words += f" from {group.source.name}"
+        heads[group] = Head((group.network, group.kind, str(group.directory), str(group.source)), words)
+    return heads
+
+
+def _references(rows: dict[Group, Head], columns: Sequence[Head]) -> dict[Place, list[Place]]:
+    references = {}
+    for group, row in rows.items():
+        normal = [Place(rows[other], TEACHER) for other in rows if other[:2] == (group.network, "normal")]
+        for column in columns:
+            if column != TEACHER:
+                references[Place(row, column)] = [Place(ALONE, column), *(normal if column == ITSELF else [])]
+            elif group.kind != "normal":
+                references[Place(row, column)] = [*normal, Place(ALONE, _column(group.network))]
+    return references
+
+
+def _column(name: str) -> Head:
+    """`net`, `net kd`: a student with data; `net dafl`: one without."""
+    network, _, method = name.partition(" ")
+    if name in ("teacher", "itself"):
+        return TEACHER if name == "teacher" else ITSELF
+    if method in ("", "kd"):
+        return Head((network,), in_words(network))
+    return Head((network, method), f"{in_words(network)}, {method_in_words(method)}")

@@ -1,0 +1,77 @@
+"""Runs that differ in one parameter alone: what a student learns against `weight`, `temperature`, `alpha` or the
+fraction of the training data, the figures of the Nasty Teacher paper."""
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from reports.cells import Cell, Collection, in_words, spread
+
+# Parameters that are swept, in words; `weight` is that of a student's nasty teacher.
+KEYS = {"weight": "weight of the nasty teacher's KL term", "temperature": "temperature of the student",
+        "alpha": "weight alpha of the student's KL term", "subset_fraction": "fraction of the training images"}
+LEAST = 3  # values that make a sweep
+Line = list[tuple[float, Cell]]  # by value
+
+
+@dataclass
+class Sweep:
+    """One figure: a line for each kind of teacher, or `no teacher`."""
+
+    name: str  # for files
+    where: str  # the collection
+    key: str
+    network: str
+    lines: dict[str, Line] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"{in_words(self.network)} against the {KEYS[self.key]}, {self.where}, last epoch"
+
+    def table(self) -> list[list[str]]:
+        """Heads, then accuracies at the last epoch: a line for each kind of teacher, a column a value."""
+        values = sorted({value for line in self.lines.values() for value, _ in line})
+        table = [["", *(f"{value:g}" for value in values)]]
+        for whose, line in self.lines.items():
+            texts = {value: spread(cell.values("last").values()) for value, cell in line}
+            table.append([whose if whose == "no teacher" else f"{whose} teacher",
+                          *(texts.get(value, "") for value in values)])
+        return table
+
+
+def sweeps(collections: Sequence[Collection]) -> list[Sweep]:
+    """All that the finished cells make."""
+    return [sweep for collection in collections for sweep in _sweeps(collection)]
+
+
+def _sweeps(collection: Collection) -> list[Sweep]:
+    finished = [cell for cell in collection.cells if cell.finished]
+    by_experiment = {cell.experiment: cell for cell in collection.cells}
+    groups: dict[tuple[Hashable, ...], dict[float, Cell]] = {}
+    for key in KEYS:
+        for cell in finished:
+            source = by_experiment.get(cell.source) if cell.source else None
+            holder = source if key == "weight" else cell
+            if holder is None or key not in holder.params or cell.method != "kd" or \
+                    (cell.kind != "student" and (key != "subset_fraction" or cell.kind != "normal")):
+                continue
+            whose = cell.teacher_kind or "no teacher"
+            what = (key, cell.network, whose, _rest(cell, key),
+                    _rest(source, key) if source and key == "weight" else cell.source)
+            groups.setdefault(what, {})[holder.params[key]] = cell
+    found: dict[tuple[Hashable, ...], Sweep] = {}
+    for (key, network, whose, *_), values in groups.items():
+        if len(values) >= LEAST:
+            sweep = found.setdefault((key, network), Sweep(f"{key} {collection.name} {network}", collection.title,
+                                                           key, network))
+            line = sorted(values.items())
+            if len(line) > len(sweep.lines.get(whose, [])):  # of several the longest
+                sweep.lines[whose] = line
+    return list(found.values())
+
+
+def _rest(cell: Cell, key: str) -> Hashable:
+    """The other parameters that make a result."""
+    left_out = {key, "seed", "teacher_resume", "adversarial_resume", "init_from", "num_workers", "cuda", "cuda_graph",
+                "compile", "teacher_cache"}
+    return tuple(sorted((name, str(value)) for name, value in cell.params.items() if name not in left_out))

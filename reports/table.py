@@ -1,0 +1,111 @@
+"""A table of cells by row and column: last and best epoch, differences, and the published value below them."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from reports.cells import Cell, spread
+
+EPOCHS = {"last": "last epoch", "best": "best epoch"}
+
+
+class Head(NamedTuple):
+    """Of a row or a column. What it is about comes first, so that heads are equal where that is."""
+
+    key: tuple[str, ...]
+    words: str
+
+
+class Place(NamedTuple):
+    row: Head
+    column: Head
+
+
+TEACHER = Head(("teacher",), "teacher")  # the column of the teachers themselves
+
+
+@dataclass
+class Table:
+    """Cells by row and column, with what was published there."""
+
+    name: str  # for files
+    title: str
+    keys: tuple[str, ...] = ("test_accuracy",)  # what stands in a cell
+    more: tuple[str, ...] = ()  # and below it, of the last epoch
+    rows: list[Head] = field(default_factory=list)
+    columns: list[Head] = field(default_factory=list)
+    cells: dict[Place, Cell] = field(default_factory=dict)
+    published: dict[Place, tuple[float, ...]] = field(default_factory=dict)
+    references: dict[Place, list[Place]] = field(default_factory=dict)  # the first that is there is subtracted
+
+    @property
+    def finished(self) -> bool:
+        return any(cell.finished for cell in self.cells.values())
+
+    def put(self, place: Place, cell: Cell) -> Place:
+        """Where the cell stands: if the place is taken, in a column of its own, by the name of its directory."""
+        if self.cells.get(place, cell) is not cell:
+            name = cell.experiment.name
+            place = Place(place.row, Head((*place.column.key, name), f"{place.column.words}, {name}"))
+        self.cells[place] = cell
+        return place
+
+    def lines(self) -> list[list[str]]:
+        """Heads, then up to four lines a row: what of the cells, and a text for each column."""
+        lines = [["", "", *(column.words for column in self.columns)]]
+        for row in self.rows:
+            places = [Place(row, column) for column in self.columns]
+            block = [[what, *(self._measured(place, epoch) for place in places)] for epoch, what in EPOCHS.items()]
+            block += [[" / ".join(key.replace("_", " ") for key in self.more),
+                       *(self._rates(place, "last", self.more) for place in places)],
+                      ["paper, unchecked", *(self._of_paper(place) for place in places)]]
+            told = [line for line in block if any(line[1:])]
+            lines += [[row.words if line is told[0] else "", *line] for line in told]
+        return lines
+
+    def _measured(self, place: Place, epoch: str) -> str:
+        cell = self.cells.get(place)
+        if cell is None:
+            return ""
+        if not cell.finished:
+            done = max(len(run.history) for run in cell.runs)
+            return f"epoch {done}" if done and epoch == "last" else "–" if epoch == "last" else ""
+        return self._rates(place, epoch, self.keys) + _missing(cell) + self._difference(place, epoch)
+
+    def _rates(self, place: Place, epoch: str, keys: Sequence[str]) -> str:
+        cell = self.cells.get(place)
+        return " / ".join(spread(values.values()) for key in keys if cell and (values := cell.values(epoch, key)))
+
+    def _difference(self, place: Place, epoch: str) -> str:
+        """To the reference, over the seeds that both have."""
+        other = next((self.cells[other] for other in self.references.get(place, ()) if other in self.cells), None)
+        if other is None:
+            return ""
+        values, base = self.cells[place].values(epoch), other.values(epoch)
+        differences = [values[seed] - base[seed] for seed in values if seed in base]
+        if not differences:
+            return ""
+        of = "" if len(differences) == len(values) else f", {len(differences)} of {len(values)} seeds"
+        return f" ({spread(differences, '+')}{of})"
+
+    def _of_paper(self, place: Place) -> str:
+        values = self.published.get(place)
+        if not values:
+            return ""
+        base = next((self.published[at] for at in self.references.get(place, ()) if at in self.published), None)
+        less = f" ({values[0] - base[0]:+.2f})" if base else ""
+        return " / ".join(f"{value:g}" if len(self.keys) > 1 else f"{value:.2f}" for value in values) + less
+
+
+def _missing(cell: Cell) -> str:
+    return "" if len(cell.finished) == len(cell.runs) else f", {len(cell.finished)} of {len(cell.runs)} seeds"
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table, the first line its heads."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+            for line in lines]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(text)

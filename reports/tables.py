@@ -1,0 +1,41 @@
+"""The papers' tables, filled with what was measured, and what was published (published.json) below it."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reports.backdoors import backdoors
+from reports.cells import Collection
+from reports.students import fill
+from reports.table import Table
+
+PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+
+
+def tables(collections: Sequence[Collection]) -> list[Table]:
+    """All tables in which these cells have a place; ablations have none."""
+    return [table for collection in collections for table in _tables(collection) if table.cells]
+
+
+def _tables(collection: Collection) -> list[Table]:
+    own = [cell for cell in collection.cells if not cell.ablation]
+    of_backdoors = backdoors(collection, own, PUBLISHED["backdoors"].get(collection.dataset, {}))
+    placed = {cell.experiment for table in of_backdoors for cell in table.cells.values()}
+    own = [cell for cell in own if cell.experiment not in placed]
+    with_data = [cell for cell in own if cell.kind == "student" and cell.method == "kd"]
+    without = [cell for cell in own if cell.kind == "student" and cell.method != "kd"]
+    taught, taught_without = {cell.source for cell in with_data}, {cell.source for cell in without}
+    teachers = [cell for cell in own if cell.kind in ("nasty", "poisoned")]
+    normal = [cell for cell in own if cell.kind == "normal"]
+    made = []
+    if with_data or normal or teachers:
+        networks = normal + [cell for cell in teachers if cell.experiment not in taught_without - taught]
+        table = Table(f"students {collection.name}", f"Students with data, {collection.title}")
+        made.append(fill(table, with_data, networks, PUBLISHED["students"].get(collection.dataset, {})))
+    if without:
+        networks = normal + [cell for cell in teachers if cell.experiment in taught_without]
+        table = Table(f"datafree {collection.name}", f"Students without data, {collection.title}")
+        made.append(fill(table, without, networks, PUBLISHED["datafree"].get(collection.dataset, {})))
+    return made + of_backdoors

@@ -1,0 +1,317 @@
+"""Reports: several seeds are one cell, published values stand below, and no file can stop them."""
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from conftest import ROOT, environment
+
+from reports.cells import in_words
+from reports.document import Report
+from reports.table import markdown
+
+SCRATCH = {"dataset": "cifar10", "learning_rate": 0.1, "num_epochs": 2}
+STAGES = {"method": "train_datafree.py", "teacher_model": "train_kd.py", "adversarial_model": "train_nasty.py",
+          "trigger": "train_poisoned.py"}
+
+
+def write(directory, params, last=None, best=None, **rates):
+    """An experiment, finished if there is an accuracy."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "params.json").write_text(json.dumps(params))
+    if last is None:
+        return
+    rows = {name: {"epoch": epoch, "test_accuracy": value, **rates}
+            for name, epoch, value in (("last", 2, last), ("best", 1, best or last))}
+    stage = next((stage for key, stage in STAGES.items() if key in params), "train_scratch.py")
+    (directory / "results.json").write_text(json.dumps({"stage": stage, "params": params, "set": {}, **rows}))
+    (directory / "metrics.csv").write_text(f"epoch,test_accuracy\n1,{best or last}\n2,{last}\n")
+
+
+def teachers(root):
+    """A normal and a nasty ResNet-18, a baseline, and students of both, below `root`."""
+    normal, nasty = root / "baseline/resnet18", root / "kd_nasty_resnet18/nasty_resnet18"
+    write(normal, SCRATCH | {"model_name": "resnet18"}, 95.0, 95.2)
+    write(root / "baseline/cnn", SCRATCH | {"model_name": "net"}, 86.0, 86.5)
+    write(nasty, SCRATCH | {"model_name": "resnet18", "adversarial_model": "resnet18", "temperature": 4, "weight": 0.04,
+                            "adversarial_resume": f"{normal}/best_model.tar"}, 94.0)
+    for kind, teacher, value in (("normal", normal, 87.0), ("nasty", nasty, 82.0)):
+        write(root / f"kd_{kind}_resnet18/cnn", student(teacher), value)
+    return normal, nasty
+
+
+def student(teacher, **params):
+    return SCRATCH | {"model_name": "net", "teacher_model": "resnet18", "temperature": 4, "alpha": 0.9,
+                      "teacher_resume": f"{teacher}/best_model.tar"} | params
+
+
+def report(*roots):
+    return Report.of(roots)
+
+
+def rows(root, title="Students with data"):
+    """The lines of a table as {(row, what): {column: text}}."""
+    table = next(table for table in report(root).tables if table.title.startswith(title))
+    heads, *lines = table.lines()
+    found, row = {}, ""
+    for line in lines:
+        row = line[0] or row
+        found[row, line[1]] = dict(zip(heads[2:], line[2:], strict=True))
+    return found
+
+
+def test_a_table_has_the_shape_of_the_papers_with_the_published_values_below(tmp_path):
+    teachers(tmp_path)
+    found = rows(tmp_path)
+    assert found["no teacher", "last epoch"]["CNN"] == "86.00"
+    assert found["no teacher", "best epoch"]["CNN"] == "86.50"
+    assert found["normal ResNet-18", "last epoch"] == {
+        "teacher": "95.00", "CNN": "87.00 (+1.00)", "ResNetC-20": "", "ResNetC-32": "", "ResNet-18": ""}
+    assert found["nasty ResNet-18", "last epoch"]["teacher"] == "94.00 (-1.00)"
+    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
+    assert found["nasty ResNet-18", "best epoch"]["CNN"] == "82.00 (-4.50)"
+    assert found["nasty ResNet-18", "paper, unchecked"]["CNN"] == "82.46 (-4.18)"
+    assert found["nasty ResNet-18", "paper, unchecked"]["teacher"] == "94.56 (-0.57)"
+
+
+def test_seeds_are_one_cell(tmp_path):
+    teachers(tmp_path)
+    write(tmp_path / "baseline/cnn/seed1", SCRATCH | {"model_name": "net", "seed": 1}, 88.0)
+    assert rows(tmp_path)["no teacher", "last epoch"]["CNN"] == "87.00 ± 1.41"
+
+
+def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have(tmp_path):
+    _, nasty = teachers(tmp_path)
+    for seed, baseline, value in ((1, 66.0, 60.0), (2, 66.0, None)):
+        write(tmp_path / f"baseline/cnn/seed{seed}", SCRATCH | {"model_name": "net", "seed": seed}, baseline)
+        if value:
+            write(tmp_path / f"kd_nasty_resnet18/cnn/seed{seed}", student(nasty, seed=seed), value)
+    found = rows(tmp_path)
+    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "71.00 ± 15.56 (-5.00 ± 1.41)"
+    assert found["normal ResNet-18", "last epoch"]["CNN"] == "87.00 (+1.00)"
+    (tmp_path / "baseline/cnn/seed1/results.json").unlink()
+    found = rows(tmp_path)
+    assert found["no teacher", "last epoch"]["CNN"] == "76.00 ± 14.14, 2 of 3 seeds"
+    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "71.00 ± 15.56 (-4.00, 1 of 2 seeds)"
+
+
+def test_what_lies_where_a_seed_would_but_is_none_is_named_and_left_out(tmp_path):
+    teachers(tmp_path)
+    for number, params in enumerate(({"seed": 1, "num_epochs": 1}, {"seed": 0}, {"seed": 3, "model_name": "mlp"})):
+        write(tmp_path / f"baseline/cnn/seed{number + 1}", SCRATCH | {"model_name": "net"} | params, 10.0)
+    write(tmp_path / "kd_normal_resnet18/cnn/seed1",
+          student(tmp_path / "kd_nasty_resnet18/nasty_resnet18", seed=1), 10.0)
+    assert rows(tmp_path)["no teacher", "last epoch"]["CNN"] == "86.00"
+    remarks = "\n".join(report(tmp_path).remarks)
+    for words in ("cnn/seed1: left out, it differs from", "in num_epochs", "seed2: left out, it has the seed of",
+                  "in model_name", "in teacher_resume"):
+        assert words in remarks, words
+
+
+def test_doubts_are_told(tmp_path):
+    normal, nasty = teachers(tmp_path)
+    write(normal / "seed1", SCRATCH | {"model_name": "resnet18", "seed": 1}, 95.0)
+    write(tmp_path / "kd_normal_resnet18/cnn/seed1", student(normal, seed=1), 87.0)
+    (nasty / "params.json").write_text((nasty / "params.json").read_text().replace("0.04", "0.4"))
+    read = tmp_path / "kd_nasty_resnet18/cnn/results.json"
+    results = json.loads(read.read_text())
+    read.write_text(json.dumps(results | {"checkpoints_read": {"teacher": {"path": f"{nasty}/best_model.tar",
+                                                                           "sha256": "0"}}}))
+    os.utime(read, (0, 0))
+    (nasty / "best_model.tar").write_bytes(b"another")
+    remarks = "\n".join(report(tmp_path).remarks)
+    assert f"{tmp_path}/kd_normal_resnet18/cnn/seed1: its teacher is {normal}, of another seed" in remarks
+    assert f"{nasty}: params.json was changed since it was run (weight (0.04 -> 0.4))" in remarks
+    assert f"{tmp_path}/kd_nasty_resnet18/cnn: {nasty}/best_model.tar is by now another" in remarks
+
+
+def test_students_of_two_teachers_of_one_network_in_one_directory_have_a_row_each(tmp_path):
+    _, nasty = teachers(tmp_path)
+    write(tmp_path / "kd_nasty_resnet18/nasty_b", json.loads((nasty / "params.json").read_text()), 60.0)
+    write(tmp_path / "kd_nasty_resnet18/cnn_b", student(tmp_path / "kd_nasty_resnet18/nasty_b"), 50.0)
+    found = rows(tmp_path)
+    heads = [head for head, what in found if head.startswith("nasty") and what == "last epoch"]
+    assert [(found[head, "last epoch"]["teacher"], found[head, "last epoch"]["CNN"]) for head in heads] == [
+        ("60.00 (-35.00)", "50.00 (-36.00)"), ("94.00 (-1.00)", "82.00 (-4.00)")]
+    assert heads[0].endswith("from nasty_b") and heads[1].endswith("from nasty_resnet18")
+
+
+def test_the_paper_compares_a_student_like_its_teacher_with_the_teacher(tmp_path):
+    write(tmp_path / "baseline/resnet50", SCRATCH | {"dataset": "cifar100", "model_name": "resnet50"}, 77.0)
+    write(tmp_path / "kd_normal_resnet50/resnet50", student(
+        tmp_path / "baseline/resnet50", dataset="cifar100", model_name="resnet50", teacher_model="resnet50"), 79.0)
+    found = rows(tmp_path)
+    own = "the teacher's own network"
+    assert found["normal ResNet-50", "last epoch"][own] == "79.00 (+2.00)"
+    assert found["normal ResNet-50", "paper, unchecked"][own] == "80.02 (+1.90)"
+    assert found["nasty ResNeXt-29", "paper, unchecked"][own] == "75.08 (-6.77)"
+
+
+def test_two_nasty_teachers_of_one_network_have_a_row_each(tmp_path):
+    normal, _ = teachers(tmp_path)
+    weak = tmp_path / "kd_nasty_weak/nasty_weak"
+    write(weak, SCRATCH | {"model_name": "resnet18", "adversarial_model": "resnet18", "temperature": 4, "weight": 0.004,
+                           "adversarial_resume": f"{normal}/best_model.tar"}, 94.5)
+    write(tmp_path / "kd_nasty_weak/cnn", student(weak), 85.0)
+    found = rows(tmp_path)
+    assert found["nasty ResNet-18, kd_nasty_weak", "last epoch"]["CNN"] == "85.00 (-1.00)"
+    assert found["nasty ResNet-18, kd_nasty_resnet18", "last epoch"]["CNN"] == "82.00 (-4.00)"
+
+
+def test_students_of_one_teacher_in_two_directories_have_a_row_each(tmp_path):
+    normal, _ = teachers(tmp_path)
+    write(tmp_path / "kd_normal_hot/cnn", student(normal, temperature=20), 85.0)
+    found = rows(tmp_path)
+    assert found["normal ResNet-18, kd_normal_hot", "last epoch"]["CNN"] == "85.00 (-1.00)"
+    assert found["normal ResNet-18, kd_normal_resnet18", "last epoch"]["CNN"] == "87.00 (+1.00)"
+    assert found["normal ResNet-18, kd_normal_hot", "last epoch"]["teacher"] == "95.00"
+    assert ("normal ResNet-18, kd_normal_hot", "paper, unchecked") not in found
+    assert found["normal ResNet-18, kd_normal_resnet18", "paper, unchecked"]["CNN"] == "87.75 (+1.11)"
+
+
+def test_a_nasty_teacher_that_nobody_learned_from_stands_beside_the_normal_one(tmp_path):
+    teachers(tmp_path)
+    for name in ("kd_normal_resnet18", "kd_nasty_resnet18"):
+        shutil.rmtree(tmp_path / name / "cnn")
+    found = rows(tmp_path)
+    assert found["nasty ResNet-18", "last epoch"]["teacher"] == "94.00 (-1.00)"
+    assert found["no teacher", "last epoch"]["ResNet-18"] == "95.00"
+
+
+def test_collections_of_experiments_have_tables_of_their_own(tmp_path):
+    teachers(tmp_path / "long")
+    write(tmp_path / "short/baseline/cnn", SCRATCH | {"model_name": "net"}, 60.0)
+    write(tmp_path / "short/kd/cnn", student(tmp_path / "long/baseline/resnet18"), 55.0)
+    found = {table.title.rpartition("/")[2]: table.lines() for table in report(tmp_path).tables}
+    assert set(found) == {"long", "short"}
+    assert "60.00" not in str(found["long"]) and "86.00" not in str(found["short"])
+
+
+def test_what_is_not_finished_is_shown_with_the_command_that_finishes_it(tmp_path):
+    _, nasty = teachers(tmp_path)
+    for directory in (nasty, tmp_path / "kd_nasty_resnet18/cnn"):
+        (directory / "results.json").unlink()
+    (tmp_path / "kd_nasty_resnet18/cnn/metrics.csv").unlink()
+    told = report(tmp_path)
+    found = rows(tmp_path)
+    assert found["nasty ResNet-18", "last epoch"]["teacher"] == "epoch 2"
+    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "–"
+    assert told.missing(told.tables[0]) == [f"python train_nasty.py --save_path {nasty}",
+                                            f"python train_kd.py --save_path {tmp_path}/kd_nasty_resnet18/cnn"]
+
+
+def test_backdoors_are_told_by_accuracy_and_success(tmp_path):
+    teacher = tmp_path / "abd/badnet_grid/teacher"
+    poisoned = SCRATCH | {"model_name": "wrn16_2", "trigger": "badnet_grid"}
+    write(teacher, poisoned, 92.0, asr=99.5)
+    write(tmp_path / "abd/clean", SCRATCH | {"model_name": "wrn16_2"}, 93.0)
+    for name, defense in (("zskt", "none"), ("zskt_sv", "sv"), ("zskt_auto", "auto")):
+        write(tmp_path / "abd/badnet_grid" / name,
+              {"dataset": "cifar10", "method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_2",
+               "teacher_resume": f"{teacher}/last_model.tar", "trigger": "badnet_grid", "defense": defense},
+              70.0, asr=5, base_rate=2, target_recall=80)
+    found = rows(tmp_path, "Backdoors, CIFAR-10, ZSKT from WRN-16-2 to WRN-16-1")
+    assert found["badnet_grid", "last epoch"]["teacher"] == "92.00 / 99.50"
+    assert found["badnet_grid", "last epoch"]["ZSKT + ABD"] == "70.00 / 5.00"
+    assert found["badnet_grid", "paper, unchecked"]["ZSKT + ABD"] == "68.3 / 0.7"
+    assert found["trojan_wm", "paper, unchecked"]["with data"] == "77.5 / 11.1"
+    assert found["badnet_grid", "base rate / target recall"]["ZSKT"] == "2.00 / 80.00"
+    assert found["no backdoor", "last epoch"]["teacher"] == "93.00"
+
+
+def test_students_without_data_have_a_table_of_their_own(tmp_path):
+    normal, _ = teachers(tmp_path)
+    write(tmp_path / "kd_normal_resnet18/dafl", {
+        "method": "dafl", "dataset": "cifar10", "model_name": "net", "teacher_model": "resnet18",
+        "teacher_resume": f"{normal}/best_model.tar"}, 60.0)
+    assert rows(tmp_path, "Students without")["normal ResNet-18", "last epoch"]["CNN, DAFL"] == "60.00 (-26.00)"
+
+
+def test_runs_that_differ_in_one_parameter_make_a_sweep(tmp_path):
+    _, nasty = teachers(tmp_path)
+    for number, alpha in enumerate((0.1, 0.5, 0.7)):
+        write(tmp_path / f"ablations/alpha/{number}", student(nasty, alpha=alpha), 80.0 + number)
+    sweep, = report(tmp_path).sweeps
+    assert (sweep.key, sweep.network, list(sweep.lines)) == ("alpha", "net", ["nasty"])
+    assert [value for value, _ in sweep.lines["nasty"]] == [0.1, 0.5, 0.7, 0.9]
+
+
+def test_what_is_in_no_table_and_no_figure_is_named(tmp_path):
+    _, nasty = teachers(tmp_path)
+    write(tmp_path / "ablations/alpha/0.1/nasty_cnn", student(nasty, alpha=0.1), 80.0)
+    write(tmp_path / "baseline/cnn_long", SCRATCH | {"model_name": "net", "num_epochs": 9}, 87.0)
+    told = report(tmp_path)
+    assert [cell.experiment.name for cell in told.hidden] == ["nasty_cnn", "cnn_long"]
+    assert "ablations/alpha/0.1/nasty_cnn" in told.text()
+
+
+def test_networks_are_called_as_in_the_papers():
+    assert in_words("preresnet32") == "ResNetC-32" and in_words("net16") == "CNN, 16 channels"
+
+
+def test_a_markdown_table_is_aligned():
+    assert markdown([["a", "bcd"], ["ef", ""]]).splitlines() == ["| a  | bcd |", "|----|-----|", "| ef |     |"]
+
+
+def call(*arguments, cwd):
+    return subprocess.run([sys.executable, str(ROOT / "report.py"), *map(str, arguments)], capture_output=True,
+                          text=True, cwd=cwd, env=environment())
+
+
+def test_a_report_is_written_and_printed(tmp_path):
+    teachers(tmp_path / "experiments")
+    done = call(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "82.00 (-4.00)" in done.stdout and "5 of 5 runs are finished" in done.stdout
+    text = (tmp_path / "report/report.md").read_text()
+    assert "## Students with data, CIFAR-10" in text and "![curves-cifar10](curves-cifar10.png)" in text
+    assert len(list((tmp_path / "report").glob("*.png"))) == 2
+    with open(tmp_path / "report/results.csv") as file:
+        lines = {(line["row"], line["column"]): line for line in csv.DictReader(file)}
+    line = lines["nasty ResNet-18", "CNN"]
+    assert (line["last_test_accuracy"], line["published"], line["finished"]) == ("82.0", "82.46", "1")
+    assert line["experiment"] == "experiments/kd_nasty_resnet18/cnn"
+
+
+def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
+    teachers(tmp_path / "good")
+    for name, file, content in (("json", "params.json", b"{"), ("text", "params.json", b"\xff\xfe"),
+                                ("list", "params.json", b"[]"), ("foreign", "params.json", b'{"lr": 0.1}')):
+        (tmp_path / "bad" / name).mkdir(parents=True)
+        (tmp_path / "bad" / name / file).write_bytes(content)
+    for name, file, content in (("cut", "results.json", b'{"best": {'), ("other", "results.json", b'{"best": 3}'),
+                                ("rows", "metrics.csv", b"epoch,test_accuracy\n1,80\n2,x\n"),
+                                ("binary", "metrics.csv", b"\x00\xff\n\x00"),
+                                ("short", "metrics.csv", b"epoch,test_accuracy,kl\n1,80\n"),
+                                ("none", "results.json", b'{"stage": "train_scratch.py", "params": {}, '
+                                 b'"best": {"epoch": 1, "test_accuracy": 8}, '
+                                 b'"last": {"epoch": 1, "test_accuracy": 8}}'),
+                                ("deep", "results.json", b"[" * 100_000)):
+        write(tmp_path / "bad" / name, SCRATCH | {"model_name": "net"}, 80.0)
+        (tmp_path / "bad" / name / file).write_bytes(content)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    done = call("good", "bad", "empty", "file", "nowhere", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "82.00 (-4.00)" in done.stdout
+    for words in ("bad/json/params.json cannot be read", "bad/text/params.json cannot be read",
+                  "bad/list/params.json holds no JSON object", "bad/foreign/params.json is not of an experiment",
+                  "bad/cut/results.json cannot be read", "bad/other/results.json", "bad/rows/metrics.csv is damaged",
+                  "bad/binary/metrics.csv is damaged", "bad/short/metrics.csv is damaged after 0 rows",
+                  "bad/none/results.json has other parameters", "bad/deep", "empty: no params.json",
+                  "file: is no directory", "nowhere: does not exist"):
+        assert words in done.stdout, words
+
+
+def test_a_reader_may_go_before_the_end(tmp_path):
+    teachers(tmp_path)
+    command = f"{sys.executable} {ROOT / 'report.py'} {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=environment())
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_without_any_experiment_there_is_one_line(tmp_path):
+    done = call("nowhere", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: nowhere: does not exist\n")
