@@ -1,0 +1,50 @@
+# The experiments as a graph for Snakemake (pip install snakemake): on one machine, on Slurm, on Kubernetes.
+#
+#     snakemake --cores 1 --config experiments=experiments/demo                 # one at a time, here
+#     snakemake --dry-run --cores 1 --config experiments=experiments/CIFAR10
+#     snakemake --executor slurm --jobs 8 --config experiments=experiments/CIFAR10 data_dir=/shared/data
+#
+# What has its results.json is finished, whatever was changed since: no run is ever remade (a stage's --restart does
+# that). Snakemake removes what a rule declares as its output when its job fails, so that is results.json, which is
+# written last: the checkpoints stay, and the next call goes on after the last finished epoch.
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+
+from runs.directories import find
+from runs.graph import needs
+
+found, remarks = find(Path(root) for root in config.get("experiments", "experiments").split(","))
+print("".join(f"remark: {text}\n" for text in remarks), end="", file=sys.stderr)
+if not found:
+    raise WorkflowError("there is no experiment")
+graph = needs(found)
+scripts = {run.directory: run.params.script for run in found}
+# Not parameters of the rules: Snakemake would take runs with another data_dir, or in a moved clone, for others.
+stages, data_dir = Path(workflow.basedir), config.get("data_dir", "data")
+
+
+rule all:
+    input:
+        [directory / "results.json" for directory in graph],
+
+
+for number, (directory, sources) in enumerate(graph.items()):
+
+    rule:
+        name:
+            f"{re.sub(r'[^A-Za-z0-9]', '_', str(directory))}__{number}"
+        input:
+            ancient(directory / "params.json"),
+            [ancient(source / "results.json") for source in sources],
+        output:
+            directory / "results.json",
+        resources:
+            gpu=config.get("gpu", 0),
+        params:
+            script=scripts[directory],
+            directory=str(directory),
+        shell:
+            "{sys.executable:q} {stages:q}/{params.script} --save_path {params.directory:q} --data_dir {data_dir:q}"

@@ -1,0 +1,173 @@
+"""Run experiments in the order in which they need each other, several at a time if asked.
+
+    python scripts/run_all.py experiments/CIFAR10/baseline experiments/CIFAR10/kd_normal_resnet18
+    python scripts/run_all.py experiments/CIFAR10 --jobs 4                # four runs share one GPU (or the CPU)
+    python scripts/run_all.py experiments/CIFAR10 --jobs 8 --gpus 0 1    # four on each of two
+    python scripts/run_all.py experiments/CIFAR10 --seeds 0 1 2          # and DIR/seed1, DIR/seed2 of each
+
+Takes the directories named and all experiments below them; what they read of others must be among them, or be there.
+One at a time, each run shows its log; of several at a time, only what begins and ends is told, and they share the
+threads of the CPU (unless OMP_NUM_THREADS is set).
+What is finished is skipped and what was interrupted goes on, so the same command can be given again. After a failure
+the runs that do not need the failed one go on; the exit status is 2 in the end.
+"""
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from runs.directories import Run, find, is_seed
+from runs.graph import needs
+from runs.seeds import write
+from utils.cli import main
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_all() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="experiments, or directories of them")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N",
+                        help="0: the experiments as they are; others: made as by scripts/seeds.py (default: all there)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one, or one a GPU)")
+    parser.add_argument("--gpus", nargs="+", type=int, default=[], metavar="N",
+                        help="GPUs that they are spread over, as --gpu_id of a stage")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be run, and run and write nothing")
+    arguments = parser.parse_args()
+    jobs = arguments.jobs if arguments.jobs is not None else max(1, len(arguments.gpus))
+    if jobs < 1:
+        raise UserError(f"--jobs is {jobs}: at least 1")
+    if wrong := [seed for seed in arguments.seeds if seed < 0]:
+        raise UserError(f"--seeds: {wrong[0]} is no seed: 0 or more")
+    runs = _with_seeds(arguments.directories, arguments.seeds, arguments.dry_run)
+    graph = needs(runs)
+    by_directory = {run.directory: run for run in runs}
+    waiting = [directory for directory in graph if not by_directory[directory].finished
+               or by_directory[directory].stale]  # the stage itself says what becomes of those
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
+    if arguments.dry_run:
+        print("".join(f"{by_directory[directory].command}\n" for directory in waiting), end="")
+        return
+    begun = time.monotonic()
+    pool = Pool(waiting, graph, by_directory, jobs, arguments.gpus, arguments.data_dir)
+    pool.run()
+    if waiting:
+        print(f"{len(waiting) - len(pool.failed)} runs in {time.monotonic() - begun:.0f} s")
+    if pool.failed:
+        raise UserError(f"{len(pool.failed)} of {len(runs)} runs are not finished: {', '.join(map(str, pool.failed))}")
+
+
+def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> list[Run]:
+    """The runs, of these seeds if there are any, which are made where they are not there."""
+    if absent := [root for root in roots if not root.is_dir()]:
+        raise UserError(f"{absent[0]} " + ("is no directory" if absent[0].exists() else
+                                           f"does not exist in {Path.cwd()}"))
+    runs, remarks = find(roots)
+    print("".join(f"remark: {text}\n" for text in remarks), end="")
+    if not runs:
+        raise UserError("there is no experiment")
+    if not seeds:
+        return runs
+    plain = [run for run in runs if not is_seed(run.directory)]
+    for seed in filter(None, seeds):
+        for run in plain:
+            if dry_run and not (run.directory / f"seed{seed}").exists():
+                print(f"would make {run.directory / f'seed{seed}'}")
+            elif not dry_run:
+                for other in write(run, seed, plain) or ():
+                    print(f"remark: {run.directory / f'seed{seed}'} reads {other}, as that has no seed {seed}")
+    wanted = {f"seed{seed}" for seed in seeds}
+    return [run for run in find(roots)[0]
+            if (run.directory.name in wanted if is_seed(run.directory) else 0 in seeds)]
+
+
+class Pool:
+    """Processes of runs, each begun when what it needs is finished."""
+
+    def __init__(self, waiting: list[Path], graph: dict[Path, list[Path]], runs: dict[Path, Run], jobs: int,
+                 gpus: list[int], data_dir: Path) -> None:
+        self.waiting, self.graph, self.runs, self.jobs, self.gpus, self.data_dir = (
+            waiting, graph, runs, jobs, gpus, data_dir)
+        self.failed: list[Path] = []
+        self._numbers = itertools.count(1)
+        self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(jobs):
+            self._slots.put(slot)
+        self._lock = threading.Lock()  # no process is begun once they are being ended
+        self._stopping = False
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def run(self) -> None:
+        order = TopologicalSorter({at: [source for source in self.graph[at] if source in self.waiting]
+                                   for at in self.waiting})
+        order.prepare()
+        running: dict[Future[None], Path] = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                while order.is_active():
+                    for directory in order.get_ready():
+                        if any(source in self.failed for source in self.graph[directory]):
+                            print(f"left out, as it needs what failed: {directory}", flush=True)
+                            self.failed.append(directory)
+                            order.done(directory)
+                        else:
+                            running[pool.submit(self._work, directory)] = directory
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        future.result()
+                        order.done(running.pop(future))
+            finally:  # an interrupt: each run keeps the epochs that it has finished
+                pool.shutdown(wait=False, cancel_futures=True)
+                with self._lock:
+                    self._stopping = True
+                    for process in self._processes:
+                        process.terminate()
+
+    def _work(self, directory: Path) -> None:
+        slot = self._slots.get()
+        try:
+            begun = time.monotonic()
+            with self._lock:
+                if self._stopping:
+                    return
+                print(f"[{next(self._numbers)} of {len(self.waiting)}] {self.runs[directory].command}", flush=True)
+                process = self._start(directory, slot)
+                self._processes.append(process)
+            errors = (process.communicate()[1] or "").strip()
+            if self._stopping:
+                return
+            if process.returncode:
+                self.failed.append(directory)
+                if process.returncode == 2:  # one line; else all that there is to know
+                    errors = errors.rpartition("\n")[2]
+                print(f"failed: {directory}: {errors or f'exit status {process.returncode}'}", flush=True)
+            else:
+                print(f"finished in {time.monotonic() - begun:.0f} s: {directory}", flush=True)
+        finally:
+            self._slots.put(slot)
+
+    def _start(self, directory: Path, slot: int) -> subprocess.Popen[str]:
+        words = [sys.executable, str(ROOT / self.runs[directory].params.script), "--save_path", str(directory),
+                 "--data_dir", str(self.data_dir)]
+        if self.gpus:
+            words += ["--gpu_id", str(self.gpus[slot % len(self.gpus)])]
+        alone = self.jobs == 1  # its log is shown; of several, only errors are kept
+        threads = {} if alone else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
+        return subprocess.Popen(words, text=True, env=threads | os.environ,
+                                stdout=None if alone else subprocess.DEVNULL, stderr=None if alone else subprocess.PIPE)
+
+
+if __name__ == "__main__":
+    main(run_all)

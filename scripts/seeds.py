@@ -1,0 +1,50 @@
+"""The same experiments under other seeds, each in a directory of its own beside the others: DIR/seed1, DIR/seed2, ...
+
+    python scripts/seeds.py 1 2 experiments/CIFAR10/baseline experiments/CIFAR10/kd_nasty_resnet18
+
+Takes the directories named and all experiments below them. A checkpoint that one of them reads from another is that of
+the same seed, if the other has that seed too: the student of seed 1 learns from the teacher of seed 1. What is there
+already is left as it is. `report.py` takes an experiment and its seeds for one cell.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from runs.directories import find, is_seed
+from runs.seeds import write
+from utils.cli import main
+from utils.errors import UserError
+
+
+def write_seeds() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", nargs="+", metavar="SEED ... DIR", help="numbers from 1, then directories")
+    words = parser.parse_args().seeds
+    seeds = [int(word) for word in words if word.isdecimal()]
+    roots = [Path(word) for word in words if not word.isdecimal()]
+    if not seeds or not roots:
+        raise UserError("give seeds and directories: scripts/seeds.py 1 2 experiments/demo")
+    if 0 in seeds:
+        raise UserError("0 is the seed of the experiments as they are")
+    if absent := [root for root in roots if not root.is_dir()]:
+        raise UserError(f"{absent[0]} is neither a seed nor a directory")
+    runs, remarks = find(roots)
+    plain = [run for run in runs if not is_seed(run.directory)]
+    remarks += [f"no experiment in {', '.join(map(str, roots))}"] * (not plain)
+    written = there = 0
+    for seed in seeds:
+        for run in plain:
+            others = write(run, seed, plain)
+            written, there = written + (others is not None), there + (others is None)
+            remarks += [f"{run.directory / f'seed{seed}'} reads {other}, as that has no seed {seed}"
+                        for other in others or ()]
+    print("".join(f"remark: {text}\n" for text in remarks), end="")
+    print(f"{written} written" + (f", {there} are there already" if there else ""))
+
+
+if __name__ == "__main__":
+    main(write_seeds)

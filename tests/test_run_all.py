@@ -1,0 +1,182 @@
+"""Many runs: seeds side by side, each after what it needs, what is finished skipped; the same graph by Snakemake."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment
+
+from runs.directories import find, is_seed
+from runs.graph import needs
+from utils.errors import UserError
+
+
+@pytest.fixture
+def tree(experiment, tmp_path):
+    """A teacher, a student of it and a student of that, in directories whose order is another."""
+    teacher = {"teacher_model": "net", "teacher_num_channels": 4, "temperature": 4, "alpha": 0.9, "num_epochs": 1}
+    experiment("tree/z", num_epochs=1)
+    experiment("tree/y", **teacher, teacher_resume=str(tmp_path / "tree/z/last_model.tar"))
+    experiment("tree/x", **teacher, teacher_resume=str(tmp_path / "tree/y/last_model.tar"))
+    return tmp_path / "tree"
+
+
+def content(file):
+    try:
+        return file.read_bytes()
+    except OSError:  # the process has ended
+        return b""
+
+
+def script(name, *arguments, **options):
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)],
+                          capture_output=True, text=True, env=environment(), **options)
+
+
+def test_each_run_comes_after_those_that_it_needs(tree):
+    assert [directory.name for directory in needs(find([tree])[0])] == ["z", "y", "x"]
+
+
+def test_a_circle_and_a_checkpoint_of_nobody_are_named(tree):
+    params = json.loads((tree / "z/params.json").read_text())
+    (tree / "z/params.json").write_text(json.dumps(params | {"init_from": str(tree / "x/last_model.tar")}))
+    with pytest.raises(UserError, match="circle"):
+        needs(find([tree])[0])
+    with pytest.raises(UserError, match=r'y: "teacher_resume": there is no .*z/last_model.tar'):
+        needs(find([tree / "y"])[0])
+
+
+def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
+    assert "3 written" in script("seeds", 1, tree).stdout
+    params = json.loads((tree / "y/seed1/params.json").read_text())
+    assert params["seed"] == 1
+    assert params["teacher_resume"] == str(tree / "z/seed1/last_model.tar")
+    assert "0 written, 3 are there already" in script("seeds", 1, tree).stdout
+
+
+def test_a_seed_without_a_teacher_of_its_seed_says_so(tree):
+    done = script("seeds", 1, tree / "y")
+    assert f"y/seed1 reads {tree / 'z/last_model.tar'}, as that has no seed 1" in done.stdout
+    script("seeds", 1, f"{tree}/../tree/x", tree / "y")  # however a path is written
+    assert json.loads((tree / "x/seed1/params.json").read_text())["teacher_resume"] == str(
+        tree / "y/seed1/last_model.tar")
+
+
+def test_all_are_run_once_and_in_order(tree, tmp_path):
+    done = script("run_all", tree, "--jobs", 2, "--seeds", 0, 1, "--data_dir", tmp_path / "data")
+    assert done.returncode == 0, done.stdout + done.stderr
+    finished = [line.rpartition("tree/")[2] for line in done.stdout.splitlines() if line.startswith("finished")]
+    assert sorted(finished) == ["x", "x/seed1", "y", "y/seed1", "z", "z/seed1"]
+    for suffix in ("", "/seed1"):
+        order = [f"{name}{suffix}" for name in "zyx"]
+        assert [name for name in finished if name in order] == order
+    again = script("run_all", tree)
+    assert (again.returncode, again.stdout) == (0, "6 runs, 6 of them finished\n")
+
+
+def test_a_dry_run_runs_and_writes_nothing(tree):
+    before = sorted(tree.rglob("*"))
+    done = script("run_all", tree, "--dry_run", "--seeds", 0, 1)
+    assert done.returncode == 0 and sorted(tree.rglob("*")) == before
+    assert f"would make {tree / 'x/seed1'}" in done.stdout
+    commands = [line for line in done.stdout.splitlines() if line.startswith("python")]
+    assert [command.rpartition("/")[2] for command in commands] == ["z", "y", "x"]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--jobs", "0"), "--jobs is 0"), (("--seeds", "-1"), "-1 is no seed"), (("--gpus", "0"), "are not finished")])
+def test_what_cannot_be_is_one_line(tree, arguments, words):
+    done = script("run_all", tree, *arguments)
+    assert done.returncode == 2 and words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and not list(tree.rglob("results.json"))
+
+
+def test_what_a_kill_leaves_is_no_obstacle(tree):
+    assert script("run_all", tree / "z").returncode == 0
+    (tree / "z/results.json").unlink()
+    with open(tree / "z/metrics.csv", "a") as file:
+        file.write("2,0.1")
+    (tree / "y/results.json").write_text("{")
+    done = script("run_all", tree)
+    assert done.returncode == 0, done.stderr
+    assert "metrics.csv is damaged" in done.stdout and (tree / "x/results.json").exists()
+
+
+def test_a_finished_run_needs_no_teacher_any_more(tree):
+    assert script("run_all", tree).returncode == 0
+    shutil.rmtree(tree / "z")
+    assert script("run_all", tree).stdout == "2 runs, 2 of them finished\n"
+
+
+def test_an_interrupt_ends_all_runs_and_is_no_failure(tree):
+    shutil.copytree(tree / "z", tree / "w")
+    for name in ("z", "w"):
+        params = json.loads((tree / name / "params.json").read_text())
+        (tree / name / "params.json").write_text(json.dumps(params | {"num_epochs": 10_000}))
+    process = subprocess.Popen([sys.executable, str(ROOT / "scripts/run_all.py"), str(tree), "--jobs", "2"],
+                               env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not all((tree / name / "metrics.csv").exists() for name in ("z", "w")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "failed" not in out + errors
+    assert not [file for file in Path("/proc").glob("[0-9]*/cmdline") if str(tree).encode() in content(file)]
+
+
+def test_after_a_failure_what_does_not_need_it_goes_on(tree, experiment):
+    experiment("tree/a", num_epochs=1)
+    params = json.loads((tree / "y/params.json").read_text())
+    (tree / "y/params.json").write_text(json.dumps(params | {"teacher_num_channels": 5}))
+    done = script("run_all", tree, "--jobs", 2)
+    assert done.returncode == 2
+    assert (tree / "a/results.json").exists() and (tree / "z/results.json").exists()
+    assert "last_model.tar" in done.stdout and f"left out, as it needs what failed: {tree / 'x'}" in done.stdout
+    assert done.stderr.startswith("error: 2 of 4 runs are not finished")
+
+
+@pytest.mark.parametrize(("demo", "count"), [("demo", 7), ("demo_theft", 4), ("demo_abd", 5)])
+def test_a_demo_runs_experiments_that_are_there_and_reports_them(demo, count):
+    # the script as it is, but for what installs and runs something
+    spied = 'source() { :; }; python() { echo "$@"; }; . "$0"'
+    done = subprocess.run(["bash", "-c", spied, f"scripts/{demo}.sh", "1", "2"], capture_output=True, text=True,
+                          cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    commands = {line.partition(" ")[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    directories = commands["report.py"]
+    assert commands["scripts/run_all.py"] == [*directories, "--seeds", "1", "2"]
+    runs, remarks = find(ROOT / directory for directory in directories)
+    assert not remarks
+    runs = [run for run in runs if not is_seed(run.directory)]
+    assert len(runs) == count and len(needs(runs)) == count
+
+
+def snakemake(tree, *arguments):
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", "--directory",
+            str(tree.parent), *arguments, "--config", f"experiments={tree}", f"data_dir={tree.parent / 'data'}"]
+
+
+def test_snakemake_redoes_nothing_that_is_finished(tree):
+    pytest.importorskip("snakemake")
+    dry = subprocess.run(snakemake(tree, "--dry-run"), capture_output=True, text=True, env=environment())
+    assert dry.returncode == 0, dry.stderr
+    assert not (tree / "z/results.json").exists()
+    process = subprocess.Popen(snakemake(tree), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    while not (tree / "y/training.log").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tree / "y/results.json").exists()
+    before = (tree / "z/results.json").stat().st_mtime_ns
+    subprocess.run(snakemake(tree, "--unlock"), capture_output=True, env=environment(), check=True)
+    done = subprocess.run(snakemake(tree, "--rerun-incomplete"), capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert (tree / "z/results.json").stat().st_mtime_ns == before
+    assert (tree / "x/results.json").exists()
