@@ -3,7 +3,6 @@ import csv
 import hashlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -137,48 +136,6 @@ def test_every_experiment_names_checkpoints_of_experiments_with_the_same_network
             assert values["init_from"] == values["adversarial_resume"]
 
 
-def test_the_table_of_the_demo_has_a_row_for_each_of_its_experiments(tmp_path):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from demo_table import ROWS, table
-    names = {name.removeprefix("demo/") for name in in_order_of_need() if name.startswith("demo/")}
-    names = {name for name in names if not name.startswith("abd/") and not name.endswith("/deepinversion_net16")}
-    assert {row[2] for row in ROWS} == names
-    for seed in (0, 1):
-        for number, name in enumerate(sorted(names)):
-            directory = tmp_path / str(seed) / name
-            directory.mkdir(parents=True)
-            row = {"test_accuracy": 50.0 + number + 2 * seed}
-            (directory / "results.json").write_text(json.dumps({"last": row, "best": row}))
-    assert "| net8 " in table([tmp_path / "0"])
-    assert "± 1.41" in table([tmp_path / "0", tmp_path / "1"])
-
-
-def test_the_table_of_the_backdoor_demo_has_a_row_for_each_of_its_experiments(tmp_path):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from demo_abd_table import ROWS, table
-    names = {name.removeprefix("demo/abd/") for name in in_order_of_need() if name.startswith("demo/abd/")}
-    assert {name for name, _ in ROWS} == names
-    for number, name in enumerate(names):
-        (tmp_path / name).mkdir()
-        row = {"test_accuracy": 50.0 + number, "asr": 12.5, "base_rate": 3.0, "target_recall": 75.0}
-        (tmp_path / name / "results.json").write_text(json.dumps({"last": row}))
-    assert table([tmp_path]).count("| 12.50 | 3.00 ") == len(names)
-
-
-def test_the_table_of_the_theft_demo_has_a_row_for_each_network(tmp_path):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from demo_theft_table import ROWS, table
-    names = [name for _, name, _ in ROWS]
-    assert {f"demo/{name}" for name in names} <= in_order_of_need().keys()
-    for number, name in enumerate(names):
-        (tmp_path / name).mkdir(parents=True)
-        row = {"test_accuracy": 50.0 + number**2}
-        (tmp_path / name / "results.json").write_text(json.dumps({"last": row, "best": row}))
-    lines = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table([tmp_path]).splitlines()[2:]]
-    assert lines == [["50.00", "", "50.00"], ["51.00", "+1.00", "51.00"], ["54.00", "", "54.00"],
-                     ["59.00", "+5.00", "59.00"]]
-
-
 def script_of(values):
     """The stage of an experiment, and what makes it quick."""
     if "method" in values:
@@ -221,8 +178,10 @@ def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone(name):
 
 def needs_a_step(name):
     """Of the backdoor experiments on a data set, which differ in their trigger alone, those of one or two triggers; of
-    theft without data, which differs in its data set alone, that of CIFAR-10."""
+    theft without data, which differs in its data set alone, that of CIFAR-10; of the ablations, those of the demo."""
     dataset, kind, trigger, *_ = name.split("/")
+    if kind == "ablations":
+        return dataset == "demo"
     if "resnet34" in name:
         return dataset == "CIFAR10"
     chosen = {"CIFAR10": ("clean", "badnet_grid", "cl"), "GTSRB": ("clean", "smooth")}
