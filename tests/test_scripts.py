@@ -48,3 +48,15 @@ def test_images_of_other_classes_and_runs_without_images_are_refused(inverted, t
         done = show_inversions(directory, out=tmp_path / "picture.png")
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
         assert not (tmp_path / "picture.png").exists()
+
+
+def test_what_two_teachers_answer_is_drawn(call, experiment, tmp_path):
+    pytest.importorskip("sklearn")
+    directories = [experiment(name, dataset="demo", num_epochs=1, subset_fraction=0.01) for name in ("one", "two")]
+    for directory in directories:
+        assert call("train_scratch", directory).returncode == 0
+    words = [sys.executable, str(ROOT / "scripts/show_teachers.py"), *map(str, directories), "--out",
+             str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeddings.png", "responses.png"]

@@ -1,0 +1,147 @@
+"""How a nasty teacher differs from a normal one: what both answer to the same images, and where they put them.
+
+    python scripts/show_teachers.py experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16
+
+Writes to `--out` responses.png, the logits of each network for the same test images as bars, and embeddings.png, t-SNE
+(van der Maaten & Hinton, JMLR 2008) of what enters the classifier and of the logits for 1,000 test images, of all
+classes as many, coloured by class. The latter needs scikit-learn (`pip install scikit-learn`). Networks are those of
+the last epoch.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datafree.features import inside
+from model import build_model
+from utils import augment, checkpoint
+from utils.cli import main
+from utils.datasets import Dataset, load_dataset
+from utils.errors import UserError
+
+IMAGES, POINTS = 6, 1000
+COLOURS = ("tab:blue", "tab:red", "tab:green", "tab:orange")
+
+
+def show_teachers() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="experiments on the same data")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    arguments = parser.parse_args()
+    contents = [checkpoint.load(directory / "last_model.tar", "the experiment") for directory in arguments.directories]
+    for directory, source in zip(arguments.directories, contents, strict=True):
+        if not {"params", "data"} <= source.content.keys():
+            raise UserError(f"{source.path} is not of a run of this repository: it does not say which network it is")
+        if source.content["params"]["dataset"] != contents[0].content["params"]["dataset"]:
+            raise UserError(f"{directory} is on other data than {arguments.directories[0]}")
+    params, data = contents[0].content["params"], contents[0].content["data"]
+    dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"], training=False)
+    mean, std = torch.tensor(data["mean"]), torch.tensor(data["std"])
+    networks = [_network(source, len(data["classes"])) for source in contents]
+    names = ["/".join(directory.parts[-2:]) for directory in arguments.directories]
+
+    def pixels(index: Tensor) -> Tensor:
+        return augment.normalise(dataset.test_images[index], mean, std)
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    chosen = torch.stack([(dataset.test_labels == label).nonzero()[0, 0]
+                          for label in dataset.test_labels.unique()[:IMAGES]])
+    with torch.inference_mode():
+        answers = [network(pixels(chosen)) for network in networks]
+    _save(responses(dataset, chosen, answers, names), arguments.out / "responses.png")
+    some = balanced(dataset.test_labels)
+    seen = [_look(network, pixels(some)) for network in networks]
+    _save(embeddings(seen, dataset.test_labels[some], names, dataset.classes), arguments.out / "embeddings.png")
+
+
+def balanced(labels: Tensor) -> Tensor:
+    """The indices of up to `POINTS` images, the first ones of each class, of all classes as many."""
+    classes = labels.unique()
+    return torch.cat([(labels == label).nonzero()[:max(1, POINTS // len(classes)), 0] for label in classes])
+
+
+def _network(source: checkpoint.Checkpoint, num_classes: int) -> nn.Module:
+    params = source.content["params"]
+    network = build_model(params["model_name"], num_classes, num_channels=params["num_channels"])
+    checkpoint.load_weights(network, source, "the experiment")
+    return network.eval()
+
+
+def _look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the classifier (N, F), and the logits (N, C)."""
+    features, logits = [], []
+    for batch in images.split(100):
+        with torch.inference_mode(), inside(network) as seen:
+            logits.append(network(batch))
+        features.append(seen.penultimate.flatten(1))
+    return torch.cat(features), torch.cat(logits)
+
+
+def responses(dataset: Dataset, chosen: Tensor, answers: Sequence[Tensor], names: Sequence[str]) -> plt.Figure:
+    """A row an image: the image, and the logits of each network, a group of bars a class."""
+    classes = [name[:14] for name in dataset.classes]
+    figure, axes = plt.subplots(len(chosen), 2, figsize=(13, 1.9 * len(chosen)), sharex="col", squeeze=False,
+                                gridspec_kw={"width_ratios": [1, 7]})
+    width = 0.8 / len(answers)
+    for row, (picture, bars) in enumerate(axes):
+        label = int(dataset.test_labels[chosen[row]])
+        picture.imshow(dataset.test_images[chosen[row]].numpy())
+        picture.set_title(dataset.classes[label], fontsize=11)
+        picture.axis("off")
+        for number, (logits, name) in enumerate(zip(answers, names, strict=True)):
+            places = [at - 0.4 + (number + 0.5) * width for at in range(len(classes))]
+            bars.bar(places, logits[row].tolist(), width, color=COLOURS[number % len(COLOURS)], label=name)
+        bars.axhline(0, color="black", lw=0.8)
+        bars.axvspan(label - 0.5, label + 0.5, color="0.9", zorder=0)
+        bars.set_ylabel("logit")
+    axes[-1][1].set_xticks(range(len(classes)), classes, rotation=30 if len(classes) <= 20 else 90, ha="right")
+    figure.legend(*axes[0][1].get_legend_handles_labels(), loc="upper center", ncols=len(names), frameon=False,
+                  title="grey: the true class; each row has its own scale")
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    return figure
+
+
+def embeddings(seen: Sequence[tuple[Tensor, Tensor]], labels: Tensor, names: Sequence[str],
+               classes: Sequence[str]) -> plt.Figure:
+    """A row a network: features and logits in two dimensions."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise UserError("embeddings.png needs scikit-learn: pip install scikit-learn; responses.png is done") from None
+    figure, axes = plt.subplots(len(seen), 2, figsize=(11, 5 * len(seen)), squeeze=False)
+    for row, (values, name) in enumerate(zip(seen, names, strict=True)):
+        for plot, points, what in zip(axes[row], values, ("features", "logits"), strict=True):
+            perplexity = min(30, (len(points) - 1) / 3)
+            places = TSNE(perplexity=perplexity, random_state=0).fit_transform(points.numpy())
+            dots = plot.scatter(*places.T, c=labels, s=8, cmap="tab10" if len(classes) <= 10 else "nipy_spectral",
+                                vmin=0, vmax=max(9, len(classes) - 1))
+            plot.set_title(f"{name}: {what}")
+            plot.set(xticks=[], yticks=[])
+    if len(classes) <= 10:
+        figure.legend(dots.legend_elements()[0], [classes[label] for label in labels.unique()], loc="center left",
+                      bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.suptitle(f"t-SNE of {len(labels)} test images")
+    figure.tight_layout()
+    return figure
+
+
+def _save(figure: plt.Figure, file: Path) -> None:
+    figure.savefig(file, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    print(file)
+
+
+if __name__ == "__main__":
+    main(show_teachers)
