@@ -1,11 +1,11 @@
 # The experiments as a graph for Snakemake (pip install snakemake): on one machine, on Slurm, on Kubernetes.
 #
-#     snakemake --cores 1 --config experiments=experiments/demo                 # one at a time, here
-#     snakemake --dry-run --cores 1 --config experiments=experiments/CIFAR10
-#     snakemake --executor slurm --jobs 8 --config experiments=experiments/CIFAR10 data_dir=/shared/data
+#     snakemake --rerun-triggers mtime --cores 1 --config experiments=experiments/demo                 # one at a time, here
+#     snakemake --dry-run --rerun-triggers mtime --cores 1 --config experiments=experiments/CIFAR10
+#     snakemake --rerun-triggers mtime --executor slurm --jobs 8 --config experiments=experiments/CIFAR10 data_dir=/shared/data
 #
-# What has its results.json is finished, whatever was changed since: no run is ever remade (a stage's --restart does
-# that). Snakemake removes what a rule declares as its output when its job fails, so that is results.json, which is
+# What has its results.json is finished, whatever was changed since: no run is remade (a stage's --restart does that).
+# Without `--rerun-triggers mtime` Snakemake would run again what it was once asked for in other company. It removes what a rule declares as its output when its job fails, so that is results.json, which is
 # written last: the checkpoints stay, and the next call goes on after the last finished epoch.
 import re
 import sys

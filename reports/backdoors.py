@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from reports.cells import DEFENSES, METHODS, Cell, Collection, in_words, method_in_words, nearness
@@ -43,18 +44,26 @@ def _table(name: str, title: str) -> Table:
 
 def _fill(table: Table, teacher: str, students: Sequence[Cell], own: Sequence[Cell],
           published: dict[str, dict[str, list[float]]]) -> Table:
-    """A row for a clean network like the teacher, and one for each trigger of these students, or, without any, of the
-    teachers; columns for the teacher, for the student with data, and for the method and its defences."""
+    """A row for a clean network like the teacher, and one for each poisoned teacher of these students, or, without any,
+    for each; columns for the teacher, for the student with data, and for the method and its defences."""
     teachers = [cell for cell in own if cell.backdoor and cell.kind == "poisoned" and cell.network == teacher]
     clean = [cell for cell in own if cell.kind == "normal" and cell.network == teacher]
     if clean:
         table.put(Place(CLEAN, TEACHER), max(clean, key=lambda cell: nearness(cell, teachers)))
     triggers = {cell.backdoor for cell in students or teachers}
-    for cell in [*(cell for cell in teachers if cell.backdoor in triggers), *students]:
-        table.put(Place(_row(cell.backdoor), TEACHER if cell.kind == "poisoned" else _way(cell.method)), cell)
-    for trigger, row in published.items():
-        for key, values in row.items():
-            table.published[Place(_row(trigger), TEACHER if key == "teacher" else _way(key))] = tuple(values)
+    cells = [*(cell for cell in teachers if cell.backdoor in triggers), *students]
+    rows = list(dict.fromkeys((cell.backdoor or "", _teacher(cell)) for cell in cells))
+    triggered = [trigger for trigger, _ in rows]
+    heads = {(trigger, source): Head((trigger, str(source)), trigger if triggered.count(trigger) == 1 else
+                                     f"{trigger}, {source}") for trigger, source in rows}
+    for cell in cells:
+        column = TEACHER if cell.kind == "poisoned" else _way(cell.method)
+        table.put(Place(heads[cell.backdoor or "", _teacher(cell)], column), cell)
+    for trigger, ways in published.items():
+        alike = [head for (other, _), head in heads.items() if other == trigger]
+        row = alike[0] if len(alike) == 1 else Head((trigger,), trigger)
+        for key, values in ways.items():
+            table.published[Place(row, TEACHER if key == "teacher" else _way(key))] = tuple(values)
     places = [*table.cells, *table.published]
     table.rows = list(dict.fromkeys(row for row, _ in places))
     table.columns = sorted(dict.fromkeys(column for _, column in places), key=_order)
@@ -65,8 +74,9 @@ def _method(cell: Cell) -> str:
     return cell.method.partition(" ")[0]
 
 
-def _row(trigger: str | None) -> Head:
-    return Head((trigger or "",), trigger or "")
+def _teacher(cell: Cell) -> Path | None:
+    """The experiment of its teacher, or its own if it is one."""
+    return cell.source if cell.kind == "student" else cell.experiment
 
 
 def _way(method: str) -> Head:

@@ -1,6 +1,7 @@
 """What runs are in a paper's table: which network, trained how, by which teacher. Several seeds are one cell."""
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": 
 METHODS = {"zskt": "ZSKT", "ood": "OoD", "cmi": "CMI", "dafl": "DAFL", "dfq": "DFQ", "deepinversion": "DeepInversion",
            "kd": "with data"}
 DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
+RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
 PARTS = ("baseline", "abd", "ablations")  # and kd*: what a directory of experiments is divided into
 KINDS = {"train_scratch.py": "normal", "train_nasty.py": "nasty", "train_poisoned.py": "poisoned"}
 
@@ -50,7 +52,8 @@ class Cell:
 
     experiment: Path
     runs: Sequence[Run]
-    source: Path | None = None  # of a student: the experiment of its teacher, where that is known
+    source: Path | None = None  # of a student: the experiment of its teacher
+    origin: Path | None = None  # of a nasty teacher: the experiment of the normal one that it was made from
     teacher_kind: str = ""  # of a student: `normal`, `nasty`, `poisoned`, `student`; `unknown` without a source
 
     @property
@@ -126,13 +129,17 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
         first, kept = members[0], {members[0].params.seed: members[0]}
         for run in members[1:]:
             differs = [key for key, value in _recipe(run).items() if _recipe(first).get(key) != value]
-            if differs or run.params.script != first.params.script:
+            if run.params.script != first.params.script:
+                differs = ["the stage"]
+            if differs:
                 remarks.append(f"{run.directory}: left out, it differs from {first.directory} in {', '.join(differs)}")
             elif run.params.seed in kept:
                 remarks.append(f"{run.directory}: left out, it has the seed of {kept[run.params.seed].directory}")
             else:
                 kept[run.params.seed] = run
         source = _source(first, runs)
+        origin = _source(first, runs, "adversarial_resume")
+        named = first.params.checkpoints().get("teacher_resume")
         for run in kept.values():
             teacher = _source(run, runs)
             if teacher and teacher.params.seed != run.params.seed and any(
@@ -143,8 +150,9 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
         remarks += [f"{run.directory}: {path} is by now another than the one that it read" for run in kept.values()
                     for path in _replaced(run)]
         kind = KINDS.get(source.params.script, "student") if source else "unknown"
-        found.append(Cell(place, list(kept.values()), source.experiment if source else None,
-                          kind if "teacher_resume" in first.params.checkpoints() else ""))
+        found.append(Cell(place, list(kept.values()),
+                          source.experiment if source else experiment(Path(named).parent) if named else None,
+                          origin.experiment if origin else None, kind if named else ""))
     return sorted(found, key=lambda cell: cell.experiment), remarks
 
 
@@ -153,9 +161,10 @@ def _replaced(run: Run) -> list[str]:
     replaced = []
     for read in run.section("checkpoints_read").values():
         file = Path(read["path"]) if isinstance(read, dict) and isinstance(read.get("path"), str) else None
-        if file and file.is_file() and file.stat().st_mtime > (run.directory / "results.json").stat().st_mtime and \
-                sha256(file) != read.get("sha256"):
-            replaced.append(str(file))
+        with contextlib.suppress(OSError):  # somebody else's, for example
+            if file and file.stat().st_mtime > (run.directory / "results.json").stat().st_mtime and \
+                    sha256(file) != read.get("sha256"):
+                replaced.append(str(file))
     return replaced
 
 
@@ -166,15 +175,16 @@ def _recipe(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.params.model_dump().items() if key not in left_out} | sources
 
 
-def _source(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run whose checkpoint a student learned from, if it is among these. Directories may have been moved together:
-    then it is the nearest of those that the path could mean."""
-    path = Path(run.params.checkpoints().get("teacher_resume", "")).parent
+def _source(run: Run, runs: Sequence[Run], key: str = "teacher_resume") -> Run | None:
+    """The run whose checkpoint a run read, if it is among these. Directories may have been moved or copied together:
+    it is the nearest of those that the path could mean."""
+    path = Path(run.params.checkpoints().get(key, "")).parent
     if not path.name:
         return None
-    exact = [other for other in runs if absolute(other.directory) == absolute(path)]
-    like = [other for other in runs if absolute(other.directory).parts[-len(path.parts):] == path.parts]
-    return max(exact or like, default=None, key=lambda other: shared(run.directory, other.directory))
+    like = [other for other in runs if absolute(other.directory) == absolute(path)
+            or absolute(other.directory).parts[-len(path.parts):] == path.parts]
+    return max(like, default=None, key=lambda other: (shared(run.directory, other.directory),
+                                                      absolute(other.directory) == absolute(path)))
 
 
 def shared(one: Path, other: Path) -> int:
@@ -182,11 +192,14 @@ def shared(one: Path, other: Path) -> int:
     return len(Path(os.path.commonpath([absolute(one), absolute(other)])).parts)
 
 
-def nearness(cell: Cell, students: Sequence[Cell]) -> tuple[int, bool, bool]:
-    """Which of several networks from labels is the one to compare students with: the one that has most directories in
-    common with them, that lies among baselines, that is a teacher of theirs."""
-    common = max((shared(cell.experiment, student.experiment) for student in students), default=0)
-    return common, "baseline" in cell.experiment.parts, any(student.source == cell.experiment for student in students)
+def nearness(cell: Cell, others: Sequence[Cell]) -> tuple[int, int, bool, bool]:
+    """Which of several networks from labels is the one to compare others with: the one that has most directories in
+    common with them, most of their recipe, that lies among baselines, that is a teacher of theirs."""
+    common = max((shared(cell.experiment, other.experiment) for other in others), default=0)
+    recipe = max((sum(cell.params.get(key) == other.params.get(key) for key in RECIPE) for other in others
+                  if other.network == cell.network), default=0)
+    return (common, recipe, "baseline" in cell.experiment.parts,
+            any(other.source == cell.experiment for other in others))
 
 
 def collections(cells: Sequence[Cell]) -> list[Collection]:

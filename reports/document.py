@@ -15,7 +15,7 @@ from reports.cells import Cell, Collection, cells, collections, spread
 from reports.sweeps import Sweep, sweeps
 from reports.table import Table, markdown
 from reports.tables import tables
-from runs.directories import Run, find
+from runs.directories import Run, find, number
 from runs.graph import needs
 from utils.checkpoint import write_text
 from utils.errors import UserError
@@ -67,7 +67,8 @@ class Report:
     @property
     def hidden(self) -> list[Cell]:
         """The finished ones that are in no table and in no figure but the curves."""
-        swept = {cell.experiment for sweep in self.sweeps for line in sweep.lines.values() for _, cell in line}
+        swept = {place for sweep in self.sweeps for line in sweep.lines.values() for _, cell in line
+                 for place in (cell.experiment, cell.source)}
         return [cell for cell in self.others if cell.finished and cell.experiment not in swept]
 
     def missing(self, table: Table) -> list[str]:
@@ -160,7 +161,7 @@ def _runs(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _duration(seconds: object) -> str:
-    if not isinstance(seconds, int | float):
+    if not number(seconds):
         return ""
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else \
         f"{seconds / 3600:.1f} h"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,8 +41,9 @@ def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence
 
 
 def _name(text: str) -> str:
-    """Of a file, of at most 100 characters, the end of a long text."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[-100:]
+    """Of a file: at most 100 characters, and a hash for the rest of a long text."""
+    name = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
+    return name if len(name) <= 100 else f"{name[:91]}-{zlib.crc32(text.encode()):08x}"
 
 
 def _save(figure: plt.Figure, file: Path) -> Path:
@@ -128,7 +130,8 @@ def _curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
         plot.axis("off")
     for plot, (what, members) in zip(axes.flat, groups.items(), strict=False):
         for cell in members:
-            histories = [run.history for run in cell.runs if run.history]
+            begun = [run for run in cell.runs if run.history]
+            histories = [run.history for run in [run for run in begun if run.finished] or begun]
             epochs = min(map(len, histories))
             means = [statistics.mean(history[epoch]["test_accuracy"] for history in histories)
                      for epoch in range(epochs)]

@@ -61,7 +61,7 @@ def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], publi
             table.cells[Place(ALONE, column)] = max(same, key=lambda cell: nearness(cell, students))
     table.columns = list(dict.fromkeys(table.columns))
     table.rows = [ALONE] * any(row == ALONE for row, _ in [*table.cells, *table.published]) + list(rows.values())
-    table.references = _references(rows, table.columns)
+    _refer(table, rows)
     return table
 
 
@@ -104,23 +104,36 @@ def _heads(groups: Sequence[Group]) -> dict[Group, Head]:
         words = f"{group.kind} {in_words(group.network)}"
         like = [other for other in groups if other[:2] == group[:2]]
         if len(like) > 1:
-            words += f", {group.directory.name}" if group.directory else ", the paper's"
-        if sum(other.directory == group.directory for other in like) > 1 and group.source:
-            words += f" from {group.source.name}"
+            words += f", {_apart(group.directory, [other.directory for other in like])}"
+        if sum(other.directory == group.directory for other in like) > 1:
+            words += f" from {_apart(group.source, [other.source for other in like])}"
         heads[group] = Head((group.network, group.kind, str(group.directory), str(group.source)), words)
     return heads
 
 
-def _references(rows: dict[Group, Head], columns: Sequence[Head]) -> dict[Place, list[Place]]:
-    references = {}
+def _apart(path: Path | None, others: Sequence[Path | None]) -> str:
+    """Its name, if no other one has it."""
+    if path is None:
+        return "the paper's"
+    alike = {other for other in others if other and other.name == path.name}
+    return path.name if len(alike) == 1 else str(path)
+
+
+def _refer(table: Table, rows: dict[Group, Head]) -> None:
+    """A student to the network without a teacher; a teacher to the normal one, where that is known that it was made
+    from."""
     for group, row in rows.items():
         normal = [Place(rows[other], TEACHER) for other in rows if other[:2] == (group.network, "normal")]
-        for column in columns:
+        for column in table.columns:
+            place, alone = Place(row, column), Place(ALONE, column)
             if column != TEACHER:
-                references[Place(row, column)] = [Place(ALONE, column), *(normal if column == ITSELF else [])]
+                others = [alone, *(normal if column == ITSELF else [])]
+                table.references[place] = table.papers_references[place] = others
             elif group.kind != "normal":
-                references[Place(row, column)] = [*normal, Place(ALONE, _column(group.network))]
-    return references
+                others = table.papers_references[place] = [*normal, Place(ALONE, _column(group.network))]
+                origin = table.cells[place].origin if place in table.cells else None
+                table.references[place] = [other for other in others if origin is None or (
+                    other in table.cells and table.cells[other].experiment == origin)]
 
 
 def _column(name: str) -> Head:

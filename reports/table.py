@@ -38,16 +38,18 @@ class Table:
     cells: dict[Place, Cell] = field(default_factory=dict)
     published: dict[Place, tuple[float, ...]] = field(default_factory=dict)
     references: dict[Place, list[Place]] = field(default_factory=dict)  # the first that is there is subtracted
+    papers_references: dict[Place, list[Place]] = field(default_factory=dict)  # likewise, of the published values
 
     @property
     def finished(self) -> bool:
         return any(cell.finished for cell in self.cells.values())
 
     def put(self, place: Place, cell: Cell) -> Place:
-        """Where the cell stands: if the place is taken, in a column of its own, by the name of its directory."""
-        if self.cells.get(place, cell) is not cell:
-            name = cell.experiment.name
-            place = Place(place.row, Head((*place.column.key, name), f"{place.column.words}, {name}"))
+        """Where the cell stands: if the place is taken, in a column of its own, by its directory."""
+        key, words = place.column
+        for name in (cell.experiment.name, str(cell.experiment)):
+            if self.cells.get(place, cell) is not cell:
+                place = Place(place.row, Head((*key, name), f"{words}, {name}"))
         self.cells[place] = cell
         return place
 
@@ -93,7 +95,8 @@ class Table:
         values = self.published.get(place)
         if not values:
             return ""
-        base = next((self.published[at] for at in self.references.get(place, ()) if at in self.published), None)
+        places = self.papers_references.get(place, ())
+        base = next((self.published[other] for other in places if other in self.published), None)
         less = f" ({values[0] - base[0]:+.2f})" if base else ""
         return " / ".join(f"{value:g}" if len(self.keys) > 1 else f"{value:.2f}" for value in values) + less
 
@@ -104,6 +107,7 @@ def _missing(cell: Cell) -> str:
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table, the first line its heads."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
             for line in lines]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
-import math
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -118,7 +118,7 @@ def _kind(file: Path) -> type[Params] | Mapping[str, type[Params]]:
 
 def _finished(file: Path) -> dict[str, Any]:
     """A whole results.json; empty where there is none. Raises ValueError where it is damaged."""
-    if not file.exists():
+    if not os.path.exists(file):  # does not raise, unlike Path.exists
         return {}
     results = _object(file)
     for name in ("best", "last"):
@@ -129,14 +129,18 @@ def _finished(file: Path) -> dict[str, Any]:
 
 
 def number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is one that can be calculated with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _object(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(values, ensure_ascii=False).encode()  # half a character cannot be written again
     except (ValueError, RecursionError) as error:  # not JSON, not text, or without end
         raise UserError(f"{file} cannot be read ({error})") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from None
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no JSON object")
     return values

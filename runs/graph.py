@@ -20,7 +20,7 @@ def needs(runs: Sequence[Run]) -> dict[Path, list[Path]]:
         graph[run.directory] = []
         for key, name in run.params.checkpoints().items():
             source = directories.get(absolute(Path(name).parent))
-            if source is None and not run.finished and not Path(name).exists():
+            if source is None and not run.finished and not os.path.exists(name):
                 raise UserError(f'{run.directory}: "{key}": there is no {name}, and none of these runs writes it')
             if source is not None and source not in graph[run.directory]:
                 graph[run.directory].append(source)

@@ -87,11 +87,13 @@ def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> list[Run]
             if dry_run and not (run.directory / f"seed{seed}").exists():
                 print(f"would make {run.directory / f'seed{seed}'}")
             elif not dry_run:
-                for other in write(run, seed, plain) or ():
-                    print(f"remark: {run.directory / f'seed{seed}'} reads {other}, as that has no seed {seed}")
+                print("".join(f"remark: {text}\n" for text in write(run, seed, plain)[1]), end="")
     wanted = {f"seed{seed}" for seed in seeds}
-    return [run for run in find(roots)[0]
-            if (run.directory.name in wanted if is_seed(run.directory) else 0 in seeds)]
+    chosen = [run for run in find(roots)[0]
+              if (run.directory.name in wanted if is_seed(run.directory) else 0 in seeds)]
+    if not chosen and not dry_run:
+        raise UserError(f"there is no experiment with seed {' or '.join(map(str, seeds))}")
+    return chosen
 
 
 class Pool:

@@ -28,8 +28,6 @@ def write_seeds() -> None:
     roots = [Path(word) for word in words if not word.isdecimal()]
     if not seeds or not roots:
         raise UserError("give seeds and directories: scripts/seeds.py 1 2 experiments/demo")
-    if 0 in seeds:
-        raise UserError("0 is the seed of the experiments as they are")
     if absent := [root for root in roots if not root.is_dir()]:
         raise UserError(f"{absent[0]} is neither a seed nor a directory")
     runs, remarks = find(roots)
@@ -38,10 +36,9 @@ def write_seeds() -> None:
     written = there = 0
     for seed in seeds:
         for run in plain:
-            others = write(run, seed, plain)
-            written, there = written + (others is not None), there + (others is None)
-            remarks += [f"{run.directory / f'seed{seed}'} reads {other}, as that has no seed {seed}"
-                        for other in others or ()]
+            new, doubts = write(run, seed, plain)
+            written, there = written + new, there + (not new)
+            remarks += doubts
     print("".join(f"remark: {text}\n" for text in remarks), end="")
     print(f"{written} written" + (f", {there} are there already" if there else ""))
 

@@ -180,6 +180,16 @@ def test_a_nasty_teacher_that_nobody_learned_from_stands_beside_the_normal_one(t
     assert found["no teacher", "last epoch"]["ResNet-18"] == "95.00"
 
 
+def test_each_is_compared_with_what_it_was_made_from_and_what_has_its_recipe(tmp_path):
+    teachers(tmp_path)
+    write(tmp_path / "baseline/a_resnet18", SCRATCH | {"model_name": "resnet18"}, 60.0)
+    write(tmp_path / "kd_normal_a/cnn", student(tmp_path / "baseline/a_resnet18"), 80.0)
+    write(tmp_path / "baseline/a_cnn", SCRATCH | {"model_name": "net", "num_epochs": 1}, 40.0)
+    found = rows(tmp_path)
+    assert found["nasty ResNet-18", "last epoch"] | {"ResNet-18": ""} == {
+        "teacher": "94.00 (-1.00)", "CNN": "82.00 (-4.00)", "ResNetC-20": "", "ResNetC-32": "", "ResNet-18": ""}
+
+
 def test_collections_of_experiments_have_tables_of_their_own(tmp_path):
     teachers(tmp_path / "long")
     write(tmp_path / "short/baseline/cnn", SCRATCH | {"model_name": "net"}, 60.0)
@@ -219,6 +229,20 @@ def test_backdoors_are_told_by_accuracy_and_success(tmp_path):
     assert found["trojan_wm", "paper, unchecked"]["with data"] == "77.5 / 11.1"
     assert found["badnet_grid", "base rate / target recall"]["ZSKT"] == "2.00 / 80.00"
     assert found["no backdoor", "last epoch"]["teacher"] == "93.00"
+
+
+def test_two_teachers_with_one_trigger_have_a_row_each(tmp_path):
+    for name, value in (("a", 92.0), ("b", 80.0), ("c", 70.0)):
+        teacher = tmp_path / f"abd/{name}/teacher"
+        write(teacher, SCRATCH | {"model_name": "wrn16_2", "trigger": "badnet_grid"}, value, asr=99.5)
+        write(tmp_path / f"abd/{name}/zskt", {
+            "dataset": "cifar10", "method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_2",
+            "teacher_resume": f"{teacher}/last_model.tar", "trigger": "badnet_grid"}, value - 10, asr=5)
+    found = rows(tmp_path, "Backdoors")
+    for name, value in (("a", 92.0), ("b", 80.0), ("c", 70.0)):
+        row = found[f"badnet_grid, {tmp_path}/abd/{name}/teacher", "last epoch"]
+        assert row["teacher"] == f"{value:.2f} / 99.50" and row["ZSKT"] == f"{value - 10:.2f} / 5.00"
+    assert found["badnet_grid", "paper, unchecked"]["teacher"] == "92.1 / 99.9"
 
 
 def test_students_without_data_have_a_table_of_their_own(tmp_path):
@@ -288,9 +312,13 @@ def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
                                 ("none", "results.json", b'{"stage": "train_scratch.py", "params": {}, '
                                  b'"best": {"epoch": 1, "test_accuracy": 8}, '
                                  b'"last": {"epoch": 1, "test_accuracy": 8}}'),
+                                ("huge", "results.json", b'{"best": {"epoch": 1, "test_accuracy": 1' + b"0" * 400
+                                 + b"}}"),
+                                ("half", "results.json", b'{"device": "\\ud800"}'),
                                 ("deep", "results.json", b"[" * 100_000)):
         write(tmp_path / "bad" / name, SCRATCH | {"model_name": "net"}, 80.0)
         (tmp_path / "bad" / name / file).write_bytes(content)
+    (tmp_path / "bad/folder/params.json").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     done = call("good", "bad", "empty", "file", "nowhere", cwd=tmp_path)
@@ -300,7 +328,9 @@ def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
                   "bad/list/params.json holds no JSON object", "bad/foreign/params.json is not of an experiment",
                   "bad/cut/results.json cannot be read", "bad/other/results.json", "bad/rows/metrics.csv is damaged",
                   "bad/binary/metrics.csv is damaged", "bad/short/metrics.csv is damaged after 0 rows",
-                  "bad/none/results.json has other parameters", "bad/deep", "empty: no params.json",
+                  "bad/none/results.json has other parameters", "bad/deep/results.json cannot be read",
+                  "bad/huge/results.json has no accuracy", "bad/half/results.json cannot be read",
+                  "bad/folder/params.json cannot be read (Is a directory)", "empty: no params.json",
                   "file: is no directory", "nowhere: does not exist"):
         assert words in done.stdout, words
 

@@ -57,6 +57,9 @@ def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
     assert params["seed"] == 1
     assert params["teacher_resume"] == str(tree / "z/seed1/last_model.tar")
     assert "0 written, 3 are there already" in script("seeds", 1, tree).stdout
+    (tree / "y/seed1/params.json").write_text(json.dumps(params | {"teacher_resume": str(tree / "z/last_model.tar")}))
+    assert f"y/seed1 reads {tree / 'z/last_model.tar'}, though there is" in script("seeds", 1, tree).stdout
+    assert script("seeds", 0, tree).returncode == script("seeds", 2**31, tree).returncode == 2
 
 
 def test_a_seed_without_a_teacher_of_its_seed_says_so(tree):
@@ -157,8 +160,9 @@ def test_a_demo_runs_experiments_that_are_there_and_reports_them(demo, count):
 
 
 def snakemake(tree, *arguments):
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", "--directory",
-            str(tree.parent), *arguments, "--config", f"experiments={tree}", f"data_dir={tree.parent / 'data'}"]
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--rerun-triggers", "mtime",
+            "--cores", "1", "--directory", str(tree.parent), *arguments, "--config", f"experiments={tree}",
+            f"data_dir={tree.parent / 'data'}"]
 
 
 def test_snakemake_redoes_nothing_that_is_finished(tree):
@@ -180,3 +184,7 @@ def test_snakemake_redoes_nothing_that_is_finished(tree):
     assert done.returncode == 0, done.stderr
     assert (tree / "z/results.json").stat().st_mtime_ns == before
     assert (tree / "x/results.json").exists()
+    os.utime(tree / "z/params.json")
+    again = subprocess.run([*snakemake(tree, "--dry-run"), "data_dir=elsewhere"], capture_output=True, text=True,
+                           env=environment())
+    assert "Nothing to be done" in again.stdout + again.stderr
