@@ -146,7 +146,8 @@ def script_of(values):
         return "train_kd", ["subset_fraction=1"]
     if "trigger" in values:
         return "train_poisoned", ["poison_rate=0.5", "clean_fraction=0"]
-    return "train_nasty" if "adversarial_model" in values else "train_scratch", []
+    return "train_nasty" if "adversarial_model" in values else "train_scratch", [
+        "subset_fraction=1"] * ("subset_fraction" in values)
 
 
 def abd_experiments(experiments, dataset):
