@@ -30,8 +30,8 @@ def _tables(collection: Collection) -> list[Table]:
     teachers = [cell for cell in own if cell.kind in ("nasty", "poisoned")]
     normal = [cell for cell in own if cell.kind == "normal"]
     made = []
-    if with_data or normal or teachers:
-        networks = normal + [cell for cell in teachers if cell.experiment not in taught_without - taught]
+    networks = normal + [cell for cell in teachers if cell.experiment not in taught_without - taught]
+    if with_data or (networks and not without):
         table = Table(f"students {collection.name}", f"Students with data, {collection.title}")
         made.append(fill(table, with_data, networks, PUBLISHED["students"].get(collection.dataset, {})))
     if without:
