@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from conftest import ROOT, environment
 
@@ -277,6 +278,17 @@ def test_networks_are_called_as_in_the_papers():
 
 def test_a_markdown_table_is_aligned():
     assert markdown([["a", "bcd"], ["ef", ""]]).splitlines() == ["| a  | bcd |", "|----|-----|", "| ef |     |"]
+
+
+def test_every_number_of_results_md_is_of_a_committed_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    told = report(Path("experiments/CIFAR10_short"))
+    text = Path("RESULTS.md").read_text()
+    assert not told.unfinished and not told.remarks
+    for table in told.tables:
+        assert markdown(table.lines()) in text
+    for run in told.runs:
+        assert f"| {run.directory} " in text, run.directory
 
 
 def call(*arguments, cwd):
