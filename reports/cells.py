@@ -6,6 +6,7 @@ import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Cell:
     origin: Path | None = None  # of a nasty teacher: the experiment of the normal one that it was made from
     teacher_kind: str = ""  # of a student: `normal`, `nasty`, `poisoned`, `student`; `unknown` without a source
 
-    @property
+    @cached_property
     def params(self) -> dict[str, Any]:
         return self.runs[0].params.model_dump()
 
@@ -127,8 +128,9 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
     found, remarks = [], []
     for place, members in groups.items():
         first, kept = members[0], {members[0].params.seed: members[0]}
+        recipe = _recipe(first)
         for run in members[1:]:
-            differs = [key for key, value in _recipe(run).items() if _recipe(first).get(key) != value]
+            differs = [key for key, value in _recipe(run).items() if recipe.get(key) != value]
             if run.params.script != first.params.script:
                 differs = ["the stage"]
             if differs:

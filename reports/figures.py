@@ -69,10 +69,10 @@ def _bars(table: Table) -> plt.Figure:
         bars = {left: list(table.cells[row, column].values("last").values()) for column, left in lefts.items()
                 if (row, column) in table.cells and table.cells[row, column].finished}
         if bars:
-            drawn = axes.bar(bars.keys(), [statistics.mean(values) for values in bars.values()], width * 0.92,
+            means = [statistics.mean(values) for values in bars.values()]
+            drawn = axes.bar(bars.keys(), means, width * 0.92,
                              yerr=[statistics.stdev(values) if len(values) > 1 else 0 for values in bars.values()],
                              color=colour, label=row.words, error_kw={"elinewidth": 1.2, "capsize": 3})
-            means = [statistics.mean(values) for values in bars.values()]
             axes.bar_label(drawn, [f"{mean + 1e-9:.1f}" for mean in means], padding=2, fontsize=9)
         papers = [(left, table.published[row, column][0]) for column, left in lefts.items()
                   if (row, column) in table.published]
