@@ -27,7 +27,7 @@ from datafree import methods
 from datafree.diagnosis import diagnose
 from datafree.distiller import Facts
 from model import build_model
-from utils import distributed
+from utils import launcher
 from utils.cli import main
 from utils.errors import UserError
 from utils.experiment import Experiment
@@ -35,7 +35,7 @@ from utils.params import METHODS
 
 
 def train_datafree() -> None:
-    if distributed.launched():
+    if launcher.launched():
         raise UserError("data-free methods run on one device: several GPUs take one run each")
     run = Experiment.from_command_line(METHODS, build_model, __doc__, options=["teacher_resume"])
     params, test = run.params, run.parts["test"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from runs.directories import Run, experiment, is_seed, number
 from runs.graph import absolute
-from utils.checkpoint import sha256
+from utils.files import sha256
 
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet", "gtsrb": "GTSRB",
             "fashion_mnist": "Fashion-MNIST", "demo": "Fashion-MNIST (demo)"}

@@ -17,8 +17,8 @@ from reports.table import Table, markdown
 from reports.tables import tables
 from runs.directories import Run, find, number
 from runs.graph import needs
-from utils.checkpoint import write_text
 from utils.errors import UserError
+from utils.files import write_text
 
 RATES = ("asr", "triggered_accuracy", "base_rate", "target_recall")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from runs.directories import Run
 from runs.graph import absolute
-from utils.checkpoint import write_text
 from utils.errors import UserError
+from utils.files import write_text
 
 
 def write(run: Run, seed: int, siblings: Sequence[Run]) -> tuple[bool, list[str]]:

@@ -8,7 +8,7 @@ from conftest import Malicious
 from torch import nn
 
 from model import build_model
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.errors import UserError
 
 WEIGHTS = build_model("net", 10, num_channels=4).state_dict()
@@ -141,10 +141,10 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
 def test_a_copy_keeps_its_bytes_when_the_original_is_saved_again(tmp_path):
     last, best = tmp_path / "last_model.tar", tmp_path / "best_model.tar"
     checkpoint.save({"epoch": 1, "state_dict": WEIGHTS}, last)
-    checkpoint.copy(last, best)
+    files.copy(last, best)
     checkpoint.save({"epoch": 2, "state_dict": WEIGHTS}, last)
     assert checkpoint.load(best).content["epoch"] == 1
-    checkpoint.copy(last, best)
+    files.copy(last, best)
     assert checkpoint.load(best).content["epoch"] == 2
 
 

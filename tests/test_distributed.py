@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, command, environment, results
 
-from utils import checkpoint, distributed
-from utils.cli import choose_device
+from utils import checkpoint, launcher
+from utils.device import choose_device
 from utils.errors import UserError
 
 
@@ -94,8 +94,8 @@ def test_what_is_not_finite_ends_all_processes_with_one_line(experiment):
 
 def launched(directory, script="train_scratch"):
     """Two processes as --gpu_id starts them, but on the CPU."""
-    code = f"import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT)!r}); from utils import distributed; " \
-           "distributed.launch(2)"
+    code = f"import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT)!r}); from utils import launcher; " \
+           "launcher.launch(2)"
     return subprocess.run([sys.executable, "-c", code, *command(script, directory)[1:]],
                           env=environment(), capture_output=True, text=True, timeout=120)
 
@@ -159,7 +159,7 @@ def test_cuda_0_means_the_cpu_unless_the_command_line_asks_for_a_gpu(monkeypatch
 def test_several_gpu_ids_start_a_process_each(monkeypatch):
     four_gpus(monkeypatch, {})
     started = []
-    monkeypatch.setattr(distributed, "launch", started.append)
+    monkeypatch.setattr(launcher, "launch", started.append)
     choose_device("auto", [1, 3], cuda=True)
     assert started == [2]
 

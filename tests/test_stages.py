@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EXPERIMENTS, ROOT, results
+from conftest import EXPERIMENTS, ROOT, RUN, results
 
 from backdoor.triggers import TRIGGER_NAMES
 from utils import experiment as experiment_module
@@ -177,10 +177,22 @@ def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone(name):
             assert {key: value for key, value in values.items() if not key.startswith("surrogate")} == expected
 
 
+def test_a_student_of_the_nasty_teacher_differs_from_that_of_the_normal_one_in_its_teacher_alone():
+    pairs = [(EXPERIMENTS[other], values) for name, values in EXPERIMENTS.items()
+             if "/kd_normal_" in name and (other := name.replace("/kd_normal_", "/kd_nasty_")) in EXPERIMENTS]
+    assert len(pairs) > 30
+    for nasty, normal in pairs:
+        assert nasty | {"teacher_resume": normal["teacher_resume"]} == normal
+        assert "/nasty_" in nasty["teacher_resume"] and "/baseline/" in normal["teacher_resume"]
+
+
 def needs_a_step(name):
-    """Of the backdoor experiments on a data set, which differ in their trigger alone, those of one or two triggers; of
-    theft without data, which differs in its data set alone, that of CIFAR-10; of the ablations, those of the demo."""
+    """Of the students, those of a nasty teacher; of the backdoor experiments on a data set, which differ in their
+    trigger alone, those of one or two triggers; of theft without data, which differs in its data set alone, that of
+    CIFAR-10; of the ablations, those of the demo."""
     dataset, kind, trigger, *_ = name.split("/")
+    if "/kd_normal_" in name and name.replace("/kd_normal_", "/kd_nasty_") in EXPERIMENTS:
+        return False
     if kind == "ablations":
         return dataset == "demo"
     if "resnet34" in name:
@@ -189,7 +201,7 @@ def needs_a_step(name):
     return kind != "abd" or dataset not in chosen or trigger in chosen[dataset]
 
 
-@pytest.mark.parametrize("part", sorted({name.partition("/")[0] for name in EXPERIMENTS}))
+@pytest.mark.parametrize("part", sorted({name.partition("/")[0] for name in EXPERIMENTS} - set(RUN)))
 def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, monkeypatch, part):
     """All of a part, through the real stages and each other's checkpoints, on two synthetic images per split."""
     def synthetic(name, data_dir, *, image_size, training):

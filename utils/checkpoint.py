@@ -6,12 +6,9 @@ state dict.
 """
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils import files
 from utils.errors import UserError
 
 
@@ -48,7 +46,7 @@ def save(content: dict[str, Any], *paths: Path) -> None:
     buffer = io.BytesIO()  # so that a full disk is an OSError here and not a RuntimeError inside torch
     torch.save(content, buffer)
     for path in paths:
-        _write(path, buffer.getbuffer())
+        files.write(path, buffer.getbuffer())
 
 
 class Writer:
@@ -82,16 +80,6 @@ def _copied(content: Any) -> Any:
     return [_copied(value) for value in content] if isinstance(content, list) else content
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file as atomically as a checkpoint."""
-    _write(path, text.encode())
-
-
-def copy(source: Path, destination: Path) -> None:
-    """Copy a checkpoint as atomically. No link: who edits one of the two files must not edit the other."""
-    _write(destination, source.read_bytes())
-
-
 def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
     """Read a checkpoint onto the CPU. Raises UserError that begins with `role` and names the file.
 
@@ -118,11 +106,6 @@ def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
                                                 for name, value in weights.items()):
         raise UserError(f"{role}: {path} holds no state_dict: torch.save(network.state_dict(), ...) makes a checkpoint")
     return Checkpoint(path, hashlib.sha256(raw).hexdigest(), content)
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, as `Checkpoint.sha256` has it."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_exists(path: str | Path, role: str) -> None:
@@ -165,21 +148,3 @@ def _is_classifier(name: str, state_dict: dict[str, Tensor]) -> bool:
 def _refused(error: Exception) -> bool:
     """Whether a file was a pickle of more than tensors and plain values, in the words of torch's own loader."""
     return " GLOBAL " in str(error)
-
-
-def _write(path: Path, data: bytes | memoryview) -> None:
-    with _replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if the block ends well."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from utils import distributed
+from utils import launcher
 from utils.errors import UserError
 
 LAST = "last"  # what a bare --resume stands for
@@ -44,44 +42,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.device:
-    """The device of this process. Starts one process for each of several GPUs. Raises UserError if one is missing.
-
-    `cuda`: the parameter of that name; 0 means the CPU, unless the command line asks for a GPU.
-    """
-    if gpu_ids and device not in ("auto", "cuda"):
-        raise UserError(f"--gpu_id and --device {device} contradict each other")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto" and not gpu_ids:
-        device = "cuda" if cuda and found else "cpu"
-    elif device == "auto":
-        device = "cuda"
-    if device == "cpu":
-        return torch.device("cpu")
-    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
-        raise UserError(f"--device {device}: choose auto, cpu, cuda or cuda:N")
-    ids = gpu_ids or ([int(device[5:])] if ":" in device else list(range(distributed.local_size())))
-    asked = f"--gpu_id {' '.join(map(str, gpu_ids))}" if gpu_ids else f"--device {device}"
-    if distributed.local_size() > len(ids):
-        raise UserError(f"{asked}: torchrun started {distributed.local_size()} processes for {len(ids)} GPU(s)")
-    if not found:
-        raise UserError(f"{asked}: no CUDA device is available here (torch {torch.__version__}); --device cpu runs on "
-                        "the processor")
-    if len(set(ids)) < len(ids):
-        raise UserError(f"{asked}: a GPU is named twice")
-    if missing := [number for number in ids if not 0 <= number < found]:
-        raise UserError(f"{asked}: GPU {missing[0]} does not exist, there are {found}, counted from 0")
-    if distributed.launched():
-        return torch.device("cuda", ids[distributed.local_rank()])
-    if len(ids) > 1:
-        distributed.launch(len(ids))
-    return torch.device("cuda", ids[0])
-
-
 def main(stage: Callable[[], None]) -> NoReturn:
     """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130, SIGTERM 143, a
     reader of the output that has gone 141."""
-    if not distributed.launched():  # one of several may wait for the others where Python handles no signal
+    if not launcher.launched():  # one of several may wait for the others where Python handles no signal
         signal.signal(signal.SIGTERM, _terminate)
         sys.exit(_run(stage))
     try:
@@ -96,7 +60,6 @@ def main(stage: Callable[[], None]) -> NoReturn:
 def _run(stage: Callable[[], None]) -> int:
     try:
         stage()
-        distributed.shut_down()  # not after a failure: then the process ends, and its group with it
         return 0
     except UserError as error:
         return _failed(str(error))
@@ -108,7 +71,7 @@ def _run(stage: Callable[[], None]) -> int:
             raise
         return _failed(str(UserError.from_os(error)))
     except KeyboardInterrupt as interrupt:
-        if distributed.local_rank() == 0:
+        if launcher.local_rank() == 0:
             print("interrupted: the same command (without --restart) continues after the last finished epoch, if any",
                   file=sys.stderr)
         return 143 if interrupt.args else 130
@@ -119,6 +82,6 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def _failed(message: str) -> int:
-    if distributed.local_rank() == 0:  # all processes of a run fail alike
+    if launcher.local_rank() == 0:  # all processes of a run fail alike
         print(f"error: {message}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""What a device is set up for, and the arithmetic that it is fast at."""
+"""Which device a process has, what it is set up for, and the arithmetic that it is fast at."""
 from __future__ import annotations
 
 import platform
@@ -6,7 +6,43 @@ from pathlib import Path
 
 import torch
 
+from utils import launcher
 from utils.allocator import keep_freed_memory
+from utils.errors import UserError
+
+
+def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.device:
+    """The device of this process. Starts one process for each of several GPUs. Raises UserError if one is missing.
+
+    `cuda`: the parameter of that name; 0 means the CPU, unless the command line asks for a GPU.
+    """
+    if gpu_ids and device not in ("auto", "cuda"):
+        raise UserError(f"--gpu_id and --device {device} contradict each other")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto" and not gpu_ids:
+        device = "cuda" if cuda and found else "cpu"
+    elif device == "auto":
+        device = "cuda"
+    if device == "cpu":
+        return torch.device("cpu")
+    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
+        raise UserError(f"--device {device}: choose auto, cpu, cuda or cuda:N")
+    ids = gpu_ids or ([int(device[5:])] if ":" in device else list(range(launcher.local_size())))
+    asked = f"--gpu_id {' '.join(map(str, gpu_ids))}" if gpu_ids else f"--device {device}"
+    if launcher.local_size() > len(ids):
+        raise UserError(f"{asked}: torchrun started {launcher.local_size()} processes for {len(ids)} GPU(s)")
+    if not found:
+        raise UserError(f"{asked}: no CUDA device is available here (torch {torch.__version__}); --device cpu runs on "
+                        "the processor")
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{asked}: a GPU is named twice")
+    if missing := [number for number in ids if not 0 <= number < found]:
+        raise UserError(f"{asked}: GPU {missing[0]} does not exist, there are {found}, counted from 0")
+    if launcher.launched():
+        return torch.device("cuda", ids[launcher.local_rank()])
+    if len(ids) > 1:
+        launcher.launch(len(ids))
+    return torch.device("cuda", ids[0])
 
 
 def prepare_device(device: torch.device, precision: str) -> None:

@@ -6,19 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils import launcher
 from utils.errors import UserError
 
 
@@ -30,54 +26,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def launched() -> bool:
-    """Whether torchrun, or `launch`, started this process."""
-    return "LOCAL_RANK" in os.environ
-
-
-def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def local_size() -> int:
-    """Processes that torchrun started on this machine; 1 without it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def launch(processes: int) -> NoReturn:
-    """Run this command line on `processes` processes of this machine, as torchrun does; exit as the first that fails.
-
-    torchrun itself reports a failed process with a page of traceback, under which the one line of an error drowns.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    workers = []
-    for number in range(processes):
-        own = {name: str(value) for name, value in {**shared, "RANK": number, "LOCAL_RANK": number}.items()}
-        workers.append(subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **own}))
-    try:
-        while not (failed := [worker.returncode for worker in workers if worker.poll()]) and \
-                any(worker.returncode is None for worker in workers):
-            time.sleep(0.1)
-    except KeyboardInterrupt:  # the terminal has told the workers too
-        failed = [130]
-    finally:
-        end = time.monotonic() + 5  # those that fail alike say so first; one that waits for a lost one never ends
-        for worker in workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(max(0, end - time.monotonic()))
-            worker.terminate()
-            worker.wait()
-    sys.exit(failed[0] if failed else 0)
-
-
 def initialise(device: torch.device) -> None:
-    """Join the other processes if torchrun, or `launch`, started this one."""
+    """Join the other processes if torchrun, or `launcher.launch`, started this one."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if launched():
+    if launcher.launched():
         cuda = device.type == "cuda"
         patience = datetime.timedelta(hours=2)  # one process may download or decode while the others wait
         dist.init_process_group("nccl" if cuda else "gloo", timeout=patience, device_id=device if cuda else None)

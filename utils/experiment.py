@@ -21,12 +21,12 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from utils import checkpoint, cli, distributed, interrupts, resume, seeds, session
+from utils import checkpoint, cli, distributed, files, interrupts, resume, seeds, session
 from utils.augment import denormalise
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
 from utils.datasets import load_dataset
-from utils.device import choose_dtype, prepare_device
+from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError, first_line
 from utils.evaluation import Frozen, accuracy, confusion_matrix, evaluate
 from utils.logger import Logger, percentages, say
@@ -62,7 +62,7 @@ class Experiment(Generic[ParamsType]):
         self.directory: Path = arguments.save_path
         self.params = load_params(self.directory / "params.json", kind, overrides)
         self.restart: bool = arguments.restart
-        self.device = cli.choose_device(arguments.device, arguments.gpu_id, self.params.cuda)
+        self.device = choose_device(arguments.device, arguments.gpu_id, self.params.cuda)
         distributed.initialise(self.device)
         self.dtype = choose_dtype(self.params.precision, self.device)
 
@@ -214,6 +214,7 @@ class Experiment(Generic[ParamsType]):
                 self._writer.wait()
             logger.close()
             self._unlock()
+        distributed.shut_down()  # not after a failure: then the process ends, and its group with it
 
     def evaluate(self, network: nn.Module) -> Row:
         """What a network is worth: accuracy and loss on the held-out and the test images, and what `examine` adds."""
@@ -303,11 +304,11 @@ class Experiment(Generic[ParamsType]):
                 path.unlink()
         (self.directory / "results.json").unlink(missing_ok=True)  # not before the run is finished again
         for name, text in self.files.items():
-            checkpoint.write_text(self.directory / name, text)
+            files.write_text(self.directory / name, text)
         if self.start.state:
             best = self.directory / "best_model.tar"
             if self.start.best.path.resolve() not in (best.resolve(), self.start.state.path.resolve()):
-                checkpoint.copy(self.start.best.path, best)
+                files.copy(self.start.best.path, best)
             self._save(network, learner, progress)
             self._writer.wait()  # what cannot be written is to be known before the first epoch
 
@@ -374,7 +375,7 @@ class Experiment(Generic[ParamsType]):
         details = {name: detail(network) for name, detail in self.details.items()}  # in all processes, which share it
         if distributed.rank():
             return
-        checkpoint.write_text(self.directory / "results.json", json.dumps({
+        files.write_text(self.directory / "results.json", json.dumps({
             "stage": self.params.script,
             "best": best,
             "last": last,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.params import Params, changed_keys
@@ -103,7 +103,7 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist:
     if insist:
         raise UserError(f"--resume: {directory / 'last_model.tar'} does not exist, so there is no run to continue")
     start, best = _begin(given, params), directory / "best_model.tar"
-    if best.exists() and not (start.best and start.best.sha256 == checkpoint.sha256(best)):
+    if best.exists() and not (start.best and start.best.sha256 == files.sha256(best)):
         raise UserError(f"{best} is there, but no last_model.tar of a run: a new run would replace it; move it to "
                         "another directory, or --restart if it may go")
     return start
@@ -172,6 +172,6 @@ def _finished(directory: Path, results: dict[str, Any]) -> str:
     text = f"{directory}: already finished, {results['last']['epoch']} epochs (--restart runs it again)"
     for role, source in results["checkpoints_read"].items():
         path = Path(source["path"])
-        if path.is_file() and checkpoint.sha256(path) != source["sha256"]:
+        if path.is_file() and files.sha256(path) != source["sha256"]:
             text += f"; {role}: {path} has changed since"
     return text

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import distributed
+from utils import distributed, launcher
 from utils.data import TrainBatches
 from utils.errors import UserError
 from utils.logger import progress_bar
@@ -105,7 +105,7 @@ def build_step(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer,
     if params.compile is True:
         say("compile: the first steps compile, which takes up to a minute")
         step = CompiledStep(*what, say=say)
-    if params.cuda_graph and device.type == "cuda" and not distributed.launched():
+    if params.cuda_graph and device.type == "cuda" and not launcher.launched():
         say("cuda_graph: steps are recorded and replayed")
         return GraphedStep(step, say)
     if params.cuda_graph is True:
