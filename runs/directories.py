@@ -5,7 +5,6 @@ Nothing that is found there stops whoever reads it: what cannot be read is remar
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from utils.errors import UserError
+from utils.files import read_json
 from utils.params import METHODS, STAGES, Params, changed_keys, load_params
 
 Row = dict[str, float]
@@ -107,7 +107,7 @@ def _read(directory: Path, remarks: list[str]) -> Run:
 
 def _kind(file: Path) -> type[Params] | Mapping[str, type[Params]]:
     """The stage of a params.json, by the first of these keys that it has. Raises UserError where it is none of ours."""
-    values = _object(file)
+    values = read_json(file)
     if missing := [key for key in ("dataset", "model_name") if key not in values]:
         raise UserError(f"{file} is not of an experiment: it has no {' and no '.join(missing)}")
     if "method" in values:
@@ -120,7 +120,7 @@ def _finished(file: Path) -> dict[str, Any]:
     """A whole results.json; empty where there is none. Raises ValueError where it is damaged."""
     if not os.path.exists(file):  # does not raise, unlike Path.exists
         return {}
-    results = _object(file)
+    results = read_json(file)
     for name in ("best", "last"):
         row = results.get(name)
         if not isinstance(row, dict) or not all(number(row.get(key)) for key in ("epoch", "test_accuracy")):
@@ -131,19 +131,6 @@ def _finished(file: Path) -> dict[str, Any]:
 def number(value: Any) -> bool:
     """Whether it is one that can be calculated with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        json.dumps(values, ensure_ascii=False).encode()  # half a character cannot be written again
-    except (ValueError, RecursionError) as error:  # not JSON, not text, or without end
-        raise UserError(f"{file} cannot be read ({error})") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} holds no JSON object")
-    return values
 
 
 def _history(file: Path, remarks: list[str]) -> list[Row]:

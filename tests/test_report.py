@@ -336,13 +336,14 @@ def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
     done = call("good", "bad", "empty", "file", "nowhere", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "82.00 (-4.00)" in done.stdout
-    for words in ("bad/json/params.json cannot be read", "bad/text/params.json cannot be read",
-                  "bad/list/params.json holds no JSON object", "bad/foreign/params.json is not of an experiment",
-                  "bad/cut/results.json cannot be read", "bad/other/results.json", "bad/rows/metrics.csv is damaged",
+    for words in ("bad/json/params.json, line 1, column 2: not valid JSON", "bad/text/params.json is not a text file",
+                  "bad/list/params.json: a JSON object is expected", "bad/foreign/params.json is not of an experiment",
+                  "bad/cut/results.json, line 1, column 11: not valid JSON", "bad/other/results.json",
+                  "bad/rows/metrics.csv is damaged",
                   "bad/binary/metrics.csv is damaged", "bad/short/metrics.csv is damaged after 0 rows",
-                  "bad/none/results.json has other parameters", "bad/deep/results.json cannot be read",
-                  "bad/huge/results.json has no accuracy", "bad/half/results.json cannot be read",
-                  "bad/folder/params.json cannot be read (Is a directory)", "empty: no params.json",
+                  "bad/none/results.json has other parameters", "bad/deep/results.json: maximum recursion depth",
+                  "bad/huge/results.json has no accuracy", "bad/half/results.json is not a text file",
+                  "bad/folder/params.json: Is a directory", "empty: no params.json",
                   "file: is no directory", "nowhere: does not exist"):
         assert words in done.stdout, words
 

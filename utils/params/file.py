@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from utils.errors import UserError
+from utils.files import read_json
 from utils.params.base import Params
 from utils.params.stages import STAGES
 
@@ -23,7 +25,11 @@ def load_params(path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsTyp
     kind: what it holds or, where that depends on its key `method`, what it holds for each method. Raises UserError that
     names each wrong key, its value and what is allowed.
     """
-    values, overrides = _read_json(path), overrides or {}
+    if path.parent.is_file():
+        raise UserError(f"{path.parent} is a file: --save_path names the directory that holds a params.json")
+    if not os.path.exists(path):  # does not raise, unlike Path.exists
+        raise UserError(f"{path} does not exist: --save_path names a directory that holds a params.json")
+    values, overrides = read_json(path), overrides or {}
     if isinstance(kind, Mapping):
         method = (values | overrides).get("method")
         if not isinstance(method, str) or method not in kind:
@@ -71,33 +77,6 @@ def changed_keys(old: dict[str, Any], new: Params) -> list[str]:
     return [f"{key} ({json.dumps(then.get(key))} -> {json.dumps(now.get(key))})"
             for key in {**now, **then}
             if key not in new.changeable and then.get(key) != now.get(key)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UserError(f"{path}: the key {json.dumps(key)} appears twice")
-        return dict(pairs)
-
-    if path.parent.is_file():
-        raise UserError(f"{path.parent} is a file: --save_path names the directory that holds a params.json")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: --save_path names a directory that holds a params.json") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Expecting ',' delimiter":  # missing where the value before ends, not where the next key is
-            error = json.JSONDecodeError("Expecting ',' after this", error.doc, len(error.doc[:error.pos].rstrip()))
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON object is expected, {{\"key\": value, ...}}")
-    return values
 
 
 def _describe(problem: Any, kind: type[Params]) -> str:
