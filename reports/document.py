@@ -101,10 +101,10 @@ class Report:
 def _legend(report: Report) -> str:
     """What the tables need to be understood."""
     texts = ["Percent of the test images, mean ± standard deviation where there are several seeds."]
-    if any(table.name.startswith(("students", "datafree")) for table in report.tables):
+    if any(table.references for table in report.tables):
         texts.append("In brackets, seed by seed: a student against the same network without a teacher, a teacher "
                      "against the normal one.")
-    if any(table.name.startswith("backdoors") for table in report.tables):
+    if any("asr" in table.keys for table in report.tables):
         texts.append("Attack success rate: images of other classes that are taken for the target once the trigger is "
                      "on them; base rate: without it. Target recall: images of the target that are recognised.")
     texts.append("The best epoch was chosen on the test images (unless `validation_fraction` was set), so it flatters.")
@@ -128,11 +128,13 @@ def _all_remarks(report: Report) -> list[str]:
 
 def _markdown(report: Report, pictures: Sequence[Path]) -> str:
     parts = ["# Results", f"{_progress(report)} {_legend(report)}"]
+    named: set[str] = set()
     for table in report.tables:
-        parts += [f"## {table.title}", markdown(table.lines()), *_commands(report.missing(table))]
+        missing = report.missing(table)
+        named.update(missing)
+        parts += [f"## {table.title}", markdown(table.lines()), *_commands(missing)]
     for sweep in report.sweeps:
         parts += [f"## {sweep.title}", markdown(sweep.table())]
-    named = {command for table in report.tables for command in report.missing(table)}
     if missing := [run.command for run in report.unfinished if run.command not in named]:
         parts += ["## Other runs", *_commands(missing)]
     if report.hidden:
