@@ -108,7 +108,7 @@ class Pool:
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(jobs):
             self._slots.put(slot)
-        self._lock = threading.Lock()  # no process is begun once they are being ended
+        self._lock = threading.Lock()  # of the output; and no process is begun once they are being ended
         self._stopping = False
         self._processes: list[subprocess.Popen[str]] = []
 
@@ -122,7 +122,7 @@ class Pool:
                 while order.is_active():
                     for directory in order.get_ready():
                         if any(source in self.failed for source in self.graph[directory]):
-                            print(f"left out, as it needs what failed: {directory}", flush=True)
+                            self._say(f"left out, as it needs what failed: {directory}")
                             self.failed.append(directory)
                             order.done(directory)
                         else:
@@ -154,11 +154,15 @@ class Pool:
                 self.failed.append(directory)
                 if process.returncode == 2:  # one line; else all that there is to know
                     errors = errors.rpartition("\n")[2]
-                print(f"failed: {directory}: {errors or f'exit status {process.returncode}'}", flush=True)
+                self._say(f"failed: {directory}: {errors or f'exit status {process.returncode}'}")
             else:
-                print(f"finished in {time.monotonic() - begun:.0f} s: {directory}", flush=True)
+                self._say(f"finished in {time.monotonic() - begun:.0f} s: {directory}")
         finally:
             self._slots.put(slot)
+
+    def _say(self, line: str) -> None:
+        with self._lock:  # print writes a line and its end apart, and another thread's line may come between
+            print(line, flush=True)
 
     def _start(self, directory: Path, slot: int) -> subprocess.Popen[str]:
         words = [sys.executable, str(ROOT / self.runs[directory].params.script), "--save_path", str(directory),
