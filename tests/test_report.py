@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, environment
+import pytest
+from conftest import ROOT, RUN, environment
 
 from reports.cells import in_words
 from reports.document import Report
@@ -280,15 +281,35 @@ def test_a_markdown_table_is_aligned():
     assert markdown([["a", "bcd"], ["ef", ""]]).splitlines() == ["| a  | bcd |", "|----|-----|", "| ef |     |"]
 
 
-def test_every_number_of_results_md_is_of_a_committed_run(monkeypatch):
+def table_rows(text):
+    """The rows of all tables of a markdown file, without the spaces that only align them."""
+    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize("place", RUN)
+def test_results_md_has_the_tables_of_committed_runs_all_of_them_finished(monkeypatch, tmp_path, place):
     monkeypatch.chdir(ROOT)
-    told = report(Path("experiments/CIFAR10_short"))
-    text = Path("RESULTS.md").read_text()
-    assert not told.unfinished and not told.remarks
-    for table in told.tables:
-        assert markdown(table.lines()) in text
-    for run in told.runs:
-        assert f"| {run.directory} " in text, run.directory
+    told = report(Path("experiments") / place)
+    assert told.runs
+    assert [run.directory for run in told.unfinished] == [] == told.remarks
+    told.write(tmp_path)
+    assert set(table_rows((tmp_path / "report.md").read_text())) <= set(table_rows(Path("RESULTS.md").read_text()))
+
+
+def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv():
+    epochs, seen = [], 0
+    for row in table_rows((ROOT / "RESULTS.md").read_text()):
+        name, *cells = row.strip("| ").split(" | ")
+        if name == "KL, epoch":
+            epochs = list(map(int, cells))
+        elif name.startswith("`experiments/") and epochs:
+            with open(ROOT / name.strip("`") / "metrics.csv") as file:
+                terms = {int(line["epoch"]): float(line["kl"]) for line in csv.DictReader(file)}
+            assert cells == [f"{terms[epoch]:.3g}" for epoch in epochs], name
+            seen += 1
+        else:
+            epochs = []
+    assert seen > 5
 
 
 def call(*arguments, cwd):
