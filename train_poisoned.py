@@ -51,7 +51,7 @@ def train_poisoned() -> None:
         replacements = pgd(surrogate.network, train.images[index], train.labels[index], train.mean, train.std)
     poisoned = poison(train.images, train.labels, trigger, replacements=replacements, **how)
     number = training_index(run.dataset, params)["train"]
-    run.files["poisoned.json"] = json.dumps({
+    run.texts["poisoned.json"] = json.dumps({
         "trigger": trigger.name, "target": params.target, "poison_rate": params.poison_rate,
         "clean_fraction": params.clean_fraction, "seed": params.seed, "images": number[poisoned.index.cpu()].tolist()})
     run.log(f"poisoned: {len(poisoned.index)} of {len(train)} training images")

@@ -80,10 +80,33 @@ class Report:
         """report.md, results.csv and the figures."""
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "results.csv", _csv(self))
-        write_text(out / "report.md", _markdown(self, []))  # whatever becomes of the figures
+        write_text(out / "report.md", self.markdown())  # whatever becomes of the figures
         pictures = figures.draw(self.tables, self.sweeps, self.collections, out)
-        write_text(out / "report.md", _markdown(self, pictures))
+        write_text(out / "report.md", self.markdown(pictures))
         return [out / "report.md", out / "results.csv", *pictures]
+
+    def markdown(self, pictures: Sequence[Path] = ()) -> str:
+        """All of it; pictures: files that lie beside it."""
+        parts = ["# Results", f"{_progress(self)} {_legend(self)}"]
+        named: set[str] = set()
+        for table in self.tables:
+            missing = self.missing(table)
+            named.update(missing)
+            parts += [f"## {table.title}", markdown(table.lines()), *_commands(missing)]
+        for sweep in self.sweeps:
+            parts += [f"## {sweep.title}", markdown(sweep.table())]
+        if others := [run.command for run in self.unfinished if run.command not in named]:
+            parts += ["## Other runs", *_commands(others)]
+        if self.hidden:
+            parts += ["## In no table", "\n".join(f"- {cell.experiment}: {cell.network}, last epoch "
+                                                  f"{spread(cell.values('last').values())}" for cell in self.hidden)]
+        if done := [run for run in self.runs if run.finished]:
+            parts += ["## Finished runs", markdown(_runs(done))]
+        if pictures:
+            parts += ["## Figures", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
+        if texts := _all_remarks(self):
+            parts += ["## Remarks", "\n".join(f"- {text}" for text in texts)]
+        return "\n\n".join(parts) + "\n"
 
     def text(self) -> str:
         """For the terminal: the tables in which something is finished, and what else there is."""
@@ -124,29 +147,6 @@ def _all_remarks(report: Report) -> list[str]:
     changed = [(run, run.section("set")) for run in report.runs if run.section("set")]
     return [*report.remarks, *(f"{run.directory}: run with --set " + " ".join(
         f"{key}={json.dumps(value)}" for key, value in values.items()) for run, values in changed)]
-
-
-def _markdown(report: Report, pictures: Sequence[Path]) -> str:
-    parts = ["# Results", f"{_progress(report)} {_legend(report)}"]
-    named: set[str] = set()
-    for table in report.tables:
-        missing = report.missing(table)
-        named.update(missing)
-        parts += [f"## {table.title}", markdown(table.lines()), *_commands(missing)]
-    for sweep in report.sweeps:
-        parts += [f"## {sweep.title}", markdown(sweep.table())]
-    if missing := [run.command for run in report.unfinished if run.command not in named]:
-        parts += ["## Other runs", *_commands(missing)]
-    if report.hidden:
-        parts += ["## In no table", "\n".join(f"- {cell.experiment}: {cell.network}, last epoch "
-                                              f"{spread(cell.values('last').values())}" for cell in report.hidden)]
-    if done := [run for run in report.runs if run.finished]:
-        parts += ["## Finished runs", markdown(_runs(done))]
-    if pictures:
-        parts += ["## Figures", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
-    if texts := _all_remarks(report):
-        parts += ["## Remarks", "\n".join(f"- {text}" for text in texts)]
-    return "\n\n".join(parts) + "\n"
 
 
 def _runs(runs: Sequence[Run]) -> list[list[str]]:

@@ -5,7 +5,6 @@ Nothing that is found there stops whoever reads it: what cannot be read is remar
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -76,8 +75,8 @@ def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 continue
             try:
                 runs[file.parent.resolve()] = _read(file.parent, remarks)
-            except UserError as error:
-                remarks.append(f"{error}: left out")
+            except (UserError, OSError) as error:
+                remarks.append(f"left out: {error}")
     return sorted(runs.values(), key=lambda run: run.directory), remarks
 
 
@@ -91,7 +90,7 @@ def _read(directory: Path, remarks: list[str]) -> Run:
             kind = next((kind for kind in STAGES.values() if kind.script == results.get("stage")), None)
             kind = METHODS[results["params"]["method"]] if kind in METHODS.values() else kind
             if kind is None:
-                raise ValueError(f"{directory / 'results.json'} is of no stage")
+                raise UserError(f"{directory / 'results.json'} is of no stage")
             params = kind.model_validate(results["params"])
             now = load_params(file, kind, results.get("set") if isinstance(results.get("set"), dict) else {})
             stale = changed_keys(results["params"], now)
@@ -100,8 +99,8 @@ def _read(directory: Path, remarks: list[str]) -> Run:
             return Run(directory, params, results, history, tuple(stale))
     except (ValidationError, KeyError, TypeError):
         remarks.append(f"{directory / 'results.json'} has other parameters than its stage reads: taken as unfinished")
-    except (UserError, OSError, ValueError) as error:
-        remarks.append(f"{error}: taken as unfinished")
+    except (UserError, OSError) as error:
+        remarks.append(f"taken as unfinished: {error}")
     return Run(directory, load_params(file, _kind(file)), history=history)
 
 
@@ -117,14 +116,15 @@ def _kind(file: Path) -> type[Params] | Mapping[str, type[Params]]:
 
 
 def _finished(file: Path) -> dict[str, Any]:
-    """A whole results.json; empty where there is none. Raises ValueError where it is damaged."""
-    if not os.path.exists(file):  # does not raise, unlike Path.exists
+    """A whole results.json; empty where there is none. Raises UserError where it is damaged."""
+    try:
+        results = read_json(file)
+    except FileNotFoundError:
         return {}
-    results = read_json(file)
     for name in ("best", "last"):
         row = results.get(name)
         if not isinstance(row, dict) or not all(number(row.get(key)) for key in ("epoch", "test_accuracy")):
-            raise ValueError(f"{file} has no accuracy of the {name} epoch")
+            raise UserError(f"{file} has no accuracy of the {name} epoch")
     return results
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from runs.directories import Run
 from runs.graph import absolute
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import read_json, write_text
 
 
 def write(run: Run, seed: int, siblings: Sequence[Run]) -> tuple[bool, list[str]]:
@@ -21,7 +21,7 @@ def write(run: Run, seed: int, siblings: Sequence[Run]) -> tuple[bool, list[str]
     if not 0 < seed < 2**31:
         raise UserError(f"{seed} is no seed that an experiment can be made with: 1 to {2**31 - 1}")
     file = run.directory / f"seed{seed}" / "params.json"
-    params = json.loads((run.directory / "params.json").read_text(encoding="utf-8")) | run.section("set")
+    params = read_json(run.directory / "params.json") | run.section("set")
     seeded = {absolute(sibling.directory) for sibling in siblings}
     wanted, remarks = {}, []
     for key in run.params.checkpoints().keys() & params.keys():
@@ -31,7 +31,7 @@ def write(run: Run, seed: int, siblings: Sequence[Run]) -> tuple[bool, list[str]
         else:
             remarks.append(f"{file.parent} reads {path}, as that has no seed {seed}")
     if file.exists():
-        there = json.loads(file.read_text(encoding="utf-8"))
+        there = read_json(file)
         return False, [f"{file.parent} reads {there.get(key)}, though there is {path}" for key, path in wanted.items()
                        if there.get(key) != path]
     file.parent.mkdir(exist_ok=True)

@@ -96,6 +96,11 @@ def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> list[Run]
     return chosen
 
 
+def _say(text: str) -> None:
+    """One write: print writes its end apart, and what another thread says could come between."""
+    print(f"{text}\n", end="", flush=True)
+
+
 class Pool:
     """Processes of runs, each begun when what it needs is finished."""
 
@@ -108,7 +113,7 @@ class Pool:
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(jobs):
             self._slots.put(slot)
-        self._lock = threading.Lock()  # of the output; and no process is begun once they are being ended
+        self._lock = threading.Lock()  # no process is begun once they are being ended
         self._stopping = False
         self._processes: list[subprocess.Popen[str]] = []
 
@@ -122,7 +127,7 @@ class Pool:
                 while order.is_active():
                     for directory in order.get_ready():
                         if any(source in self.failed for source in self.graph[directory]):
-                            self._say(f"left out, as it needs what failed: {directory}")
+                            _say(f"left out, as it needs what failed: {directory}")
                             self.failed.append(directory)
                             order.done(directory)
                         else:
@@ -144,7 +149,7 @@ class Pool:
             with self._lock:
                 if self._stopping:
                     return
-                print(f"[{next(self._numbers)} of {len(self.waiting)}] {self.runs[directory].command}", flush=True)
+                _say(f"[{next(self._numbers)} of {len(self.waiting)}] {self.runs[directory].command}")
                 process = self._start(directory, slot)
                 self._processes.append(process)
             errors = (process.communicate()[1] or "").strip()
@@ -154,15 +159,11 @@ class Pool:
                 self.failed.append(directory)
                 if process.returncode == 2:  # one line; else all that there is to know
                     errors = errors.rpartition("\n")[2]
-                self._say(f"failed: {directory}: {errors or f'exit status {process.returncode}'}")
+                _say(f"failed: {directory}: {errors or f'exit status {process.returncode}'}")
             else:
-                self._say(f"finished in {time.monotonic() - begun:.0f} s: {directory}")
+                _say(f"finished in {time.monotonic() - begun:.0f} s: {directory}")
         finally:
             self._slots.put(slot)
-
-    def _say(self, line: str) -> None:
-        with self._lock:  # print writes a line and its end apart, and another thread's line may come between
-            print(line, flush=True)
 
     def _start(self, directory: Path, slot: int) -> subprocess.Popen[str]:
         words = [sys.executable, str(ROOT / self.runs[directory].params.script), "--save_path", str(directory),

@@ -15,10 +15,10 @@ from PIL import Image
 from runs.directories import is_seed
 
 ROOT = Path(__file__).parents[1]
-RUN = ("CIFAR10_short", "CIFAR10_20epochs")  # their results are in the repository
+COMMITTED = ("CIFAR10_short", "CIFAR10_20epochs")  # their results are in the repository
 # The experiments of the repository by name, without those that somebody added.
 EXPERIMENTS = {str(path.parent.relative_to(ROOT / "experiments")): json.loads(path.read_text())
-               for shipped in ("CIFAR10", *RUN, "CIFAR100", "GTSRB", "TinyImageNet", "demo")
+               for shipped in ("CIFAR10", *COMMITTED, "CIFAR100", "GTSRB", "TinyImageNet", "demo")
                for path in sorted((ROOT / "experiments" / shipped).rglob("params.json"))
                if not is_seed(path.parent)}
 torch.set_num_threads(1)  # as in the processes that the tests start: sums in the same order, the same bits

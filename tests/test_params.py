@@ -125,9 +125,23 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path):
     assert '"gamma" appears twice' in message(tmp_path, '{"gamma": 0.1, "gamma": 0.2}')
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "", "\x00"])
-def test_what_is_no_json_object_is_an_error(tmp_path, text):
-    message(tmp_path, text)
+@pytest.mark.parametrize("text, words", [
+    ("[]", "a JSON object is expected"), ("3", "a JSON object is expected"), ("", "line 1, column 1: not valid JSON"),
+    ("\x00", "not valid JSON"), ('{"dataset": "folder:/\\udce9"}', "half a character"),
+    pytest.param("[" * 100_000, "too many brackets", id="brackets"),
+    pytest.param('{"gamma": 1' + "0" * 5000 + "}", "too many digits", id="digits")])
+def test_what_is_no_json_object_is_an_error(tmp_path, text, words):
+    assert words in message(tmp_path, text)
+
+
+def test_what_is_no_readable_file_is_not_said_to_be_absent(tmp_path):
+    (tmp_path / "params.json").symlink_to("params.json")
+    with pytest.raises(UserError, match="symbolic links"):
+        load_params(tmp_path / "params.json", ScratchParams)
+    (tmp_path / "params.json").unlink()
+    (tmp_path / "params.json").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        load_params(tmp_path / "params.json", ScratchParams)
 
 
 def test_a_file_that_is_no_text_or_not_there_is_an_error(tmp_path):

@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from conftest import ROOT, RUN, environment
+from conftest import COMMITTED, ROOT, environment
 
 from reports.cells import in_words
 from reports.document import Report
@@ -231,6 +230,7 @@ def test_backdoors_are_told_by_accuracy_and_success(tmp_path):
     assert found["trojan_wm", "paper, unchecked"]["with data"] == "77.5 / 11.1"
     assert found["badnet_grid", "base rate / target recall"]["ZSKT"] == "2.00 / 80.00"
     assert found["no backdoor", "last epoch"]["teacher"] == "93.00"
+    assert "Attack success rate: " in report(tmp_path).text()
 
 
 def test_two_teachers_with_one_trigger_have_a_row_each(tmp_path):
@@ -281,35 +281,42 @@ def test_a_markdown_table_is_aligned():
     assert markdown([["a", "bcd"], ["ef", ""]]).splitlines() == ["| a  | bcd |", "|----|-----|", "| ef |     |"]
 
 
-def table_rows(text):
-    """The rows of all tables of a markdown file, without the spaces that only align them."""
-    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("| ")]
+def unaligned(text):
+    """Markdown without the spaces that only align a table, and without rows of runs, which stand in one table."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if not line.startswith("|--")]
+    return ("\n".join(line for line in lines if not line.startswith("| experiments/")),
+            {line for line in lines if line.startswith("| experiments/")})
 
 
-@pytest.mark.parametrize("place", RUN)
-def test_results_md_has_the_tables_of_committed_runs_all_of_them_finished(monkeypatch, tmp_path, place):
+def test_the_tables_of_results_md_are_those_of_committed_runs_all_of_them_finished(monkeypatch):
     monkeypatch.chdir(ROOT)
-    told = report(Path("experiments") / place)
-    assert told.runs
-    assert [run.directory for run in told.unfinished] == [] == told.remarks
-    told.write(tmp_path)
-    assert set(table_rows((tmp_path / "report.md").read_text())) <= set(table_rows(Path("RESULTS.md").read_text()))
+    text, runs = unaligned(Path("RESULTS.md").read_text())
+    found = set()
+    for place in COMMITTED:
+        told = report(Path("experiments") / place)
+        assert [run.directory for run in told.unfinished] == [] == told.remarks
+        assert told.tables
+        for table in told.tables:
+            assert unaligned(markdown(table.lines()))[0] in text
+        found |= unaligned(told.markdown())[1]
+    assert runs == found
 
 
-def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv():
-    epochs, seen = [], 0
-    for row in table_rows((ROOT / "RESULTS.md").read_text()):
-        name, *cells = row.strip("| ").split(" | ")
-        if name == "KL, epoch":
+def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    epochs, seen = [], set()
+    for line in Path("RESULTS.md").read_text().splitlines():
+        name, *cells = line.strip("|").split("|")
+        directory = Path(name.strip(" `"))
+        if name.strip() == "KL by epoch":
             epochs = list(map(int, cells))
-        elif name.startswith("`experiments/") and epochs:
-            with open(ROOT / name.strip("`") / "metrics.csv") as file:
-                terms = {int(line["epoch"]): float(line["kl"]) for line in csv.DictReader(file)}
-            assert cells == [f"{terms[epoch]:.3g}" for epoch in epochs], name
-            seen += 1
-        else:
-            epochs = []
-    assert seen > 5
+        elif epochs and line.startswith("| `experiments/"):
+            with open(directory / "metrics.csv") as file:
+                terms = {int(row["epoch"]): f"{float(row['kl']):.3g}" for row in csv.DictReader(file)}
+            assert [cell.strip() for cell in cells] == [terms.get(epoch, "") for epoch in epochs], name
+            seen.add(directory)
+    assert seen == {run.directory for place in COMMITTED for run in report(Path("experiments") / place).runs
+                    if run.params.script == "train_nasty.py"}
 
 
 def call(*arguments, cwd):
@@ -362,8 +369,8 @@ def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
                   "bad/cut/results.json, line 1, column 11: not valid JSON", "bad/other/results.json",
                   "bad/rows/metrics.csv is damaged",
                   "bad/binary/metrics.csv is damaged", "bad/short/metrics.csv is damaged after 0 rows",
-                  "bad/none/results.json has other parameters", "bad/deep/results.json: maximum recursion depth",
-                  "bad/huge/results.json has no accuracy", "bad/half/results.json is not a text file",
+                  "bad/none/results.json has other parameters", "bad/deep/results.json: too many brackets",
+                  "bad/huge/results.json has no accuracy", "bad/half/results.json holds half a character",
                   "bad/folder/params.json: Is a directory", "empty: no params.json",
                   "file: is no directory", "nowhere: does not exist"):
         assert words in done.stdout, words

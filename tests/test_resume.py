@@ -174,6 +174,14 @@ def test_metrics_csv_is_whole_again_after_a_kill_between_its_rows(call, experime
         (directory / "results.json").unlink()
 
 
+def test_damaged_results_are_written_again_from_the_last_checkpoint(call, experiment):
+    directory = unfinished(call, experiment())
+    for damage in ("", "[]", "[" * 100_000, '{"stage": 1, "stage": 2}'):
+        (directory / "results.json").write_text(damage)
+        assert call("train_scratch", directory).returncode == 0
+        assert results(directory)["stage"] == "train_scratch.py"
+
+
 def test_resume_with_a_weights_only_checkpoint_starts_a_new_run_from_those_weights(call, experiment, tmp_path):
     source, directory = experiment("source", num_epochs=4), experiment("new", num_epochs=1)
     assert call("train_scratch", source).returncode == 0

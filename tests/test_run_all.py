@@ -38,6 +38,11 @@ def script(name, *arguments, **options):
                           capture_output=True, text=True, env=environment(), **options)
 
 
+def test_what_runs_and_reports_experiments_needs_no_torch():
+    code = "import sys; sys.path += ['.', 'scripts']; import report, run_all, seeds; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True)
+
+
 def test_each_run_comes_after_those_that_it_needs(tree):
     assert [directory.name for directory in needs(find([tree])[0])] == ["z", "y", "x"]
 
@@ -59,6 +64,9 @@ def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
     assert "0 written, 3 are there already" in script("seeds", 1, tree).stdout
     (tree / "y/seed1/params.json").write_text(json.dumps(params | {"teacher_resume": str(tree / "z/last_model.tar")}))
     assert f"y/seed1 reads {tree / 'z/last_model.tar'}, though there is" in script("seeds", 1, tree).stdout
+    (tree / "y/seed1/params.json").write_text("[]")
+    done = script("seeds", 1, tree)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "y/seed1/params.json" in done.stderr
     assert script("seeds", 0, tree).returncode == script("seeds", 2**31, tree).returncode == 2
 
 

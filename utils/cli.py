@@ -1,4 +1,7 @@
-"""The command line that every stage has, and how a stage ends: exit status 0, or one line on stderr and 2."""
+"""The command line that every stage has, and how a stage ends: exit status 0, or one line on stderr and 2.
+
+Without torch, as report.py and scripts/run_all.py begin with it too.
+"""
 from __future__ import annotations
 
 import argparse

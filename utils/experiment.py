@@ -100,7 +100,7 @@ class Experiment(Generic[ParamsType]):
         # What else is to be known of the network in the end, for results.json.
         self.details: dict[str, Callable[[nn.Module], Any]] = {}
         self.pictures: dict[str, Tensor] = {}  # (B, 3, H, W) in [0, 1], to look at before the first epoch
-        self.files: dict[str, str] = {}  # text by name, written before the first epoch
+        self.texts: dict[str, str] = {}  # text by name, written before the first epoch
         self._logger: Logger | None = None
         self._remarks: list[str] = []
 
@@ -162,7 +162,10 @@ class Experiment(Generic[ParamsType]):
         self.parts["train"] = dataclasses.replace(self.parts["train"], images=images, labels=labels)
 
     def train(self, network: nn.Module, loss: Loss) -> None:
-        """Train on the training images to the last epoch and write everything: logs, checkpoints, results.json."""
+        """Train on the training images to the last epoch and write everything: logs, checkpoints, results.json.
+
+        The last thing that a stage does: processes that shared the work are alone afterwards.
+        """
         params = self.params
         batches = TrainBatches(self.parts["train"], params.batch_size,
                                self.dataset.augmentation if params.augmentation else None, params.seed)
@@ -303,7 +306,7 @@ class Experiment(Generic[ParamsType]):
             for path in list(self._written()):
                 path.unlink()
         (self.directory / "results.json").unlink(missing_ok=True)  # not before the run is finished again
-        for name, text in self.files.items():
+        for name, text in self.texts.items():
             files.write_text(self.directory / name, text)
         if self.start.state:
             best = self.directory / "best_model.tar"

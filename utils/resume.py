@@ -12,7 +12,6 @@ Repeating a command with --resume FILE continues the run that it began. Nothing 
 """
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +147,9 @@ def _read_last(directory: Path, own: bool) -> Checkpoint | None:
 def _read_results(directory: Path) -> dict[str, Any] | None:
     """results.json, or None if it is not there or not whole: last_model.tar decides then."""
     try:
-        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+        results = files.read_json(directory / "results.json")
         complete = {"stage", "params", "checkpoints_read"} <= set(results) and results["last"]["epoch"] > 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, OSError, KeyError, TypeError):
         return None
     return results if complete else None
 

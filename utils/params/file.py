@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +26,10 @@ def load_params(path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsTyp
     """
     if path.parent.is_file():
         raise UserError(f"{path.parent} is a file: --save_path names the directory that holds a params.json")
-    if not os.path.exists(path):  # does not raise, unlike Path.exists
-        raise UserError(f"{path} does not exist: --save_path names a directory that holds a params.json")
-    values, overrides = read_json(path), overrides or {}
+    try:
+        values, overrides = read_json(path), overrides or {}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: --save_path names a directory that holds a params.json") from None
     if isinstance(kind, Mapping):
         method = (values | overrides).get("method")
         if not isinstance(method, str) or method not in kind:
