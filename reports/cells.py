@@ -127,35 +127,44 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
         groups.setdefault(run.experiment, []).append(run)
     found, remarks = [], []
     for place, members in groups.items():
-        first, kept = members[0], {members[0].params.seed: members[0]}
-        recipe = _recipe(first)
-        for run in members[1:]:
-            differs = [key for key, value in _recipe(run).items() if recipe.get(key) != value]
-            if run.params.script != first.params.script:
-                differs = ["the stage"]
-            if differs:
-                remarks.append(f"{run.directory}: left out, it differs from {first.directory} in {', '.join(differs)}")
-            elif run.params.seed in kept:
-                remarks.append(f"{run.directory}: left out, it has the seed of {kept[run.params.seed].directory}")
-            else:
-                kept[run.params.seed] = run
-        source = _source(first, runs)
-        origin = _source(first, runs, "adversarial_resume")
-        named = first.params.checkpoints().get("teacher_resume")
-        for run in kept.values():
-            teacher = _source(run, runs)
-            if teacher and teacher.params.seed != run.params.seed and any(
-                    other.experiment == teacher.experiment and other.params.seed == run.params.seed for other in runs):
-                remarks.append(f"{run.directory}: its teacher is {teacher.directory}, of another seed than its own")
-        remarks += [f"{run.directory}: params.json was changed since it was run ({', '.join(run.stale)}); shown as run"
-                    for run in kept.values() if run.stale]
-        remarks += [f"{run.directory}: {path} is by now another than the one that it read" for run in kept.values()
-                    for path in _replaced(run)]
+        kept, doubts = _seeds(members)
+        remarks += [*doubts, *(text for run in kept for text in _doubts(run, runs))]
+        source, origin = (_source(members[0], runs, key) for key in ("teacher_resume", "adversarial_resume"))
+        named = members[0].params.checkpoints().get("teacher_resume")
+        taught_by = source.experiment if source else experiment(Path(named).parent) if named else None
         kind = KINDS.get(source.params.script, "student") if source else "unknown"
-        found.append(Cell(place, list(kept.values()),
-                          source.experiment if source else experiment(Path(named).parent) if named else None,
-                          origin.experiment if origin else None, kind if named else ""))
+        found.append(Cell(place, kept, taught_by, origin.experiment if origin else None, kind if named else ""))
     return sorted(found, key=lambda cell: cell.experiment), remarks
+
+
+def _seeds(members: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs of an experiment that have the recipe of the first, one for each seed, and a remark on each other."""
+    first, kept, remarks = members[0], {members[0].params.seed: members[0]}, []
+    recipe = _recipe(first)
+    for run in members[1:]:
+        differs = [key for key, value in _recipe(run).items() if recipe.get(key) != value]
+        if run.params.script != first.params.script:
+            differs = ["the stage"]
+        if differs:
+            remarks.append(f"{run.directory}: left out, it differs from {first.directory} in {', '.join(differs)}")
+        elif run.params.seed in kept:
+            remarks.append(f"{run.directory}: left out, it has the seed of {kept[run.params.seed].directory}")
+        else:
+            kept[run.params.seed] = run
+    return list(kept.values()), remarks
+
+
+def _doubts(run: Run, runs: Sequence[Run]) -> list[str]:
+    """What may make a run another than it seems: its teacher's seed, parameters or checkpoints that changed since."""
+    doubts = []
+    teacher = _source(run, runs)
+    if teacher and teacher.params.seed != run.params.seed and any(
+            other.experiment == teacher.experiment and other.params.seed == run.params.seed for other in runs):
+        doubts.append(f"its teacher is {teacher.directory}, of another seed than its own")
+    if run.stale:
+        doubts.append(f"params.json was changed since it was run ({', '.join(run.stale)}); shown as run")
+    doubts += [f"{path} is by now another than the one that it read" for path in _replaced(run)]
+    return [f"{run.directory}: {text}" for text in doubts]
 
 
 def _replaced(run: Run) -> list[str]:
