@@ -176,7 +176,7 @@ def _replaced(run: Run) -> list[str]:
             if file and file.stat().st_mtime > (run.directory / "results.json").stat().st_mtime and \
                     sha256(file) != read.get("sha256"):
                 replaced.append(str(file))
-    return replaced
+    return list(dict.fromkeys(replaced))  # one that was read in two roles
 
 
 def _recipe(run: Run) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def _read(directory: Path, remarks: list[str]) -> Run:
     """Raises UserError where params.json is none of ours."""
     file = directory / "params.json"
+    kind_of_params = _kind(file)
     history = _history(directory / "metrics.csv", remarks)
     try:
         results = _finished(directory / "results.json")
@@ -101,7 +102,7 @@ def _read(directory: Path, remarks: list[str]) -> Run:
         remarks.append(f"{directory / 'results.json'} has other parameters than its stage reads: taken as unfinished")
     except (UserError, OSError) as error:
         remarks.append(f"taken as unfinished: {error}")
-    return Run(directory, load_params(file, _kind(file)), history=history)
+    return Run(directory, load_params(file, kind_of_params), history=history)
 
 
 def _kind(file: Path) -> type[Params] | Mapping[str, type[Params]]:

@@ -30,6 +30,17 @@ def needs(runs: Sequence[Run]) -> dict[Path, list[Path]]:
         raise UserError(f"in a circle: {' needs '.join(map(str, reversed(error.args[1])))}") from None
 
 
+def check_sources(runs: Sequence[Run]) -> None:
+    """Raise UserError where an unfinished run needs a checkpoint that is not there and that nobody writes any more."""
+    finished = {absolute(run.directory): run.directory for run in runs if run.finished}
+    for run in runs:
+        for key, name in run.params.checkpoints().items():
+            source = finished.get(absolute(Path(name).parent))
+            if source and not run.finished and not os.path.exists(name):
+                raise UserError(f'{run.directory}: "{key}": there is no {name}, and {source} is finished without it '
+                                "(--restart runs it again)")
+
+
 def absolute(path: Path) -> Path:
     """Without `..`, and links as they are."""
     return Path(os.path.abspath(path))

@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runs.directories import Run, find, is_seed
-from runs.graph import needs
+from runs.graph import check_sources, needs
 from runs.seeds import write
 from utils.cli import main
 from utils.errors import UserError
@@ -54,10 +54,11 @@ def run_all() -> None:
         raise UserError(f"--seeds: {wrong[0]} is no seed: 0 or more")
     runs = _with_seeds(arguments.directories, arguments.seeds, arguments.dry_run)
     graph = needs(runs)
+    check_sources(runs)
     by_directory = {run.directory: run for run in runs}
     waiting = [directory for directory in graph if not by_directory[directory].finished
                or by_directory[directory].stale]  # the stage itself says what becomes of those
-    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
+    print(f"{len(runs)} run{'s' * (len(runs) != 1)}, {len(runs) - len(waiting)} of them finished")
     if arguments.dry_run:
         print("".join(f"{by_directory[directory].command}\n" for directory in waiting), end="")
         return
@@ -65,7 +66,8 @@ def run_all() -> None:
     pool = Pool(waiting, graph, by_directory, jobs, arguments.gpus, arguments.data_dir)
     pool.run()
     if waiting:
-        print(f"{len(waiting) - len(pool.failed)} runs in {time.monotonic() - begun:.0f} s")
+        done = len(waiting) - len(pool.failed)
+        print(f"{done} run{'s' * (done != 1)} in {time.monotonic() - begun:.0f} s")
     if pool.failed:
         raise UserError(f"{len(pool.failed)} of {len(runs)} runs are not finished: {', '.join(map(str, pool.failed))}")
 
@@ -79,13 +81,18 @@ def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> list[Run]
     print("".join(f"remark: {text}\n" for text in remarks), end="")
     if not runs:
         raise UserError("there is no experiment")
+    places = {place for run in runs for place in (run.directory.resolve(), *run.directory.resolve().parents)}
+    if bare := [root for root in roots if root.resolve() not in places]:
+        raise UserError(f"{bare[0]} holds no experiment that can be read")
+    print("".join(f"remark: {run.directory}: params.json was changed since it was run ({', '.join(run.stale)})\n"
+                  for run in runs if run.stale), end="")
     if not seeds:
         return runs
     plain = [run for run in runs if not is_seed(run.directory)]
     for seed in filter(None, seeds):
         for run in plain:
             if dry_run and not (run.directory / f"seed{seed}").exists():
-                print(f"would make {run.directory / f'seed{seed}'}")
+                print(f"would make and run {run.directory / f'seed{seed}'}")
             elif not dry_run:
                 print("".join(f"remark: {text}\n" for text in write(run, seed, plain)[1]), end="")
     wanted = {f"seed{seed}" for seed in seeds}

@@ -39,7 +39,7 @@ def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv(monkeypatch):
             epochs = list(map(int, cells))
         elif epochs and line.startswith("| `experiments/"):
             with open(directory / "metrics.csv") as file:
-                terms = {int(row["epoch"]): f"{float(row['kl']):.3g}" for row in csv.DictReader(file)}
+                terms = {int(row["epoch"]): f"{float(row['kl']):#.3g}".rstrip(".") for row in csv.DictReader(file)}
             assert [cell.strip() for cell in cells] == [terms.get(epoch, "") for epoch in epochs], name
             seen.add(directory)
     assert seen == {run.directory for place in COMMITTED for run in Report.of([Path("experiments") / place]).runs

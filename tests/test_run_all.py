@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, environment
 
 from runs.directories import find, is_seed
-from runs.graph import needs
+from runs.graph import check_sources, needs
 from utils.errors import UserError
 
 
@@ -52,8 +52,16 @@ def test_a_circle_and_a_checkpoint_of_nobody_are_named(tree):
     (tree / "z/params.json").write_text(json.dumps(params | {"init_from": str(tree / "x/last_model.tar")}))
     with pytest.raises(UserError, match="circle"):
         needs(find([tree])[0])
-    with pytest.raises(UserError, match=r'y: "teacher_resume": there is no .*z/last_model.tar'):
+    with pytest.raises(UserError, match=r'y: "teacher_resume": there is no .*z/last_model.tar, and none of these'):
         needs(find([tree / "y"])[0])
+
+
+def test_a_finished_teacher_without_its_checkpoint_is_named_before_anything_is_run(tree, call):
+    assert call("train_scratch", tree / "z").returncode == 0
+    check_sources(find([tree])[0])
+    (tree / "z/last_model.tar").unlink()
+    with pytest.raises(UserError, match=r"there is no .*z/last_model.tar, and .*z is finished without it"):
+        check_sources(find([tree])[0])
 
 
 def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
@@ -94,9 +102,15 @@ def test_a_dry_run_runs_and_writes_nothing(tree):
     before = sorted(tree.rglob("*"))
     done = script("run_all", tree, "--dry_run", "--seeds", 0, 1)
     assert done.returncode == 0 and sorted(tree.rglob("*")) == before
-    assert f"would make {tree / 'x/seed1'}" in done.stdout
+    assert f"would make and run {tree / 'x/seed1'}" in done.stdout
     commands = [line for line in done.stdout.splitlines() if line.startswith("python")]
     assert [command.rpartition("/")[2] for command in commands] == ["z", "y", "x"]
+
+
+def test_a_directory_of_which_nothing_can_be_read_is_an_error_beside_a_good_one(tree):
+    (tree / "y/params.json").write_text("[]")
+    done = script("run_all", tree / "z", tree / "y", "--dry_run")
+    assert done.returncode == 2 and f"{tree / 'y'} holds no experiment" in done.stderr
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -74,6 +74,8 @@ def _run(stage: Callable[[], None]) -> int:
             raise
         return _failed(str(UserError.from_os(error)))
     except KeyboardInterrupt as interrupt:
+        if not launcher.launched():  # run_all ends runs that the terminal's Ctrl-C is ending already
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if launcher.local_rank() == 0:
             print("interrupted: the same command (without --restart) continues after the last finished epoch, if any",
                   file=sys.stderr)
