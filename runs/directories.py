@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from utils.errors import UserError
 from utils.files import read_json
-from utils.params import METHODS, STAGES, Params, changed_keys, load_params
+from utils.params import METHODS, STAGES, Params, changed_keys, check_params
 
 Row = dict[str, float]
 
@@ -83,7 +83,7 @@ def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def _read(directory: Path, remarks: list[str]) -> Run:
     """Raises UserError where params.json is none of ours."""
     file = directory / "params.json"
-    kind_of_params = _kind(file)
+    values = read_json(file)
     history = _history(directory / "metrics.csv", remarks)
     try:
         results = _finished(directory / "results.json")
@@ -93,7 +93,7 @@ def _read(directory: Path, remarks: list[str]) -> Run:
             if kind is None:
                 raise UserError(f"{directory / 'results.json'} is of no stage")
             params = kind.model_validate(results["params"])
-            now = load_params(file, kind, results.get("set") if isinstance(results.get("set"), dict) else {})
+            now = check_params(values, file, kind, results.get("set") if isinstance(results.get("set"), dict) else {})
             stale = changed_keys(results["params"], now)
             if now.num_epochs != params.num_epochs:
                 stale.append(f"num_epochs ({params.num_epochs} -> {now.num_epochs})")
@@ -102,12 +102,11 @@ def _read(directory: Path, remarks: list[str]) -> Run:
         remarks.append(f"{directory / 'results.json'} has other parameters than its stage reads: taken as unfinished")
     except (UserError, OSError) as error:
         remarks.append(f"taken as unfinished: {error}")
-    return Run(directory, load_params(file, kind_of_params), history=history)
+    return Run(directory, check_params(values, file, _kind(values, file), {}), history=history)
 
 
-def _kind(file: Path) -> type[Params] | Mapping[str, type[Params]]:
+def _kind(values: dict[str, Any], file: Path) -> type[Params] | Mapping[str, type[Params]]:
     """The stage of a params.json, by the first of these keys that it has. Raises UserError where it is none of ours."""
-    values = read_json(file)
     if missing := [key for key in ("dataset", "model_name") if key not in values]:
         raise UserError(f"{file} is not of an experiment: it has no {' and no '.join(missing)}")
     if "method" in values:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -14,16 +14,12 @@ def needs(runs: Sequence[Run]) -> dict[Path, list[Path]]:
     """The directories of these runs, sources first, and for each those whose checkpoints it reads. Raises UserError
     where runs need each other in a circle, or an unfinished one a checkpoint that is not there and that none of them
     writes."""
-    directories = {absolute(run.directory): run.directory for run in runs}
-    graph: dict[Path, list[Path]] = {}
-    for run in runs:
-        graph[run.directory] = []
-        for key, name in run.params.checkpoints().items():
-            source = directories.get(absolute(Path(name).parent))
-            if source is None and not run.finished and not os.path.exists(name):
-                raise UserError(f'{run.directory}: "{key}": there is no {name}, and none of these runs writes it')
-            if source is not None and source not in graph[run.directory]:
-                graph[run.directory].append(source)
+    graph: dict[Path, list[Path]] = {run.directory: [] for run in runs}
+    for run, key, name, source in _reads(runs):
+        if source is None and not run.finished and not os.path.exists(name):
+            raise UserError(f'{run.directory}: "{key}": there is no {name}, and none of these runs writes it')
+        if source is not None and source.directory not in graph[run.directory]:
+            graph[run.directory].append(source.directory)
     try:
         return {directory: graph[directory] for directory in TopologicalSorter(graph).static_order()}
     except CycleError as error:
@@ -32,13 +28,18 @@ def needs(runs: Sequence[Run]) -> dict[Path, list[Path]]:
 
 def check_sources(runs: Sequence[Run]) -> None:
     """Raise UserError where an unfinished run needs a checkpoint that is not there and that nobody writes any more."""
-    finished = {absolute(run.directory): run.directory for run in runs if run.finished}
+    for run, key, name, source in _reads(runs):
+        if source is not None and source.finished and not run.finished and not os.path.exists(name):
+            raise UserError(f'{run.directory}: "{key}": there is no {name}, and {source.directory} is finished without '
+                            "it (--restart runs it again)")
+
+
+def _reads(runs: Sequence[Run]) -> Iterator[tuple[Run, str, str, Run | None]]:
+    """Each checkpoint that a run reads: the run, the parameter, the file, and which of the runs the file is of."""
+    by_directory = {absolute(run.directory): run for run in runs}
     for run in runs:
         for key, name in run.params.checkpoints().items():
-            source = finished.get(absolute(Path(name).parent))
-            if source and not run.finished and not os.path.exists(name):
-                raise UserError(f'{run.directory}: "{key}": there is no {name}, and {source} is finished without it '
-                                "(--restart runs it again)")
+            yield run, key, name, by_directory.get(absolute(Path(name).parent))
 
 
 def absolute(path: Path) -> Path:

@@ -301,6 +301,15 @@ def test_a_report_is_written_and_printed(tmp_path):
     assert line["experiment"] == "experiments/kd_nasty_resnet18/cnn"
 
 
+def test_what_set_gave_a_finished_run_need_not_stand_in_its_params_json(tmp_path):
+    teachers(tmp_path)
+    place = tmp_path / "baseline/cnn"
+    results = json.loads((place / "results.json").read_text())
+    (place / "results.json").write_text(json.dumps(results | {"set": {"model_name": "net"}}))
+    (place / "params.json").write_text(json.dumps(SCRATCH))
+    assert rows(tmp_path)["no teacher", "last epoch"]["CNN"] == "86.00"
+
+
 def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
     teachers(tmp_path / "good")
     for name, file, content in (("json", "params.json", b"{"), ("text", "params.json", b"\xff\xfe"),

@@ -27,9 +27,15 @@ def load_params(path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsTyp
     if path.parent.is_file():
         raise UserError(f"{path.parent} is a file: --save_path names the directory that holds a params.json")
     try:
-        values, overrides = read_json(path), overrides or {}
+        values = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: --save_path names a directory that holds a params.json") from None
+    return check_params(values, path, kind, overrides or {})
+
+
+def check_params(values: dict[str, Any], path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsType]],
+                 overrides: dict[str, Any]) -> ParamsType:
+    """As `load_params`, of what was read from the file."""
     if isinstance(kind, Mapping):
         method = (values | overrides).get("method")
         if not isinstance(method, str) or method not in kind:
