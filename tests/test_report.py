@@ -312,7 +312,7 @@ def test_what_set_gave_a_finished_run_need_not_stand_in_its_params_json(tmp_path
 
 def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
     teachers(tmp_path / "good")
-    for name, file, content in (("json", "params.json", b"{"), ("text", "params.json", b"\xff\xfe"),
+    for name, file, content in (("json", "params.json", b"{"), ("text", "params.json", b"\xff\xfe\x00"),
                                 ("list", "params.json", b"[]"), ("foreign", "params.json", b'{"lr": 0.1}')):
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / file).write_bytes(content)
