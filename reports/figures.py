@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.colors import to_rgb
 
 from reports.cells import Cell, Collection, in_words
-from reports.plots import legend, plt, save
+from reports.plots import drawable, legend, plt, save
 from reports.students import KINDS
 from reports.sweeps import KEYS, Sweep
 from reports.table import Head, Table
@@ -95,9 +95,9 @@ def _bars(table: Table) -> plt.Figure:
     if table.published:
         handles.append(plt.Line2D([], [], color="black", lw=2))
         words.append("paper, unchecked")
-    axes.set_xticks(ticks, [column.words.replace(", ", ",\n") for column in columns])
+    axes.set_xticks(ticks, [drawable(column.words).replace(", ", ",\n") for column in columns])
     axes.set(ylabel="test accuracy in percent, last epoch", ylim=(0, 105), xlim=(-0.5, len(columns) - 0.5))
-    axes.set_title(table.title, pad=14)
+    axes.set_title(drawable(table.title), pad=14)
     legend(axes, handles, words, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
@@ -123,7 +123,7 @@ def _lines(sweep: Sweep) -> plt.Figure:
     axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy in percent, last epoch")
     ticks = sorted({x for line in sweep.lines.values() for x, _ in line})
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.set_title(f"{in_words(sweep.network)}, {sweep.where}", fontsize=12)
+    axes.set_title(drawable(f"{in_words(sweep.network)}, {sweep.where}"), fontsize=12)
     axes.legend()
     return figure
 
@@ -154,6 +154,6 @@ def _curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
                fontsize=9 if len(members) <= 12 else 6)
     for plot in axes[:, 0]:
         plot.set_ylabel("test accuracy in percent")
-    figure.suptitle(title)
+    figure.suptitle(drawable(title))
     figure.tight_layout()
     return figure

@@ -18,11 +18,16 @@ from matplotlib.artist import Artist
 plt.rcParams["text.parse_math"] = False
 
 
+def drawable(text: str) -> str:
+    """A text as a font can draw it: a byte of a file name that is not UTF-8 is escaped, `\\udcb9`."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> None:
     """A legend of these handles, with labels of any text. options: as matplotlib's `legend` takes them."""
     drawn = where.legend(handles, [str(number) for number in range(len(labels))], **options)
     for text, label in zip(drawn.get_texts(), labels, strict=True):
-        text.set_text(label)
+        text.set_text(drawable(label))
 
 
 def save(figure: plt.Figure, file: Path) -> None:

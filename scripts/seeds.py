@@ -32,6 +32,7 @@ def write_seeds() -> None:
     if absent := [root for root in roots if not root.is_dir()]:
         raise UserError(f"{absent[0]} is neither a seed nor a directory")
     runs, remarks = find(roots)
+    unread = [str(directory / "params.json") for directory in unreadable(roots, runs)]
     plain = [run for run in runs if not is_seed(run.directory)]
     remarks += [f"no experiment in {', '.join(map(str, roots))}"] * (not plain)
     written = there = 0
@@ -42,7 +43,7 @@ def write_seeds() -> None:
             remarks += doubts
     print("".join(f"remark: {text}\n" for text in remarks), end="")
     print(f"{written} written" + (f", {there} are there already" if there else ""))
-    if unread := [str(directory / "params.json") for directory in unreadable(roots, runs)]:
+    if unread:
         sys.exit(f"error: cannot be read: {', '.join(unread)}")
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datafree.features import inside
 from model import build_model
-from reports.plots import legend, plt, save
+from reports.plots import drawable, legend, plt, save
 from utils import augment, checkpoint
 from utils.cli import main
 from utils.datasets import Dataset, load_dataset
@@ -88,14 +88,14 @@ def _look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def responses(dataset: Dataset, chosen: Tensor, answers: Sequence[Tensor], names: Sequence[str]) -> plt.Figure:
     """A row an image: the image, and the logits of each network, a group of bars a class."""
-    classes = [name[:14] for name in dataset.classes]
+    classes = [drawable(name)[:14] for name in dataset.classes]
     figure, axes = plt.subplots(len(chosen), 2, figsize=(13, 1.9 * len(chosen)), sharex="col", squeeze=False,
                                 gridspec_kw={"width_ratios": [1, 7]})
     width = 0.8 / len(answers)
     for row, (picture, bars) in enumerate(axes):
         label = int(dataset.test_labels[chosen[row]])
         picture.imshow(dataset.test_images[chosen[row]].numpy())
-        picture.set_title(dataset.classes[label], fontsize=11)
+        picture.set_title(drawable(dataset.classes[label]), fontsize=11)
         picture.axis("off")
         for number, logits in enumerate(answers):
             places = [at - 0.4 + (number + 0.5) * width for at in range(len(classes))]
@@ -124,7 +124,7 @@ def embeddings(seen: Sequence[tuple[Tensor, Tensor]], labels: Tensor, names: Seq
             places = TSNE(perplexity=perplexity, random_state=0).fit_transform(points.numpy())
             dots = plot.scatter(*places.T, c=labels, s=8, cmap="tab10" if len(classes) <= 10 else "nipy_spectral",
                                 vmin=0, vmax=max(9, len(classes) - 1))
-            plot.set_title(f"{name}: {what}")
+            plot.set_title(drawable(f"{name}: {what}"))
             plot.set(xticks=[], yticks=[])
     if len(classes) <= 10:
         legend(figure, dots.legend_elements()[0], [classes[label] for label in labels.unique()], loc="center left",
