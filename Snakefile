@@ -13,11 +13,14 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from runs.directories import find
-from runs.graph import needs
+from runs.directories import find, unreadable
+from runs.graph import needs, without
 
-found, remarks = find(Path(root) for root in config.get("experiments", "experiments").split(","))
-print("".join(f"remark: {text}\n" for text in remarks), end="", file=sys.stderr)
+roots = [Path(root) for root in config.get("experiments", "experiments").split(",")]
+found, remarks = find(roots)
+unread = unreadable(roots, found)
+found, in_vain = without(found, unread)
+print("".join(f"remark: {text}\n" for text in [*remarks, *in_vain]), end="", file=sys.stderr)
 if not found:
     raise WorkflowError("there is no experiment")
 graph = needs(found)
@@ -26,9 +29,23 @@ scripts = {run.directory: run.params.script for run in found}
 stages, data_dir = Path(workflow.basedir), config.get("data_dir", "data")
 
 
-rule all:
-    input:
-        [directory / "results.json" for directory in graph],
+if unread:
+
+    # All that can be run comes first; then this fails, and so does Snakemake.
+    rule all:
+        input:
+            [directory / "results.json" for directory in graph],
+        localrule: True
+        params:
+            error="; ".join([f"cannot be read: {directory / 'params.json'}" for directory in unread] + in_vain),
+        shell:
+            "echo error: {params.error:q} >&2; exit 1"
+
+else:
+
+    rule all:
+        input:
+            [directory / "results.json" for directory in graph],
 
 
 for number, (directory, sources) in enumerate(graph.items()):

@@ -5,7 +5,8 @@
 
 Reads the directories named and all below them, several seeds of one experiment as one cell, prints the tables, and
 writes report.md, results.csv and figures to `--out`. Unfinished runs are shown as such, with the commands that finish
-them; what cannot be read is named and left out.
+them; what cannot be read is named and left out. A figure that cannot be drawn costs nothing else: the exit status is 2
+in the end.
 """
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from reports.document import Report
 from utils.cli import main
+from utils.errors import UserError
 
 
 def report() -> None:
@@ -24,9 +26,12 @@ def report() -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     arguments = parser.parse_args()
     found = Report.of(arguments.directories)
-    files = found.write(arguments.out)
+    files, failures = found.write(arguments.out)
     print(found.text())
-    print("Written to", textwrap.fill(f"{arguments.out}: {', '.join(file.name for file in files)}.", 109))
+    print("Written to", textwrap.fill(f"{arguments.out}: {', '.join(file.name for file in files)}.", 109,
+                                      break_on_hyphens=False))
+    if failures:
+        raise UserError("; ".join(failures))
 
 
 if __name__ == "__main__":

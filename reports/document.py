@@ -76,17 +76,17 @@ class Report:
         of_table = {run.directory for cell in table.cells.values() for run in cell.runs}
         return [run.command for run in self.unfinished if run.directory in of_table]
 
-    def write(self, out: Path) -> list[Path]:
-        """report.md, results.csv and the figures."""
+    def write(self, out: Path) -> tuple[list[Path], list[str]]:
+        """report.md, results.csv and the figures: the paths, and a remark on each figure that could not be drawn."""
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "results.csv", _csv(self))
         write_text(out / "report.md", self.markdown())  # whatever becomes of the figures
-        pictures = figures.draw(self.tables, self.sweeps, self.collections, out)
-        write_text(out / "report.md", self.markdown(pictures))
-        return [out / "report.md", out / "results.csv", *pictures]
+        pictures, failures = figures.draw(self.tables, self.sweeps, self.collections, out)
+        write_text(out / "report.md", self.markdown(pictures, failures))
+        return [out / "report.md", out / "results.csv", *pictures], failures
 
-    def markdown(self, pictures: Sequence[Path] = ()) -> str:
-        """All of it; pictures: files that lie beside it."""
+    def markdown(self, pictures: Sequence[Path] = (), failures: Sequence[str] = ()) -> str:
+        """All of it; pictures: files that lie beside it; failures: remarks on those that are missing."""
         parts = ["# Results", f"{_progress(self)} {_legend(self)}"]
         named: set[str] = set()
         for table in self.tables:
@@ -104,7 +104,7 @@ class Report:
             parts += ["## Finished runs", markdown(_runs(done))]
         if pictures:
             parts += ["## Figures", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
-        if texts := _all_remarks(self):
+        if texts := [*_all_remarks(self), *failures]:
             parts += ["## Remarks", "\n".join(f"- {text}" for text in texts)]
         return "\n\n".join(parts) + "\n"
 

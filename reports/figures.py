@@ -1,22 +1,22 @@
 """The figures of a report: what students learn from normal and nasty teachers, by what, and training curves."""
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files, no windows
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
 from reports.cells import Cell, Collection, in_words
+from reports.plots import drawable, legend, plt, save
 from reports.students import KINDS
 from reports.sweeps import KEYS, Sweep
 from reports.table import Head, Table
+from utils.errors import first_line
 
 COLOURS = {"no teacher": "0.6", "normal": "tab:blue", "nasty": "tab:red", "poisoned": "tab:purple",
            "student": "tab:green", "unknown": "0.3"}
@@ -24,32 +24,44 @@ plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.rig
                      "axes.grid.axis": "y", "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False})
 
 
-def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence[Collection], out: Path) -> list[Path]:
+def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence[Collection],
+         out: Path) -> tuple[list[Path], list[str]]:
     """Bars for each table of students in which something is finished, lines for each sweep, curves for each collection.
-    The paths of the files."""
-    made = []
-    for table in tables:
-        if table.finished and len(table.keys) == 1:
-            made.append(_save(_bars(table), out / f"{_name(table.name)}.png"))
-    made += [_save(_lines(sweep), out / f"{_name(sweep.name)}.png")
-             for sweep in sweeps]
+
+    Returns the paths of the files, and a remark on each figure that could not be drawn: a figure shows what the tables
+    say already, so it is no reason to go without them.
+    """
+    figures: list[tuple[str, Callable[[], plt.Figure]]] = [
+        (table.name, partial(_bars, table)) for table in tables if table.finished and len(table.keys) == 1]
+    figures += [(sweep.name, partial(_lines, sweep)) for sweep in sweeps]
     for collection in collections:
         begun = [cell for cell in collection.cells if not cell.ablation and any(run.history for run in cell.runs)]
         if begun:
-            made.append(_save(_curves(collection.title, begun), out / f"curves-{_name(collection.name)}.png"))
-    return made
+            figures.append((f"curves {collection.name}", partial(_curves, collection.title, begun)))
+    made, remarks = [], []
+    for name, (_, figure) in zip(_file_names(name for name, _ in figures), figures, strict=True):
+        file = out / f"{name}.png"
+        try:
+            save(figure(), file)
+            made.append(file)
+        except Exception as error:  # whatever it is that matplotlib cannot draw
+            plt.close("all")
+            file.unlink(missing_ok=True)  # of an earlier report, or half a file
+            remarks.append(f"{file} was not drawn: {first_line(error)}")
+    return made, remarks
 
 
-def _name(text: str) -> str:
-    """Of a file: at most 100 characters, and a hash for the rest of a long text."""
-    name = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
-    return name if len(name) <= 100 else f"{name[:91]}-{zlib.crc32(text.encode()):08x}"
-
-
-def _save(figure: plt.Figure, file: Path) -> Path:
-    figure.savefig(file, dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    return file
+def _file_names(texts: Iterable[str]) -> list[str]:
+    """A name for the file of each text: lower-case ASCII, at most about 100 characters, all distinct. Texts that become
+    the same name are numbered, and of a long text a hash stands for the end."""
+    names: list[str] = []
+    for text in texts:
+        name = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
+        if len(name) > 100:
+            name = f"{name[:91]}-{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        names.append(name if name not in names else next(other for other in numbered if other not in names))
+    return names
 
 
 def _bars(table: Table) -> plt.Figure:
@@ -83,10 +95,10 @@ def _bars(table: Table) -> plt.Figure:
     if table.published:
         handles.append(plt.Line2D([], [], color="black", lw=2))
         words.append("paper, unchecked")
-    axes.set_xticks(ticks, [column.words.replace(", ", ",\n") for column in columns])
+    axes.set_xticks(ticks, [drawable(column.words).replace(", ", ",\n") for column in columns])
     axes.set(ylabel="test accuracy in percent, last epoch", ylim=(0, 105), xlim=(-0.5, len(columns) - 0.5))
-    axes.set_title(table.title, pad=14)
-    axes.legend(handles, words, loc="upper left", bbox_to_anchor=(1.01, 1))
+    axes.set_title(drawable(table.title), pad=14)
+    legend(axes, handles, words, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
@@ -111,7 +123,7 @@ def _lines(sweep: Sweep) -> plt.Figure:
     axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy in percent, last epoch")
     ticks = sorted({x for line in sweep.lines.values() for x, _ in line})
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.set_title(f"{in_words(sweep.network)}, {sweep.where}", fontsize=12)
+    axes.set_title(drawable(f"{in_words(sweep.network)}, {sweep.where}"), fontsize=12)
     axes.legend()
     return figure
 
@@ -135,13 +147,13 @@ def _curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
             epochs = min(map(len, histories))
             means = [statistics.mean(history[epoch]["test_accuracy"] for history in histories)
                      for epoch in range(epochs)]
-            plot.plot(range(1, epochs + 1), means, label="/".join(cell.experiment.parts[-2:]),
-                      marker="." if epochs < 30 else None)
+            plot.plot(range(1, epochs + 1), means, marker="." if epochs < 30 else None)
         plot.set(title=what, xlabel="epoch")
         plot.xaxis.get_major_locator().set_params(integer=True)
-        plot.legend(fontsize=9 if len(members) <= 12 else 6)
+        legend(plot, plot.get_lines(), ["/".join(cell.experiment.parts[-2:]) for cell in members],
+               fontsize=9 if len(members) <= 12 else 6)
     for plot in axes[:, 0]:
         plot.set_ylabel("test accuracy in percent")
-    figure.suptitle(title)
+    figure.suptitle(drawable(title))
     figure.tight_layout()
     return figure

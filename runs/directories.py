@@ -80,6 +80,13 @@ def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return sorted(runs.values(), key=lambda run: run.directory), remarks
 
 
+def unreadable(roots: Iterable[Path], runs: Iterable[Run]) -> list[Path]:
+    """The directories at and below these that hold a params.json but are none of the runs that `find` found there."""
+    found = {run.directory.resolve() for run in runs}
+    directories = {file.parent.resolve(): file.parent for root in roots for file in sorted(root.rglob("params.json"))}
+    return sorted(path for resolved, path in directories.items() if resolved not in found)
+
+
 def _read(directory: Path, remarks: list[str]) -> Run:
     """Raises UserError where params.json is none of ours."""
     file = directory / "params.json"
@@ -137,7 +144,7 @@ def _history(file: Path, remarks: list[str]) -> list[Row]:
     """The rows of a metrics.csv up to the first that is damaged; none where there is no such file."""
     rows: list[Row] = []
     try:
-        with open(file, newline="", encoding="utf-8") as lines:
+        with open(file, newline="", encoding="utf-8-sig") as lines:  # a spreadsheet adds a byte order mark
             for line in csv.DictReader(lines):
                 row = {key: float(value) for key, value in line.items() if value}
                 if not {"epoch", "test_accuracy"} <= row.keys() or None in line.values():  # None: the row is short

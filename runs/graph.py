@@ -26,6 +26,28 @@ def needs(runs: Sequence[Run]) -> dict[Path, list[Path]]:
         raise UserError(f"in a circle: {' needs '.join(map(str, reversed(error.args[1])))}") from None
 
 
+def without(runs: Sequence[Run], unreadable: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The runs that can be run although the params.json of some directories cannot be read; and, for each other one,
+    a text that names the checkpoint that it waits for in vain.
+
+    An unreadable directory is no obstacle where its run is finished and the checkpoint is there.
+    """
+    unread = {absolute(directory) for directory in unreadable}
+    lost = {directory for directory in unread if not (directory / "results.json").exists()}
+
+    def is_lost(source: Path) -> bool:
+        directory = absolute(source.parent)
+        return directory in lost or (directory in unread and not source.exists())
+
+    kept, texts = list(runs), []
+    while waiting := {run.directory: source for run in kept if not run.finished
+                      for source in map(Path, run.params.checkpoints().values()) if is_lost(source)}:
+        texts += [f"{directory} needs {source}" for directory, source in waiting.items()]
+        lost |= set(map(absolute, waiting))
+        kept = [run for run in kept if run.directory not in waiting]
+    return kept, texts
+
+
 def check_sources(runs: Sequence[Run]) -> None:
     """Raise UserError where an unfinished run needs a checkpoint that is not there and that nobody writes any more."""
     for run, key, name, source in _reads(runs):

@@ -13,6 +13,7 @@ import lzma
 
 import numpy as np
 
+from utils.cli import main
 from utils.datasets import DEMO_DIR, load_dataset
 
 TRAIN_PER_CLASS, TEST_PER_CLASS = 1000, 200
@@ -33,7 +34,7 @@ def write(name: str, values: np.ndarray) -> None:
     print(f"{path}: {values.shape}, {path.stat().st_size:,} bytes")
 
 
-def main() -> None:
+def make_demo_data() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data", help="holds data-fashion-mnist (default: data)")
     dataset = load_dataset("fashion_mnist", parser.parse_args().data_dir)
@@ -49,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(make_demo_data)

@@ -9,7 +9,8 @@ Takes the directories named and all experiments below them; what they read of ot
 One at a time, each run shows its log; of several at a time, only what begins and ends is told, and they share the
 threads of the CPU (unless OMP_NUM_THREADS is set).
 What is finished is skipped and what was interrupted goes on, so the same command can be given again. After a failure
-the runs that do not need the failed one go on; the exit status is 2 in the end.
+the runs that do not need the failed one go on, and so do those that need none whose params.json cannot be read. The
+exit status is 0 if all is finished in the end, 1 if all is that could be read, and 2 if a run failed.
 """
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runs.directories import Run, find, is_seed
-from runs.graph import check_sources, needs
+from runs.directories import Run, find, is_seed, unreadable
+from runs.graph import check_sources, needs, without
 from runs.seeds import write
 from utils.cli import main
 from utils.errors import UserError
@@ -52,7 +53,10 @@ def run_all() -> None:
         raise UserError(f"--jobs is {jobs}: at least 1")
     if wrong := [seed for seed in arguments.seeds if seed < 0]:
         raise UserError(f"--seeds: {wrong[0]} is no seed: 0 or more")
-    runs = _with_seeds(arguments.directories, arguments.seeds, arguments.dry_run)
+    runs, unread = _with_seeds(arguments.directories, arguments.seeds, arguments.dry_run)
+    runs, in_vain = without(runs, unread)
+    print("".join(f"remark: left out: {text}\n" for text in in_vain), end="")
+    left_out = "; ".join([f"cannot be read: {directory / 'params.json'}" for directory in unread] + in_vain)
     graph = needs(runs)
     check_sources(runs)
     by_directory = {run.directory: run for run in runs}
@@ -61,6 +65,7 @@ def run_all() -> None:
     print(f"{len(runs)} run{'s' * (len(runs) != 1)}, {len(runs) - len(waiting)} of them finished")
     if arguments.dry_run:
         print("".join(f"{by_directory[directory].command}\n" for directory in waiting), end="")
+        _end(left_out)
         return
     begun = time.monotonic()
     pool = Pool(waiting, graph, by_directory, jobs, arguments.gpus, arguments.data_dir)
@@ -69,11 +74,20 @@ def run_all() -> None:
         done = len(waiting) - len(pool.failed)
         print(f"{done} run{'s' * (done != 1)} in {time.monotonic() - begun:.0f} s")
     if pool.failed:
-        raise UserError(f"{len(pool.failed)} of {len(runs)} runs are not finished: {', '.join(map(str, pool.failed))}")
+        raise UserError(f"{len(pool.failed)} of {len(runs)} runs are not finished: {', '.join(map(str, pool.failed))}"
+                        + f"; {left_out}" * bool(left_out))
+    _end(left_out)
 
 
-def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> list[Run]:
-    """The runs, of these seeds if there are any, which are made where they are not there."""
+def _end(left_out: str) -> None:
+    """Exit with status 1 where something could not be read, although nothing has failed."""
+    if left_out:
+        sys.exit(f"error: {left_out}")
+
+
+def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> tuple[list[Run], list[Path]]:
+    """The runs, of these seeds if there are any, which are made where they are not there; and the directories whose
+    params.json cannot be read."""
     if absent := [root for root in roots if not root.is_dir()]:
         raise UserError(f"{absent[0]} " + ("is no directory" if absent[0].exists() else
                                            f"does not exist in {Path.cwd()}"))
@@ -86,21 +100,22 @@ def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> list[Run]
         raise UserError(f"{bare[0]} holds no experiment that can be read")
     print("".join(f"remark: {run.directory}: params.json was changed since it was run ({', '.join(run.stale)})\n"
                   for run in runs if run.stale), end="")
+    unread = unreadable(roots, runs)
     if not seeds:
-        return runs
+        return runs, unread
     plain = [run for run in runs if not is_seed(run.directory)]
     for seed in filter(None, seeds):
         for run in plain:
             if dry_run and not (run.directory / f"seed{seed}").exists():
                 print(f"would make and run {run.directory / f'seed{seed}'}")
-            elif not dry_run:
+            elif not dry_run and run.directory / f"seed{seed}" not in unread:
                 print("".join(f"remark: {text}\n" for text in write(run, seed, plain)[1]), end="")
     wanted = {f"seed{seed}" for seed in seeds}
     chosen = [run for run in find(roots)[0]
               if (run.directory.name in wanted if is_seed(run.directory) else 0 in seeds)]
     if not chosen and not dry_run:
         raise UserError(f"there is no experiment with seed {' or '.join(map(str, seeds))}")
-    return chosen
+    return chosen, [directory for directory in unread if not is_seed(directory) or directory.name in wanted]
 
 
 def _say(text: str) -> None:
@@ -178,9 +193,11 @@ class Pool:
         if self.gpus:
             words += ["--gpu_id", str(self.gpus[slot % len(self.gpus)])]
         alone = self.jobs == 1  # its log is shown; of several, only errors are kept
-        threads = {} if alone else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
-        return subprocess.Popen(words, text=True, env=threads | os.environ,
-                                stdout=None if alone else subprocess.DEVNULL, stderr=None if alone else subprocess.PIPE)
+        if alone:
+            return subprocess.Popen(words)
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
+        return subprocess.Popen(words, env=threads | os.environ | {"PYTHONIOENCODING": "utf-8"}, encoding="utf-8",
+                                errors="backslashreplace", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Takes the directories named and all experiments below them. A checkpoint that one of them reads from another is that of
 the same seed, if the other has that seed too: the student of seed 1 learns from the teacher of seed 1. What is there
-already is left as it is. `report.py` takes an experiment and its seeds for one cell.
+already is left as it is. `report.py` takes an experiment and its seeds for one cell. The exit status is 1 where an
+experiment cannot be read; the others get their seeds.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runs.directories import find, is_seed
+from runs.directories import find, is_seed, unreadable
 from runs.seeds import write
 from utils.cli import main
 from utils.errors import UserError
@@ -31,6 +32,7 @@ def write_seeds() -> None:
     if absent := [root for root in roots if not root.is_dir()]:
         raise UserError(f"{absent[0]} is neither a seed nor a directory")
     runs, remarks = find(roots)
+    unread = [str(directory / "params.json") for directory in unreadable(roots, runs)]
     plain = [run for run in runs if not is_seed(run.directory)]
     remarks += [f"no experiment in {', '.join(map(str, roots))}"] * (not plain)
     written = there = 0
@@ -41,6 +43,8 @@ def write_seeds() -> None:
             remarks += doubts
     print("".join(f"remark: {text}\n" for text in remarks), end="")
     print(f"{written} written" + (f", {there} are there already" if there else ""))
+    if unread:
+        sys.exit(f"error: cannot be read: {', '.join(unread)}")
 
 
 if __name__ == "__main__":

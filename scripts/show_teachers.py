@@ -14,17 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datafree.features import inside
 from model import build_model
+from reports.plots import drawable, legend, plt, save
 from utils import augment, checkpoint
 from utils.cli import main
 from utils.datasets import Dataset, load_dataset
@@ -60,10 +57,10 @@ def show_teachers() -> None:
                           for label in dataset.test_labels.unique()[:IMAGES]])
     with torch.inference_mode():
         answers = [network(pixels(chosen)) for network in networks]
-    _save(responses(dataset, chosen, answers, names), arguments.out / "responses.png")
+    _draw(responses(dataset, chosen, answers, names), arguments.out / "responses.png")
     some = balanced(dataset.test_labels)
     seen = [_look(network, pixels(some)) for network in networks]
-    _save(embeddings(seen, dataset.test_labels[some], names, dataset.classes), arguments.out / "embeddings.png")
+    _draw(embeddings(seen, dataset.test_labels[some], names, dataset.classes), arguments.out / "embeddings.png")
 
 
 def balanced(labels: Tensor) -> Tensor:
@@ -91,24 +88,24 @@ def _look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def responses(dataset: Dataset, chosen: Tensor, answers: Sequence[Tensor], names: Sequence[str]) -> plt.Figure:
     """A row an image: the image, and the logits of each network, a group of bars a class."""
-    classes = [name[:14] for name in dataset.classes]
+    classes = [drawable(name)[:14] for name in dataset.classes]
     figure, axes = plt.subplots(len(chosen), 2, figsize=(13, 1.9 * len(chosen)), sharex="col", squeeze=False,
                                 gridspec_kw={"width_ratios": [1, 7]})
     width = 0.8 / len(answers)
     for row, (picture, bars) in enumerate(axes):
         label = int(dataset.test_labels[chosen[row]])
         picture.imshow(dataset.test_images[chosen[row]].numpy())
-        picture.set_title(dataset.classes[label], fontsize=11)
+        picture.set_title(drawable(dataset.classes[label]), fontsize=11)
         picture.axis("off")
-        for number, (logits, name) in enumerate(zip(answers, names, strict=True)):
+        for number, logits in enumerate(answers):
             places = [at - 0.4 + (number + 0.5) * width for at in range(len(classes))]
-            bars.bar(places, logits[row].tolist(), width, color=COLOURS[number % len(COLOURS)], label=name)
+            bars.bar(places, logits[row].tolist(), width, color=COLOURS[number % len(COLOURS)])
         bars.axhline(0, color="black", lw=0.8)
         bars.axvspan(label - 0.5, label + 0.5, color="0.9", zorder=0)
         bars.set_ylabel("logit")
     axes[-1][1].set_xticks(range(len(classes)), classes, rotation=30 if len(classes) <= 20 else 90, ha="right")
-    figure.legend(*axes[0][1].get_legend_handles_labels(), loc="upper center", ncols=len(names), frameon=False,
-                  title="grey: the true class; each row has its own scale")
+    legend(figure, axes[0][1].containers, names, loc="upper center", ncols=len(names), frameon=False,
+           title="grey: the true class; each row has its own scale")
     figure.tight_layout(rect=(0, 0, 1, 0.95))
     return figure
 
@@ -127,19 +124,18 @@ def embeddings(seen: Sequence[tuple[Tensor, Tensor]], labels: Tensor, names: Seq
             places = TSNE(perplexity=perplexity, random_state=0).fit_transform(points.numpy())
             dots = plot.scatter(*places.T, c=labels, s=8, cmap="tab10" if len(classes) <= 10 else "nipy_spectral",
                                 vmin=0, vmax=max(9, len(classes) - 1))
-            plot.set_title(f"{name}: {what}")
+            plot.set_title(drawable(f"{name}: {what}"))
             plot.set(xticks=[], yticks=[])
     if len(classes) <= 10:
-        figure.legend(dots.legend_elements()[0], [classes[label] for label in labels.unique()], loc="center left",
-                      bbox_to_anchor=(1, 0.5), frameon=False)
+        legend(figure, dots.legend_elements()[0], [classes[label] for label in labels.unique()], loc="center left",
+               bbox_to_anchor=(1, 0.5), frameon=False)
     figure.suptitle(f"t-SNE of {len(labels)} test images")
     figure.tight_layout()
     return figure
 
 
-def _save(figure: plt.Figure, file: Path) -> None:
-    figure.savefig(file, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+def _draw(figure: plt.Figure, file: Path) -> None:
+    save(figure, file)
     print(file)
 
 

@@ -1,11 +1,15 @@
 """What a params.json may say, and what it is told when it says something else."""
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import EXPERIMENTS
+from conftest import EXPERIMENTS, ROOT, environment, refused
 
 from utils.errors import UserError
+from utils.experiment import Experiment
 from utils.params import (
     STAGES,
     KDParams,
@@ -15,8 +19,10 @@ from utils.params import (
     changed_keys,
     load_params,
     parse_overrides,
+    without_effect,
 )
 from utils.params.__main__ import markdown_table
+from utils.resume import Start
 
 SCRATCH = {"dataset": "demo", "model_name": "net", "learning_rate": 0.001, "num_epochs": 2}
 KD = {**SCRATCH, "teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
@@ -78,9 +84,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(tmp_path, key, 
 
 def test_the_schema_for_editors_takes_the_switches_of_the_published_files():
     for name, values in EXPERIMENTS.items():
-        kind = STAGES[values["method"]] if "method" in values else KDParams if "teacher_model" in values else \
-            NastyParams if "weight" in values else PoisonedParams if "trigger" in values else ScratchParams
-        schemas = kind.model_json_schema()["properties"]
+        schemas = of_experiment(values).model_json_schema()["properties"]
         assert all(value in schemas[key]["enum"] for key, value in values.items() if "enum" in schemas[key]), name
         assert {"cuda"} <= {key for key in schemas if "enum" in schemas[key]}
 
@@ -144,6 +148,13 @@ def test_what_is_no_readable_file_is_not_said_to_be_absent(tmp_path):
         load_params(tmp_path / "params.json", ScratchParams)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_file_is_read_as_windows_writes_it(tmp_path, encoding):
+    (tmp_path / "params.json").write_bytes(json.dumps({**SCRATCH, "dataset": "folder:pêche"},
+                                                      ensure_ascii=False).replace(" ", "\r\n").encode(encoding))
+    assert load_params(tmp_path / "params.json", ScratchParams).dataset == "folder:pêche"
+
+
 def test_a_file_that_is_no_text_or_not_there_is_an_error(tmp_path):
     (tmp_path / "params.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):
@@ -157,6 +168,59 @@ def test_overrides_are_json_or_else_words():
         "alpha": 0.5, "schedule": [1, 2], "dataset": "folder:x=y", "augmentation": False, "a": ""}
     with pytest.raises(UserError, match="KEY=VALUE"):
         parse_overrides(["alpha"])
+    with pytest.raises(UserError, match="gives seed twice"):
+        parse_overrides(["seed=1", "alpha=1", "seed=2"])
+
+
+def test_an_option_and_set_do_not_give_the_same(call, experiment):
+    words = refused(call, "train_kd", experiment(), "--teacher_resume", "a.tar", "--set", "teacher_resume=b.tar")
+    assert "--set and --teacher_resume give the same" in words
+
+
+def of_experiment(values):
+    """The stage of a params.json of the repository."""
+    return STAGES[values["method"]] if "method" in values else KDParams if "teacher_model" in values else \
+        NastyParams if "weight" in values else PoisonedParams if "trigger" in values else ScratchParams
+
+
+@pytest.mark.parametrize(("kind", "values", "named"), [
+    (ScratchParams, {"num_channels": 8, "dropout_rate": 0.5, "model_name": "mlp"}, ["num_channels", "dropout_rate"]),
+    (ScratchParams, {"num_channels": 8, "gamma": 0.5, "schedule": [999]}, []),
+    (ScratchParams, {"gamma": 0.5}, ["gamma"]),
+    (ScratchParams, {"gamma": 0.1, "num_channels": 32, "model_name": "mlp"}, []),
+    (ScratchParams, {"annealing": "cosine", "schedule": [3], "gamma": 0.5}, ["schedule", "gamma"]),
+    (KDParams, {"target": 3}, ["target"]),
+    (KDParams, {"target": 3, "trigger": "badnet_sq"}, []),
+    (KDParams, {"teacher_model": "resnet18", "teacher_num_channels": 8}, ["teacher_num_channels"]),
+    (PoisonedParams, {"trigger": "sig", "surrogate_num_channels": 8}, ["surrogate_num_channels"]),
+    (STAGES["zskt"], {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "defense": "sr"}, ["sv_weight"]),
+    (STAGES["zskt"], {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "defense": "auto"}, [])])
+def test_what_is_set_without_effect_is_named(kind, values, named):
+    params = {key: value for key, value in KD.items() if key in kind.model_fields} | values
+    assert [text.split('"')[1] for text in without_effect(kind.model_validate(params))] == named
+
+
+def test_the_experiments_of_the_repository_set_nothing_without_effect():
+    assert [name for name, values in EXPERIMENTS.items()
+            if without_effect(of_experiment(values).model_validate(values))] == []
+
+
+def test_an_image_size_that_the_data_do_not_have_is_refused_but_is_no_end_of_an_older_run(call, experiment):
+    text = '"image_size" 64 has no effect: the images of demo are 32x32'
+    assert text in refused(call, "train_scratch", experiment(dataset="demo"), "--set", "image_size=64")
+    for size, remarks in ((64, [text]), (32, [])):
+        older = SimpleNamespace(params=ScratchParams(**SCRATCH, image_size=size), start=Start(state="a checkpoint"),
+                                dataset=SimpleNamespace(image_size=32))
+        assert Experiment._image_size_remarks(older) == remarks
+
+
+def test_the_table_is_printed_as_far_as_it_is_read():
+    command = f"{sys.executable} -m utils.params | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert (done.stdout, done.stderr) == ("| key | type | default | stage | what |\n", "")
+    done = subprocess.run([sys.executable, "-m", "utils.params", "nothing"], capture_output=True, text=True, cwd=ROOT,
+                          env=environment())
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_changed_keys_names_old_and_new_and_ignores_what_changes_no_result():

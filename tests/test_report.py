@@ -1,16 +1,21 @@
 """Reports: several seeds are one cell, published values stand below, and no file can stop them."""
 import csv
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, environment
 
+from report import report as print_report
+from reports import figures
 from reports.cells import in_words
 from reports.document import Report
 from reports.table import markdown
+from utils.cli import main
 
 SCRATCH = {"dataset": "cifar10", "learning_rate": 0.1, "num_epochs": 2}
 STAGES = {"method": "train_datafree.py", "teacher_model": "train_kd.py", "adversarial_model": "train_nasty.py",
@@ -301,6 +306,74 @@ def test_a_report_is_written_and_printed(tmp_path):
     assert line["experiment"] == "experiments/kd_nasty_resnet18/cnn"
 
 
+def test_figures_have_files_of_their_own_whatever_they_are_called():
+    texts = ["x-y", "x y", "X Y", "x_y", "x-y-2", "x y", "猫", "犬", "z" * 200, "z" * 200 + "!"]
+    names = figures._file_names(f"students folder:{text}" for text in texts)
+    assert len({name.lower() for name in names}) == len(texts)
+    assert all(name.isascii() and len(name) <= 110 for name in names)
+    assert names[:2] == ["students-folder-x-y", "students-folder-x-y-2"]
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path):
+    for name in ("_a$x_{", "b$\\frac$"):
+        write(tmp_path / name, SCRATCH | {"model_name": "net", "dataset": "folder:$\\c_{"}, 80.0)
+    told = report(tmp_path)
+    figure = figures._curves("$\\c_{", told.cells)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        f"{tmp_path.name}/_a$x_{{", f"{tmp_path.name}/b$\\frac$"]
+    assert not any(text.get_parse_math() for text in figure.findobj(lambda artist: hasattr(artist, "get_parse_math")))
+    assert told.write(tmp_path / "out")[1] == []
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """`printed(function, encoding)`: what it prints on a terminal of an encoding, and its exit status."""
+    def run(function, encoding):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(sys, "stdout", stream)
+            main(function)
+        stream.flush()
+        return stream.buffer.getvalue().decode(encoding), end.value.code
+    return run
+
+
+def test_a_figure_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch, printed, capsys):
+    def fail(_):
+        raise ValueError("cannot draw this\nmore")
+
+    teachers(tmp_path / "experiments")
+    monkeypatch.setattr(figures, "_bars", fail)
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "experiments"), "--out", str(tmp_path / "out")])
+    text, status = printed(print_report, "utf-8")
+    assert "82.00 (-4.00)" in text and status == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/out/students-cifar10.png was not drawn: cannot draw this\n"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.md", "results.csv", "curves-cifar10.png"}
+    assert "- " + str(tmp_path / "out/students-cifar10.png") in (tmp_path / "out/report.md").read_text()
+
+
+@pytest.mark.parametrize(("encoding", "text"), [
+    ("utf-8", "1 ± 2 – é 猫 \\udcb9"), ("cp1252", "1 ± 2 – é \\u732b \\udcb9"),
+    ("latin-1", "1 ± 2 - é \\u732b \\udcb9"), ("ascii", "1 +- 2 - \\xe9 \\u732b \\udcb9")])
+def test_what_the_terminal_cannot_show_is_written_otherwise(printed, encoding, text):
+    assert printed(lambda: print("1 ± 2 – é 猫 \udcb9"), encoding) == (text + "\n", 0)
+
+
+def test_a_directory_whose_name_is_not_utf8_is_reported(tmp_path):
+    for name in ("a\udcb9", "b"):
+        write(tmp_path / name / "baseline/net", SCRATCH | {"model_name": "net"}, 80.0)
+        write(tmp_path / name / "baseline/_\udcb9", SCRATCH | {"model_name": "net", "num_epochs": 3}, 80.0)
+    files, failures = report(tmp_path).write(tmp_path / "out")
+    assert "a\\udcb9" in files[0].read_text(encoding="utf-8") and not failures
+
+
+def test_a_history_that_a_spreadsheet_saved_is_read(tmp_path):
+    write(tmp_path / "run", SCRATCH | {"model_name": "net"}, 80.0)
+    (tmp_path / "run/metrics.csv").write_bytes(b"\xef\xbb\xbfepoch,test_accuracy\r\n1,70\r\n")
+    told = report(tmp_path)
+    assert told.runs[0].history == [{"epoch": 1, "test_accuracy": 70}] and not told.remarks
+
+
 def test_what_set_gave_a_finished_run_need_not_stand_in_its_params_json(tmp_path):
     teachers(tmp_path)
     place = tmp_path / "baseline/cnn"
@@ -312,7 +385,7 @@ def test_what_set_gave_a_finished_run_need_not_stand_in_its_params_json(tmp_path
 
 def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
     teachers(tmp_path / "good")
-    for name, file, content in (("json", "params.json", b"{"), ("text", "params.json", b"\xff\xfe"),
+    for name, file, content in (("json", "params.json", b"{"), ("text", "params.json", b"\xff\xfe\x00"),
                                 ("list", "params.json", b"[]"), ("foreign", "params.json", b'{"lr": 0.1}')):
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / file).write_bytes(content)

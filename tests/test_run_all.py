@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
-from runs.directories import find, is_seed
-from runs.graph import check_sources, needs
+from runs.directories import find, is_seed, unreadable
+from runs.graph import check_sources, needs, without
 from utils.errors import UserError
 
 
@@ -113,6 +113,45 @@ def test_a_directory_of_which_nothing_can_be_read_is_an_error_beside_a_good_one(
     assert done.returncode == 2 and f"{tree / 'y'} holds no experiment" in done.stderr
 
 
+def finish(directory):
+    """Leave a results.json as of a finished run."""
+    params = json.loads((directory / "params.json").read_text())
+    row = {"epoch": 1, "test_accuracy": 50.0}
+    (directory / "results.json").write_text(json.dumps({
+        "stage": "train_scratch.py", "params": params, "set": {}, "best": row, "last": row}))
+
+
+def test_what_cannot_be_read_keeps_from_running_only_what_needs_it(tree, experiment):
+    experiment("tree/a")
+    (tree / "z/params.json").write_text('{"dataset": ')
+    runs, remarks = find([tree])
+    assert unreadable([tree, tree / "z"], runs) == [tree / "z"] and len(remarks) == 1
+    kept, texts = without(runs, [tree / "z"])
+    assert [run.directory for run in kept] == [tree / "a"]
+    assert texts == [f"{tree / 'y'} needs {tree / 'z/last_model.tar'}",
+                     f"{tree / 'x'} needs {tree / 'y/last_model.tar'}"]
+    for name in ("last_model.tar", "results.json"):  # it is finished, whatever its params.json says by now
+        assert without(runs, [tree / "z"])[0] == kept
+        (tree / "z" / name).write_text("")
+    assert without(runs, [tree / "z"]) == (runs, [])
+
+
+def test_the_exit_status_says_that_something_cannot_be_read(tree, experiment):
+    for directory in (tree / "z", experiment("tree/a", num_epochs=1)):
+        finish(directory)
+    (tree / "y/params.json").write_text("{")
+    done = script("run_all", tree)
+    assert done.returncode == 1 and "2 runs, 2 of them finished" in done.stdout
+    assert done.stderr.splitlines()[-1] == (f"error: cannot be read: {tree / 'y/params.json'}; "
+                                            f"{tree / 'x'} needs {tree / 'y/last_model.tar'}")
+    done = script("seeds", 1, tree)
+    assert (done.returncode, done.stderr) == (1, f"error: cannot be read: {tree / 'y/params.json'}\n")
+    (tree / "a/seed1/params.json").write_text("{")
+    done = script("run_all", tree, "--seeds", 1, "--dry_run")
+    assert done.returncode == 1 and f"{tree / 'a/seed1/params.json'}" in done.stderr
+    assert f"--save_path {tree / 'z/seed1'}" in done.stdout
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (("--jobs", "0"), "--jobs is 0"), (("--seeds", "-1"), "-1 is no seed"), (("--gpus", "0"), "are not finished")])
 def test_what_cannot_be_is_one_line(tree, arguments, words):
@@ -158,11 +197,14 @@ def test_after_a_failure_what_does_not_need_it_goes_on(tree, experiment):
     experiment("tree/a", num_epochs=1)
     params = json.loads((tree / "y/params.json").read_text())
     (tree / "y/params.json").write_text(json.dumps(params | {"teacher_num_channels": 5}))
+    (tree / "b").mkdir()
+    (tree / "b/params.json").write_text("[]")
     done = script("run_all", tree, "--jobs", 2)
     assert done.returncode == 2
     assert (tree / "a/results.json").exists() and (tree / "z/results.json").exists()
     assert "last_model.tar" in done.stdout and f"left out, as it needs what failed: {tree / 'x'}" in done.stdout
     assert done.stderr.startswith("error: 2 of 4 runs are not finished")
+    assert done.stderr.endswith(f"; cannot be read: {tree / 'b/params.json'}\n")
 
 
 @pytest.mark.parametrize(("demo", "count"), [("demo", 7), ("demo_theft", 4), ("demo_abd", 5)])
@@ -185,6 +227,15 @@ def snakemake(tree, *arguments):
     return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--rerun-triggers", "mtime",
             "--cores", "1", "--directory", str(tree.parent), *arguments, "--config", f"experiments={tree}",
             f"data_dir={tree.parent / 'data'}"]
+
+
+def test_snakemake_fails_in_the_end_where_something_cannot_be_read(tree):
+    pytest.importorskip("snakemake")
+    finish(tree / "z")
+    (tree / "y/params.json").write_text("{")
+    done = subprocess.run(snakemake(tree), capture_output=True, text=True, env=environment())
+    assert done.returncode == 1 and f"error: cannot be read: {tree / 'y/params.json'}" in done.stderr
+    assert "Execute 1 jobs" in done.stderr and "localrule all" in done.stderr
 
 
 def test_snakemake_redoes_nothing_that_is_finished(tree):

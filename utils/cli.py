@@ -1,10 +1,12 @@
-"""The command line that every stage has, and how a stage ends: exit status 0, or one line on stderr and 2.
+"""The command line that every stage has, what it prints, and how it ends: exit status 0, or one line on stderr and 2.
 
 Without torch, as report.py and scripts/run_all.py begin with it too.
 """
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import signal
 import sys
@@ -16,6 +18,7 @@ from utils import launcher
 from utils.errors import UserError
 
 LAST = "last"  # what a bare --resume stands for
+_IN_ASCII = {"±": "+-", "–": "-"}  # what tables have beyond ASCII
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +50,10 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def main(stage: Callable[[], None]) -> NoReturn:
     """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130, SIGTERM 143, a
-    reader of the output that has gone 141."""
+    reader of the output that has gone 141. What the terminal cannot show is printed in ASCII or escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_in_ascii.__name__)
     if not launcher.launched():  # one of several may wait for the others where Python handles no signal
         signal.signal(signal.SIGTERM, _terminate)
         sys.exit(_run(stage))
@@ -62,7 +68,7 @@ def main(stage: Callable[[], None]) -> NoReturn:
 
 def _run(stage: Callable[[], None]) -> int:
     try:
-        stage()
+        _to_the_end(stage)
         return 0
     except UserError as error:
         return _failed(str(error))
@@ -80,6 +86,26 @@ def _run(stage: Callable[[], None]) -> int:
             print("interrupted: the same command (without --restart) continues after the last finished epoch, if any",
                   file=sys.stderr)
         return 143 if interrupt.args else 130
+
+
+def _to_the_end(stage: Callable[[], None]) -> None:
+    """Run a stage and print what is buffered: at Python's own end it would be too late for a reader that has gone."""
+    try:
+        stage()
+    except SystemExit:  # of --help, for example
+        print(end="", flush=True)
+        raise
+    print(end="", flush=True)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of codecs: signs of ours as people write them in ASCII, others as `\\u732b`."""
+    if isinstance(error, UnicodeEncodeError) and (substitute := _IN_ASCII.get(error.object[error.start])):
+        return substitute, error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(_in_ascii.__name__, _in_ascii)
 
 
 def _terminate(*_: object) -> NoReturn:

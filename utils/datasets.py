@@ -215,7 +215,7 @@ def _tiny_annotations(val: Path) -> dict[str, list[str]]:
                         f"it comes with {_TINY_URL}")
     present = {path.name for path in (val / "images").iterdir() if path.suffix.lower() in _JPEG}
     classes: dict[str, list[str]] = {}
-    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+    for number, line in enumerate(annotations.read_text(encoding="utf-8-sig").splitlines(), 1):
         fields = line.split()
         if len(fields) < 2:
             raise UserError(f"{annotations}, line {number}: expected an image and its class, found '{line}'")

@@ -30,7 +30,7 @@ from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError, first_line
 from utils.evaluation import Frozen, accuracy, confusion_matrix, evaluate
 from utils.logger import Logger, percentages, say
-from utils.params import DataParams, ParamsType, TeacherParams, load_params, parse_overrides
+from utils.params import DataParams, ParamsType, TeacherParams, load_params, parse_overrides, without_effect
 from utils.step import Loss
 from utils.supervised import Supervised
 from utils.teacher_cache import TeacherCache
@@ -102,7 +102,7 @@ class Experiment(Generic[ParamsType]):
         self.pictures: dict[str, Tensor] = {}  # (B, 3, H, W) in [0, 1], to look at before the first epoch
         self.texts: dict[str, str] = {}  # text by name, written before the first epoch
         self._logger: Logger | None = None
-        self._remarks: list[str] = []
+        self._remarks = [*without_effect(self.params), *self._image_size_remarks()]
 
     @classmethod
     def from_command_line(cls, kind: Kinds,
@@ -114,7 +114,10 @@ class Experiment(Generic[ParamsType]):
             parser.add_argument(f"--{option}", metavar="CHECKPOINT", help=f"instead of `{option}` of params.json")
         arguments = parser.parse_args()
         overrides = parse_overrides(arguments.set)
-        overrides |= {option: value for option in options if (value := getattr(arguments, option)) is not None}
+        own = {option: value for option in options if (value := getattr(arguments, option)) is not None}
+        if twice := own.keys() & overrides.keys():
+            raise UserError(f"--set and --{twice.pop()} give the same parameter")
+        overrides |= own
         return cls(kind, build_model, arguments, overrides)
 
     # -- networks ----------------------------------------------------------------------------------------------
@@ -269,6 +272,17 @@ class Experiment(Generic[ParamsType]):
         """What tells one state of a data set from another."""
         return {"classes": list(self.dataset.classes), "images": {name: len(part) for name, part in self.parts.items()},
                 "mean": self.parts["test"].mean.tolist(), "std": self.parts["test"].std.tolist()}
+
+    def _image_size_remarks(self) -> list[str]:
+        """A remark for a run that goes on with an `image_size` that its data set does not have; of a new run an error:
+        whoever set it would train on other images than they think."""
+        asked, size = self.params.image_size, self.dataset.image_size
+        if asked == size or "image_size" not in self.params.model_fields_set:
+            return []
+        text = f'"image_size" {asked} has no effect: the images of {self.params.dataset} are {size}x{size}'
+        if not self.start.state:
+            raise UserError(f"{text}, and only those of folder:PATH are resized; leave it out")
+        return [text]
 
     def _check_checkpoints(self) -> None:
         """The checkpoints that the parameters name: all there, and none that this run would remove or override."""

@@ -24,8 +24,8 @@ def write(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write`, in UTF-8."""
-    write(path, text.encode())
+    """As `write`, in UTF-8. What no text holds, a byte of a file name that is not UTF-8, is escaped: `\\udcb9`."""
+    write(path, text.encode(errors="backslashreplace"))
 
 
 def copy(source: Path, destination: Path) -> None:
@@ -39,8 +39,10 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises FileNotFoundError, and UserError that names the file for whatever else is there
-    than one."""
+    """The JSON object in a file: UTF-8 or, as Windows writes it, with a byte order mark or in UTF-16.
+
+    Raises FileNotFoundError, and UserError that names the file for whatever else is there than one.
+    """
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
@@ -50,14 +52,14 @@ def read_json(path: Path) -> dict[str, Any]:
         return values
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
+        values = json.loads(path.read_bytes(), object_pairs_hook=without_repeats)  # finds the encoding
         json.dumps(values, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
+        raise UserError(f"{path} is not a text file in UTF-8 or UTF-16") from None
     except UnicodeEncodeError:
         raise UserError(f"{path} holds half a character (\\ud800 to \\udfff), which cannot be written") from None
     except RecursionError:

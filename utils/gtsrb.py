@@ -91,7 +91,7 @@ def test_files(folder: Path, listing: Path) -> dict[str, list[str]]:
 
 def _read(listing: Path) -> Iterator[tuple[str, str]]:
     """File and class of each image that a list names."""
-    with open(listing, newline="", encoding="utf-8", errors="replace") as file:
+    with open(listing, newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.DictReader(file, delimiter=";", skipinitialspace=True, quoting=csv.QUOTE_NONE)
         try:
             for row in rows:

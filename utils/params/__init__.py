@@ -10,10 +10,11 @@ from utils.params.datafree import (
     SynthesisParams,
     ZSKTParams,
 )
+from utils.params.effect import without_effect
 from utils.params.file import ParamsType, changed_keys, check_params, load_params, parse_overrides
 from utils.params.stages import STAGES, KDParams, NastyParams, PoisonedParams, ScratchParams
 
 __all__ = ["METHODS", "STAGES", "BackdoorParams", "CMIParams", "DataFreeParams", "DataParams", "DeepInversionParams",
            "GenerativeParams", "KDParams", "NastyParams", "OoDParams", "Params", "ParamsType", "PoisonedParams",
            "RecipeParams", "ScratchParams", "SynthesisParams", "TeacherParams", "ZSKTParams",
-           "changed_keys", "check_params", "load_params", "parse_overrides"]
+           "changed_keys", "check_params", "load_params", "parse_overrides", "without_effect"]

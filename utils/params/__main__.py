@@ -5,10 +5,12 @@
 """
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from typing import Any
 
+from utils.cli import main
+from utils.errors import UserError
 from utils.params.datafree import METHODS
 from utils.params.stages import STAGES
 
@@ -41,11 +43,16 @@ def _type_name(schema: dict[str, Any]) -> str:
     return f"list of {names[schema['items']['type']]}" if schema["type"] == "array" else names[schema["type"]]
 
 
+def show() -> None:
+    parser = argparse.ArgumentParser(prog="python -m utils.params", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", nargs="?", metavar="STAGE",
+                        help=f"the JSON schema of one: {', '.join(STAGES)} (default: the table of all)")
+    stage = parser.parse_args().stage
+    if stage and stage not in STAGES:
+        raise UserError(f"{stage!r}: choose from {', '.join(STAGES)}, or nothing for the table")
+    print(json.dumps(STAGES[stage].model_json_schema(), indent=2) if stage else markdown_table())
+
+
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        print(markdown_table())
-    elif sys.argv[1] in STAGES:
-        print(json.dumps(STAGES[sys.argv[1]].model_json_schema(), indent=2))
-    else:
-        print(f"error: choose from {', '.join(STAGES)}, or nothing for the table", file=sys.stderr)
-        sys.exit(2)
+    main(show)

@@ -63,12 +63,15 @@ def _fits(values: dict[str, Any], kind: type[Params]) -> bool:
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words of --set as a dict. A value is JSON; what is not JSON is a string."""
-    overrides = {}
+    """`KEY=VALUE` words of --set as a dict. A value is JSON; what is not JSON is a string. Raises UserError for other
+    words and, as in a file, for a key that is there twice."""
+    overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise UserError(f"--set takes KEY=VALUE, not {assignment!r}")
+        if key in overrides:
+            raise UserError(f"--set gives {key} twice")
         try:
             overrides[key] = json.loads(text)
         except json.JSONDecodeError:

@@ -1,0 +1,38 @@
+"""Matplotlib as all figures here use it: files instead of windows, names drawn as they are written.
+
+Class and folder names come from users, and matplotlib reads two things in a text: `$...$` as a formula, and a leading
+underscore as "not in the legend".
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
+
+plt.rcParams["text.parse_math"] = False
+
+
+def drawable(text: str) -> str:
+    """A text as a font can draw it: a byte of a file name that is not UTF-8 is escaped, `\\udcb9`."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> None:
+    """A legend of these handles, with labels of any text. options: as matplotlib's `legend` takes them."""
+    drawn = where.legend(handles, [str(number) for number in range(len(labels))], **options)
+    for text, label in zip(drawn.get_texts(), labels, strict=True):
+        text.set_text(drawable(label))
+
+
+def save(figure: plt.Figure, file: Path) -> None:
+    """Write a figure as a PNG and free it, whether or not it can be written."""
+    try:
+        figure.savefig(file, dpi=110, bbox_inches="tight")
+    finally:
+        plt.close(figure)
