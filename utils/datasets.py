@@ -76,8 +76,9 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, train
     Args:
         name: one of `DATASET_NAMES`, or `folder:PATH` for a directory of images (PATH relative to the current
             directory) with PATH/train/CLASS/... and PATH/test/CLASS/... (or, where there is no `test`, `val`).
-        data_dir: where the data sets lie. The CIFARs, Fashion-MNIST and GTSRB are downloaded there when absent;
-            decoded images are kept in its sub-directory `cache`.
+        data_dir: where the data sets lie, each in a sub-directory of its own or as torchvision lays it out in its
+            `root`. The CIFARs, Fashion-MNIST and GTSRB are downloaded there when absent; decoded images are kept in
+            its sub-directory `cache`.
         image_size: height and width in pixels that the images of `folder:PATH` are scaled to; the others have their
             own (32, Tiny-ImageNet 64).
         training: whether training images are wanted; without them, those of GTSRB need not be there.
@@ -110,7 +111,9 @@ def _cifar(name: str, torchvision_name: str, data_dir: Path, training: bool) -> 
     root = data_dir / f"data-{name}"
     files = {file: md5 for file, md5 in source.train_list + source.test_list}
     files[source.meta["filename"]] = source.meta["md5"]
-    _download_if_missing(name, source, root, [root / source.base_folder / file for file in files], source.url)
+    unpacked = [f"{source.base_folder}/{file}" for file in files]
+    root = _find_root(data_dir, f"data-{name}", unpacked, [source.filename])
+    _download_if_missing(name, source, root, [root / file for file in unpacked], source.url)
     for file, md5 in files.items():  # unpickled by torchvision: only if it is the official file to the bit
         if not torchvision.datasets.utils.check_integrity(root / source.base_folder / file, md5):
             raise _damaged(root / source.base_folder / file, name)
@@ -126,8 +129,10 @@ def _fashion_mnist(data_dir: Path, training: bool) -> Dataset:
     import torchvision
 
     name, source = "fashion_mnist", torchvision.datasets.FashionMNIST
-    root = data_dir / "data-fashion-mnist"
-    files = [root / "FashionMNIST" / "raw" / file.removesuffix(".gz") for file, _ in source.resources]
+    packed = [f"FashionMNIST/raw/{file}" for file, _ in source.resources]
+    unpacked = [file.removesuffix(".gz") for file in packed]
+    root = _find_root(data_dir, "data-fashion-mnist", unpacked, packed)
+    files = [root / file for file in unpacked]
     _download_if_missing(name, source, root, files, source.mirrors[0])
     arrays = []
     for path in files:  # there is no MD5 of the unpacked files: the header says what is there
@@ -175,6 +180,14 @@ def _fashion(name: str, train_images: np.ndarray, train_labels: np.ndarray, test
 def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], url: str,
                          by_hand: str | None = None) -> None:
     """Have torchvision fetch and unpack a data set (class `source`) into `root` unless all its files are there, or the
+def _find_root(data_dir: Path, own: str, *alternatives: list[str]) -> Path:
+    """The `root` of a data set of torchvision: the sub-directory `own` of data_dir or, where the data are only there,
+    data_dir itself. alternatives: what has to be there, all files of a list, by preference: unpacked, then packed."""
+    roots = data_dir / own, data_dir
+    return next((root for files in alternatives for root in roots if all((root / file).exists() for file in files)),
+                roots[0])
+
+
     folders that stand for them. by_hand: what to do where that fails."""
     missing = [path for path in files if not path.exists()]
     if not missing:
@@ -233,7 +246,8 @@ def _gtsrb(data_dir: Path, training: bool) -> Dataset:
     else those of the archive that torchvision downloads, `Training`, which has 26,640 of them."""
     import torchvision
 
-    name, root = "gtsrb", data_dir / "data-gtsrb"
+    name = "gtsrb"
+    root = _find_root(data_dir, "data-gtsrb", ["gtsrb/GTSRB"])
     base = root / "gtsrb"
     train, test = base / "GTSRB" / "Final_Training" / "Images", base / "GTSRB" / "Final_Test" / "Images"
     if not train.is_dir():
