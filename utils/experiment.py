@@ -111,7 +111,8 @@ class Experiment(Generic[ParamsType]):
         """As `python train_*.py` was called. `options`: parameters that the stage has as options of their own."""
         parser = cli.parser(description)
         for option in options:
-            parser.add_argument(f"--{option}", metavar="CHECKPOINT", help=f"instead of `{option}` of params.json")
+            parser.add_argument(f"--{option}", type=cli.recorded, metavar="CHECKPOINT",
+                                help=f"instead of `{option}` of params.json")
         arguments = parser.parse_args()
         overrides = parse_overrides(arguments.set)
         overrides |= {option: value for option in options if (value := getattr(arguments, option)) is not None}
