@@ -82,6 +82,7 @@ class Experiment(Generic[ParamsType]):
 
         with distributed.together(first_first=True):  # the first process alone downloads and decodes
             self.dataset = load_dataset(self.params.dataset, arguments.data_dir, image_size=self.params.image_size,
+                                        background=self.params.background,
                                         training=isinstance(self.params, DataParams))
         self.parts = split(self.dataset, self.params, self.device)
         prepare_device(self.device, self.params.precision)  # after the data, whose decoding frees much for good
@@ -102,7 +103,7 @@ class Experiment(Generic[ParamsType]):
         self.pictures: dict[str, Tensor] = {}  # (B, 3, H, W) in [0, 1], to look at before the first epoch
         self.texts: dict[str, str] = {}  # text by name, written before the first epoch
         self._logger: Logger | None = None
-        self._remarks: list[str] = []
+        self._remarks = list(self.dataset.remarks)
 
     @classmethod
     def from_command_line(cls, kind: Kinds,
