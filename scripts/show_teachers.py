@@ -44,7 +44,8 @@ def show_teachers() -> None:
         if source.content["params"]["dataset"] != contents[0].content["params"]["dataset"]:
             raise UserError(f"{directory} is on other data than {arguments.directories[0]}")
     params, data = contents[0].content["params"], contents[0].content["data"]
-    dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"], training=False)
+    dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"],
+                           background=params.get("background", "white"), training=False)
     mean, std = torch.tensor(data["mean"]), torch.tensor(data["std"])
     networks = [_network(source, len(data["classes"])) for source in contents]
     names = ["/".join(directory.parts[-2:]) for directory in arguments.directories]

@@ -87,6 +87,28 @@ def test_a_cifar_that_is_there_is_not_downloaded(cifar, tmp_path, monkeypatch):
     load_dataset("cifar10", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_cifar_that_torchvision_left_in_the_data_directory_is_found(name, cifar, tmp_path, monkeypatch):
+    source, folder, _ = cifar(name)
+    expected = load_dataset(name, tmp_path).train_images
+    monkeypatch.setattr(source, "download", lambda self: pytest.fail("downloaded"))
+    folder.rename(tmp_path / folder.name)
+    assert torch.equal(load_dataset(name, tmp_path).train_images, expected)
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_an_archive_of_cifar_in_the_data_directory_is_unpacked_there(cifar, tmp_path, monkeypatch):
+    source, folder, _ = cifar("cifar10")
+    expected = load_dataset("cifar10", tmp_path).train_images
+    archive = tmp_path / source.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, source.base_folder)
+    monkeypatch.setattr(source, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    (folder / "test_batch").unlink()
+    assert torch.equal(load_dataset("cifar10", tmp_path).train_images, expected)
+    assert (tmp_path / source.base_folder / "test_batch").exists()
+
+
 def test_a_missing_cifar_is_unpacked_from_its_archive(cifar, tmp_path, monkeypatch):
     source, folder, _ = cifar("cifar100")
     before = load_dataset("cifar100", tmp_path)
@@ -167,6 +189,13 @@ def test_fashion_mnist_is_padded_to_32_and_repeated_to_rgb(fashion, tmp_path):
         assert all(np.array_equal(images[:, 2:-2, 2:-2, channel], parts[part][0]) for channel in range(3))
         assert images.long().sum() == 3 * parts[part][0].sum(dtype=int)
         assert labels.tolist() == parts[part][1].tolist()
+
+
+def test_a_fashion_mnist_that_torchvision_left_in_the_data_directory_is_found(fashion, tmp_path, monkeypatch):
+    expected = load_dataset("fashion_mnist", tmp_path).train_images
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", lambda self: pytest.fail("downloaded"))
+    fashion[0].parent.rename(tmp_path / "FashionMNIST")
+    assert torch.equal(load_dataset("fashion_mnist", tmp_path).train_images, expected)
 
 
 @pytest.mark.parametrize("damage", [

@@ -85,6 +85,12 @@ def test_the_images_and_labels_are_those_of_torchvision_scaled_to_32(archive, tm
         assert found == sorted((scaled(path).tobytes(), label) for path, label in samples)
 
 
+def test_archives_that_torchvision_left_in_the_data_directory_are_found(archive, tmp_path):
+    expected = load_dataset("gtsrb", tmp_path)
+    archive.base.rename(tmp_path / "gtsrb")
+    assert parts(load_dataset("gtsrb", tmp_path)) == parts(expected)
+
+
 def test_each_of_the_43_classes_has_a_name_of_its_own(archive, tmp_path):
     dataset = load_dataset("gtsrb", tmp_path)
     assert dataset.num_classes == len(set(dataset.classes)) == 43

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import refused, results
 from dataset_helpers import fails, noise, save_image, sound
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from utils import image_folder
 from utils.datasets import load_dataset
@@ -164,9 +165,9 @@ def test_nested_files_count_and_hidden_ones_do_not(pictures, tmp_path):
 @pytest.mark.parametrize(("file", "image", "expected"), [
     ("grey.png", Image.new("L", (9, 7), 77), (77, 77, 77)),
     ("deep.png", Image.fromarray(np.full((7, 9), 77 * 256 + 5, np.uint16)), (77, 77, 77)),
-    ("alpha.png", Image.new("RGBA", (9, 7), (1, 2, 3, 0)), (1, 2, 3)),
+    ("alpha.png", Image.new("RGBA", (9, 7), (1, 2, 3, 0)), (255, 255, 255)),
     ("palette.gif", Image.new("RGB", (9, 7), (1, 2, 3)).quantize(4), (1, 2, 3)),
-    ("transparent.png", Image.new("RGBA", (9, 7), (1, 2, 3, 0)).quantize(4), (1, 2, 3)),
+    ("transparent.png", Image.new("RGBA", (9, 7), (1, 2, 3, 0)).quantize(4), (255, 255, 255)),
     ("bits.bmp", Image.new("1", (9, 7), 1), (255, 255, 255)),
     ("print.tiff", Image.new("CMYK", (9, 7), (255, 0, 0, 0)), (0, 255, 255)),
     ("colour.ppm", Image.new("RGB", (9, 7), (1, 2, 3)), (1, 2, 3)),
@@ -176,6 +177,66 @@ def test_every_kind_of_image_becomes_rgb(file, image, expected, pictures, tmp_pa
     image.save(pictures / "test" / "cat" / file)
     pixels = load_dataset(f"folder:{pictures}", tmp_path).test_images[0]
     assert (pixels == torch.tensor(expected, dtype=torch.uint8)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_as_viewers_apply_it(orientation, pictures, tmp_path):
+    path, exif = pictures / "test" / "cat" / "1.png", Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    save_image(path, noise(32, 32, 3), exif=exif)
+    dataset = load_dataset(f"folder:{pictures}", tmp_path)
+    with Image.open(path) as image:
+        assert np.array_equal(dataset.test_images[0], np.asarray(ImageOps.exif_transpose(image)))
+    rotated = "1 of 2 test images: rotated or mirrored by their EXIF orientation"
+    assert dataset.remarks == ((rotated,) if orientation > 1 else ())
+
+
+def test_damaged_exif_is_no_reason_to_refuse_an_image(pictures, tmp_path):
+    save_image(pictures / "test" / "cat" / "1.jpg", flat(77), exif=b"Exif\0\0garbage")
+    dataset = load_dataset(f"folder:{pictures}", tmp_path)
+    assert (dataset.test_images[0] == 77).all() and dataset.remarks == ()
+
+
+def transparent_below(mode: str) -> Image.Image:
+    """Black all over, the lower half transparent."""
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[:16, :, 3] = 255
+    image = Image.fromarray(pixels)
+    return image.quantize(4) if mode == "P" else image.convert(mode)
+
+
+@pytest.mark.parametrize(("file", "image", "options"), [
+    ("drawing.png", transparent_below("RGBA"), {}),
+    ("grey.png", transparent_below("LA"), {}),
+    ("palette.png", transparent_below("P"), {}),
+    ("drawing.gif", transparent_below("RGBA"), {}),
+    ("color_key.png", Image.fromarray(np.repeat(np.uint8([0, 9]), 16 * 32).reshape(32, 32)), {"transparency": 9}),
+    ("deep_key.png", Image.fromarray(np.repeat(np.uint16([0, 9]), 16 * 32).reshape(32, 32)), {"transparency": 9}),
+])
+def test_transparent_pixels_show_the_background(file, image, options, pictures, tmp_path):
+    (pictures / "test" / "cat").mkdir()
+    image.save(pictures / "test" / "cat" / file, **options)
+    for given, name, level in (({}, "white", 255), ({"background": "#808080"}, "#808080", 128)):
+        for _ in range(2):  # decoded, and from the cache
+            dataset = load_dataset(f"folder:{pictures}", tmp_path, **given)
+            assert (dataset.test_images[0, :16] == 0).all() and (dataset.test_images[0, 16:] == level).all()
+            assert dataset.remarks == (f"1 of 2 test images: transparent, composed on {name}",)
+
+
+def test_the_background_of_a_run_is_a_parameter_and_in_its_log(pictures, experiment, call):
+    (pictures / "test" / "cat").mkdir()
+    transparent_below("RGBA").save(pictures / "test" / "cat" / "1.png")
+    directory = experiment(dataset=f"folder:{pictures}", num_epochs=1, background="black")
+    assert "1 of 2 test images: transparent, composed on black\n" in call("train_scratch", directory).stdout
+    assert 'background (\"black\" -> \"gray\")' in refused(call, "train_scratch", directory, "--set", "background=gray")
+    assert '"background" is "grey"' in refused(call, "train_scratch", directory, "--set", "background=grey")
+
+
+def test_an_opaque_image_with_an_alpha_channel_keeps_its_pixels(pictures, tmp_path):
+    pixels = noise(32, 32, 3)
+    save_image(pictures / "test" / "cat" / "1.png", np.dstack([pixels, np.full((32, 32), 255, np.uint8)]))
+    dataset = load_dataset(f"folder:{pictures}", tmp_path)
+    assert np.array_equal(dataset.test_images[0], pixels) and dataset.remarks == ()
 
 
 def truncated() -> bytes:
@@ -199,6 +260,110 @@ def test_an_image_that_cannot_be_read_is_named(content, pictures, tmp_path):
     assert line.count(str(path)) == 1
 
 
+def test_all_files_that_are_no_images_are_named_at_once(pictures, tmp_path):
+    (pictures / "test" / "dog" / "gone.png").symlink_to("nowhere")
+    for number in range(11):
+        (pictures / "train" / "dog" / f"{number:02d}.csv").write_text("a;b")
+    line = fails(f"folder:{pictures}", tmp_path)
+    first = pictures / "train" / "dog" / "00.csv"
+    assert line.startswith(f"12 files cannot be read as images: {first} (unknown format), ")
+    assert "09.csv" in line and "10.csv" not in line and line.endswith(" and 2 more: replace or remove them")
+    for path in pictures.glob("train/dog/*.csv"):
+        path.unlink()
+    assert "gone.png cannot be read as an image (No such file or directory)" in fails(f"folder:{pictures}", tmp_path)
+
+
+def test_files_and_folders_of_operating_systems_are_left_out(pictures, tmp_path):
+    expected = load_dataset(f"folder:{pictures}", tmp_path)
+    for stray in ("train/dog/Thumbs.db", "test/dog/desktop.ini", "train/cat/Icon\r", "train/__MACOSX/cat/._1.png"):
+        (pictures / stray).parent.mkdir(parents=True, exist_ok=True)
+        (pictures / stray).write_bytes(b"no image")
+    save_image(pictures / "train" / "cat" / "@eaDir" / "1.png" / "SYNOPHOTO_THUMB_M.jpg", noise(8, 8, 3))
+    found = load_dataset(f"folder:{pictures}", tmp_path)
+    assert found.classes == expected.classes and torch.equal(found.train_images, expected.train_images)
+
+
+# --- names of folders ---
+
+NFC, NFD = "p\u00eache", "pe\u0302che"
+NOT_UTF_8 = os.fsdecode(b"\xb9\xb7")
+
+
+def test_a_class_has_one_name_whatever_bytes_spell_it(pictures, tmp_path):
+    for place in (f"train/{NFC}", f"test/{NFD}", f"train/{NOT_UTF_8}", f"test/{NOT_UTF_8}"):
+        save_image(pictures / place / "1.png", noise(8, 8, 3))
+    dataset = load_dataset(f"folder:{pictures}", tmp_path)
+    assert dataset.classes == ("\\xb9\\xb7", "cat", "dog", NFC)
+    assert dataset.train_labels.tolist() == [0, 1, 2, 2, 3] and dataset.test_labels.tolist() == [0, 2, 3]
+
+
+def test_two_folders_of_one_class_are_an_error(pictures, tmp_path):
+    for name in (NFC, NFD):
+        save_image(pictures / "train" / name / "1.png", noise(8, 8, 3))
+    line = fails(f"folder:{pictures}", tmp_path)
+    assert line.startswith(f"{pictures / 'train'} holds two folders of the class {NFC}")
+    assert ascii(NFC) in line and ascii(NFD) in line
+
+
+def test_a_run_on_names_that_are_not_utf_8_is_finished_once(pictures, tmp_path, experiment, call):
+    root = pictures.with_name(NOT_UTF_8)
+    for name, label in ((NOT_UTF_8, 0), ("owl", 1)):
+        save_image(pictures / "test" / name / "1.png", flat(label))
+        save_image(pictures / "train" / name / "1.png", flat(label))
+    pictures.rename(root)
+    pictures.symlink_to(root)
+    directory = experiment(dataset=f"folder:{pictures}", num_epochs=1)
+    assert call("train_scratch", directory).returncode == 0
+    assert results(directory)["data"]["classes"] == ["\\xb9\\xb7", "cat", "dog", "owl"]
+    assert "already finished" in call("train_scratch", directory).stdout
+
+
+@pytest.mark.parametrize("arguments", [("--set", f"dataset=folder:{NOT_UTF_8}"), ("--resume", f"{NOT_UTF_8}.tar")])
+def test_an_argument_that_is_not_utf_8_and_would_be_recorded_is_refused(arguments, experiment, call):
+    assert f"argument {arguments[0]}: {arguments[1]!a} is not UTF-8" in refused(
+        call, "train_scratch", experiment(), *arguments)
+
+
+# --- folders in the wrong place ---
+
+def deepen(part: Path) -> None:
+    """PART/CLASS becomes PART/images/CLASS."""
+    part.rename(part.with_name("aside"))
+    part.mkdir()
+    part.with_name("aside").rename(part / "images")
+
+
+def test_class_folders_a_level_too_deep_are_an_error_that_says_so(pictures, tmp_path):
+    train, test = pictures / "train", pictures / "test"
+    deepen(test)
+    line = fails(f"folder:{pictures}", tmp_path)
+    assert line == f"{test} has classes that {train} does not have: images, whose images lie in images/dog"
+    deepen(train)
+    line = fails(f"folder:{pictures}", tmp_path)
+    assert line == (f"{train} holds a single class folder, images: its images lie in images/cat, images/dog, move "
+                    "these folders up; expected are PATH/train/CLASS/IMAGE")
+
+
+def test_a_single_class_is_an_error(pictures, tmp_path):
+    (pictures / "train" / "cat").rename(tmp_path / "cat")
+    line = fails(f"folder:{pictures}", tmp_path)
+    assert line.startswith(f"{pictures / 'train'} holds a single class folder, dog: two or more are needed")
+
+
+def test_sub_folders_of_class_folders_are_remarked_on(pictures, tmp_path):
+    for name in ("cat/a", "cat/b", "dog/a"):
+        save_image(pictures / "train" / name / "9.png", noise(8, 8, 3))
+    remark, = load_dataset(f"folder:{pictures}", tmp_path).remarks
+    assert remark == "images in sub-folders (cat/a, cat/b, dog/a) belong to the class of the outermost folder"
+
+
+def test_a_path_one_folder_off_is_answered_with_the_right_one(pictures, tmp_path):
+    for path in (pictures / "train", tmp_path):
+        line = fails(f"folder:{path}", tmp_path)
+        assert line.endswith(f"; did you mean folder:{pictures}?")
+    assert "; found: cat, dog; " in fails(f"folder:{pictures / 'train'}", tmp_path)
+
+
 def test_a_folder_without_its_two_parts_is_told_what_to_look_like(pictures, tmp_path):
     words = "expected are PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
     assert words in fails("folder:", tmp_path)
@@ -217,9 +382,12 @@ def test_test_classes_have_to_be_training_classes(pictures, tmp_path):
 def test_folders_without_classes_or_images_are_named(pictures, tmp_path):
     (pictures / "train" / "owl").mkdir()
     assert fails(f"folder:{pictures}", tmp_path).startswith(f"{pictures / 'train' / 'owl'} holds no image")
+    (pictures / "train" / "bee").mkdir()
+    assert fails(f"folder:{pictures}", tmp_path).startswith("2 class folders hold no image: ")
     (pictures / "test").rename(pictures / "holdout")
     (pictures / "test").mkdir()
-    (pictures / "train" / "owl").rmdir()
+    for name in ("bee", "owl"):
+        (pictures / "train" / name).rmdir()
     assert fails(f"folder:{pictures}", tmp_path) == f"{pictures / 'test'} holds no class folders"
 
 
@@ -253,6 +421,13 @@ def test_tiny_imagenet_is_cached_too(tiny, tmp_path, no_decoder):
     first = load_dataset("tiny_imagenet", tmp_path)
     no_decoder()
     assert torch.equal(load_dataset("tiny_imagenet", tmp_path).test_images, first.test_images)
+
+
+def test_a_cache_of_another_way_of_decoding_is_not_read(pictures, tmp_path, monkeypatch):
+    load_dataset(f"folder:{pictures}", tmp_path)
+    monkeypatch.setattr(image_folder, "_DECODING", image_folder._DECODING + 1)
+    load_dataset(f"folder:{pictures}", tmp_path)
+    assert len(caches(tmp_path)) == 4
 
 
 def test_each_size_has_its_own_cache(pictures, tmp_path):

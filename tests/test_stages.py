@@ -207,7 +207,7 @@ def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, m
 
     Not those whose results are committed: they have run.
     """
-    def synthetic(name, data_dir, *, image_size, training):
+    def synthetic(name, data_dir, **_):
         size = 64 if name == "tiny_imagenet" else 32
         pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=seeds.generator("test"))
         labels = torch.tensor([int(name == "gtsrb"), CLASSES[name] - 1])  # the target, and another

@@ -26,24 +26,35 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help explains)")
 
 
+def recorded(argument: str) -> str:
+    """An argument that a run writes into its files, which are UTF-8. Raises ArgumentTypeError where it is not."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8, and the run would record it: rename the file or "
+                                         "directory, or give a link to it") from None
+    return argument
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """The arguments that all stages share."""
     result = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                      epilog="The parameters of a params.json are listed in the README; "
                             "`python -m utils.params` prints them.")
-    result.add_argument("--save_path", required=True, type=Path, metavar="DIR",
+    result.add_argument("--save_path", required=True, type=lambda path: Path(recorded(path)), metavar="DIR",
                         help="experiment directory: holds params.json, receives logs and checkpoints")
     result.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
                         help="where the data sets are, or are downloaded to (default: data)")
     result.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
     result.add_argument("--gpu_id", type=int, nargs="+", metavar="N",
                         help="GPUs to use; several share each batch among one process each")
-    result.add_argument("--resume", nargs="?", const=LAST, metavar="CHECKPOINT",
+    result.add_argument("--resume", nargs="?", const=LAST, type=recorded, metavar="CHECKPOINT",
                         help="without a value: fail unless there is a run to continue (one is continued anyway); with "
                              "one: continue that run here or, if the file holds only weights, start from them")
     result.add_argument("--restart", action="store_true",
                         help="start over: what an earlier run wrote in the directory is removed")
-    result.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+    result.add_argument("--set", nargs="+", action="extend", default=[], type=recorded,
+                        metavar="KEY=VALUE",
                         help="parameters of this run that differ from params.json")
     return result
 

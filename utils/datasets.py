@@ -14,10 +14,11 @@ import lzma
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils import gtsrb, image_folder, seeds
-from utils.errors import UserError
+from utils.errors import UserError, first_ten
 
 DEMO_DIR = Path(__file__).resolve().parent.parent / "demo_data"
 
@@ -59,6 +60,7 @@ class Dataset:
     std: tuple[float, float, float]
     augmentation: Augmentation
     train_groups: Tensor | None = None  # int64 (N,): images of one group are near copies of each other
+    remarks: tuple[str, ...] = ()  # lines for the log
 
     @property
     def num_classes(self) -> int:
@@ -70,16 +72,19 @@ class Dataset:
         return self.train_images.shape[1]
 
 
-def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, training: bool = True) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, background: str = "white",
+                 training: bool = True) -> Dataset:
     """Load a data set by its name.
 
     Args:
         name: one of `DATASET_NAMES`, or `folder:PATH` for a directory of images (PATH relative to the current
             directory) with PATH/train/CLASS/... and PATH/test/CLASS/... (or, where there is no `test`, `val`).
-        data_dir: where the data sets lie. The CIFARs, Fashion-MNIST and GTSRB are downloaded there when absent;
-            decoded images are kept in its sub-directory `cache`.
+        data_dir: where the data sets lie, each in a sub-directory of its own or as torchvision lays it out in its
+            `root`. The CIFARs, Fashion-MNIST and GTSRB are downloaded there when absent; decoded images are kept in
+            its sub-directory `cache`.
         image_size: height and width in pixels that the images of `folder:PATH` are scaled to; the others have their
             own (32, Tiny-ImageNet 64).
+        background: color behind the transparent pixels of images of `folder:PATH`, as Pillow names colors.
         training: whether training images are wanted; without them, those of GTSRB need not be there.
 
     Raises:
@@ -88,7 +93,7 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, train
     data_dir = Path(data_dir).expanduser()
     try:
         if name.startswith("folder:"):
-            dataset = _folder(name, data_dir, image_size)
+            dataset = _folder(name, data_dir, image_size, background)
         elif name in _LOADERS:
             dataset = _LOADERS[name](data_dir, training)
         else:
@@ -107,10 +112,11 @@ def _cifar(name: str, torchvision_name: str, data_dir: Path, training: bool) -> 
     import torchvision  # here and below: importing it takes about a second, which not every data set needs
 
     source = getattr(torchvision.datasets, torchvision_name)
-    root = data_dir / f"data-{name}"
     files = {file: md5 for file, md5 in source.train_list + source.test_list}
     files[source.meta["filename"]] = source.meta["md5"]
-    _download_if_missing(name, source, root, [root / source.base_folder / file for file in files], source.url)
+    unpacked = [f"{source.base_folder}/{file}" for file in files]
+    root = _find_root(data_dir, f"data-{name}", unpacked, [source.filename])
+    _download_if_missing(name, source, root, [root / file for file in unpacked], source.url)
     for file, md5 in files.items():  # unpickled by torchvision: only if it is the official file to the bit
         if not torchvision.datasets.utils.check_integrity(root / source.base_folder / file, md5):
             raise _damaged(root / source.base_folder / file, name)
@@ -126,8 +132,10 @@ def _fashion_mnist(data_dir: Path, training: bool) -> Dataset:
     import torchvision
 
     name, source = "fashion_mnist", torchvision.datasets.FashionMNIST
-    root = data_dir / "data-fashion-mnist"
-    files = [root / "FashionMNIST" / "raw" / file.removesuffix(".gz") for file, _ in source.resources]
+    packed = [f"FashionMNIST/raw/{file}" for file, _ in source.resources]
+    unpacked = [file.removesuffix(".gz") for file in packed]
+    root = _find_root(data_dir, "data-fashion-mnist", unpacked, packed)
+    files = [root / file for file in unpacked]
     _download_if_missing(name, source, root, files, source.mirrors[0])
     arrays = []
     for path in files:  # there is no MD5 of the unpacked files: the header says what is there
@@ -170,6 +178,14 @@ def _fashion(name: str, train_images: np.ndarray, train_labels: np.ndarray, test
 
     return Dataset(name, rgb(train_images), labels(train_labels), rgb(test_images), labels(test_labels),
                    _FASHION_CLASSES, *_FASHION_MEAN_STD, augmentation="crop_flip")
+
+
+def _find_root(data_dir: Path, own: str, *alternatives: list[str]) -> Path:
+    """The `root` of a data set of torchvision: the sub-directory `own` of data_dir or, where the data are only there,
+    data_dir itself. alternatives: what has to be there, all files of a list, by preference: unpacked, then packed."""
+    roots = data_dir / own, data_dir
+    return next((root for files in alternatives for root in roots if all((root / file).exists() for file in files)),
+                roots[0])
 
 
 def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], url: str,
@@ -224,7 +240,7 @@ def _tiny_annotations(val: Path) -> dict[str, list[str]]:
         present.remove(fields[0])
         classes.setdefault(fields[1], []).append(str(val / "images" / fields[0]))
     if present:
-        raise UserError(f"{val / 'images' / min(present)} has no class: {annotations} does not list it")
+        raise image_folder.unlisted(val / "images", present, annotations)
     return {wnid: sorted(classes[wnid]) for wnid in sorted(classes)}
 
 
@@ -233,7 +249,8 @@ def _gtsrb(data_dir: Path, training: bool) -> Dataset:
     else those of the archive that torchvision downloads, `Training`, which has 26,640 of them."""
     import torchvision
 
-    name, root = "gtsrb", data_dir / "data-gtsrb"
+    name = "gtsrb"
+    root = _find_root(data_dir, "data-gtsrb", ["gtsrb/GTSRB"])
     base = root / "gtsrb"
     train, test = base / "GTSRB" / "Final_Training" / "Images", base / "GTSRB" / "Final_Test" / "Images"
     if not train.is_dir():
@@ -254,36 +271,66 @@ def _gtsrb(data_dir: Path, training: bool) -> Dataset:
                                train_labels=dataset.train_labels[order], train_groups=gtsrb.tracks(train_files)[order])
 
 
-def _folder(name: str, data_dir: Path, image_size: int) -> Dataset:
+def _folder(name: str, data_dir: Path, image_size: int, background: str) -> Dataset:
     root = Path(name.removeprefix("folder:")).expanduser().resolve()
-    test_root = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-    if name == "folder:" or not (root / "train").is_dir() or test_root is None:
-        missing = root / ("test" if (root / "train").is_dir() else "train")
+    train_root, test_root = root / "train", _test_part(root)
+    if name == "folder:" or not train_root.is_dir() or test_root is None:
+        missing = root / ("test" if train_root.is_dir() else "train")
         raise UserError(f"{name}: there is no {missing}: expected are PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE "
-                        "(or PATH/val/CLASS/IMAGE)")
-    train, test = image_folder.class_folders(root / "train"), image_folder.class_folders(test_root)
+                        f"(or PATH/val/CLASS/IMAGE){_found(root)}")
+    train, test = image_folder.class_folders(train_root), image_folder.class_folders(test_root)
+    inner = image_folder.inner_folders(train_root, chain(*train.values()))
+    if len(train) == 1:
+        found = f"its images lie in {first_ten(inner)}, move these folders up" if inner else "two or more are needed"
+        raise UserError(f"{train_root} holds a single class folder, {min(train)}: {found}; expected are "
+                        "PATH/train/CLASS/IMAGE")
     if unknown := sorted(test.keys() - train.keys()):
-        raise UserError(f"{test_root} has classes that {root / 'train'} does not have: {', '.join(unknown)}")
-    return _from_files(name, root, train, test, tuple(train), image_size, data_dir, None, "crop_flip")
+        inner = image_folder.inner_folders(test_root, chain(*map(test.get, unknown)))
+        found = f", whose images lie in {first_ten(inner)}" if inner else ""
+        raise UserError(f"{test_root} has classes that {train_root} does not have: {first_ten(unknown)}{found}")
+    dataset = _from_files(name, root, train, test, tuple(train), image_size, data_dir, None, "crop_flip", background)
+    if inner:  # as intended, or a level too many
+        remark = f"images in sub-folders ({first_ten(inner)}) belong to the class of the outermost folder"
+        dataset = dataclasses.replace(dataset, remarks=(remark, *dataset.remarks))
+    return dataset
+
+
+def _test_part(root: Path) -> Path | None:
+    return next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+
+
+def _found(root: Path) -> str:
+    """What there is instead of a folder of images, for an error: nothing, or `; found ...`."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    near = next((path for path in (root.parent, *folders) if (path / "train").is_dir() and _test_part(path)), None)
+    found = f"; found: {first_ten([path.name for path in folders])}" if folders else ""
+    return found + (f"; did you mean folder:{near}?" if near else "")
 
 
 def _from_files(
     name: str, root: Path, train: dict[str, list[str]], test: dict[str, list[str]], classes: tuple[str, ...], size: int,
     data_dir: Path, mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    augmentation: Augmentation,
+    augmentation: Augmentation, background: str = "white",
 ) -> Dataset:
     """Decode listed images, of the training part maybe none; `mean_std` None: computed from the training images."""
     short = f"folder-{root.name}" if name.startswith("folder:") else name
+    files = {part: image_folder.flatten(listed, classes) for part, listed in (("train", train), ("test", test))}
+    paths = {part: paths for part, (paths, _) in files.items() if paths}
+    decoded = image_folder.load_images(short, root, paths, size, data_dir / "cache", background=background)
+    nothing = image_folder.Decoded(torch.empty(0, size, size, 3, dtype=torch.uint8), 0, 0)
+    images = {part: decoded.get(part, nothing).images for part in files}
+    return Dataset(name, images["train"], files["train"][1], images["test"], files["test"][1], classes,
+                   *(mean_std or image_folder.mean_and_std(images["train"])), augmentation=augmentation,
+                   remarks=tuple(_remarks(decoded, background)))
 
-    def part(kind: str, files: dict[str, list[str]]) -> tuple[Tensor, Tensor]:
-        if not files:
-            return torch.empty(0, size, size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-        paths, labels = image_folder.flatten(files, classes)
-        return image_folder.load_images(f"{short}-{kind}", root, paths, size, data_dir / "cache"), labels
 
-    images, labels = part("train", train)
-    return Dataset(name, images, labels, *part("test", test), classes,
-                   *(mean_std or image_folder.mean_and_std(images)), augmentation=augmentation)
+def _remarks(decoded: dict[str, image_folder.Decoded], background: str) -> Iterator[str]:
+    """Where the pixels are not those of the files."""
+    for part, (images, rotated, transparent) in decoded.items():
+        if rotated:
+            yield f"{rotated} of {len(images)} {part} images: rotated or mirrored by their EXIF orientation"
+        if transparent:
+            yield f"{transparent} of {len(images)} {part} images: transparent, composed on {background}"
 
 
 # Of the directory of the data, and whether training images are wanted: a hint, for those that are a matter of minutes.

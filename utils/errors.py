@@ -1,10 +1,17 @@
 """The one exception that a user is meant to see, and what others say in a line."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or what it is where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def first_ten(items: Sequence[str]) -> str:
+    """Items of a list of any length as one readable text: the first ten, and how many more there are."""
+    return ", ".join(items[:10]) + (f" and {len(items) - 10} more" if len(items) > 10 else "")
 
 
 class UserError(Exception):

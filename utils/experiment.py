@@ -82,6 +82,7 @@ class Experiment(Generic[ParamsType]):
 
         with distributed.together(first_first=True):  # the first process alone downloads and decodes
             self.dataset = load_dataset(self.params.dataset, arguments.data_dir, image_size=self.params.image_size,
+                                        background=self.params.background,
                                         training=isinstance(self.params, DataParams))
         self.parts = split(self.dataset, self.params, self.device)
         prepare_device(self.device, self.params.precision)  # after the data, whose decoding frees much for good
@@ -102,7 +103,7 @@ class Experiment(Generic[ParamsType]):
         self.pictures: dict[str, Tensor] = {}  # (B, 3, H, W) in [0, 1], to look at before the first epoch
         self.texts: dict[str, str] = {}  # text by name, written before the first epoch
         self._logger: Logger | None = None
-        self._remarks = [*without_effect(self.params), *self._image_size_remarks()]
+        self._remarks = [*self.dataset.remarks, *without_effect(self.params), *self._image_size_remarks()]
 
     @classmethod
     def from_command_line(cls, kind: Kinds,
@@ -111,7 +112,8 @@ class Experiment(Generic[ParamsType]):
         """As `python train_*.py` was called. `options`: parameters that the stage has as options of their own."""
         parser = cli.parser(description)
         for option in options:
-            parser.add_argument(f"--{option}", metavar="CHECKPOINT", help=f"instead of `{option}` of params.json")
+            parser.add_argument(f"--{option}", type=cli.recorded, metavar="CHECKPOINT",
+                                help=f"instead of `{option}` of params.json")
         arguments = parser.parse_args()
         overrides = parse_overrides(arguments.set)
         own = {option: value for option in options if (value := getattr(arguments, option)) is not None}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils import image_folder
-from utils.errors import UserError
+from utils.errors import UserError, first_ten
 
 URL = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"  # torchvision does not tell its own
 # What is to be had there.
@@ -46,8 +46,10 @@ def training_files(root: Path) -> dict[str, list[str]]:
     classes = {f"{number:05d}": name for number, name in enumerate(CLASSES)}
     if missing := classes.keys() - found.keys():
         raise UserError(f"{root / min(missing)} is missing, a class of GTSRB: unpack its archive again")
-    if unknown := found.keys() - classes.keys():
-        raise UserError(f"{root / min(unknown)} is no class of GTSRB: remove it")
+    if unknown := sorted(found.keys() - classes.keys()):
+        folders = first_ten([str(root / name) for name in unknown])
+        raise UserError(f"{folders} is no class of GTSRB: remove it" if len(unknown) == 1 else
+                        f"{len(unknown)} folders are no classes of GTSRB: {folders}: remove them")
     for folder, paths in found.items():
         listing, present = root / folder / f"GT-{folder}.csv", set(paths)
         for file, _ in _read(listing) if listing.is_file() else ():
@@ -85,7 +87,7 @@ def test_files(folder: Path, listing: Path) -> dict[str, list[str]]:
         unlisted.remove(file)
         classes[name].append(str(folder / file))
     if unlisted:
-        raise UserError(f"{folder / min(unlisted)} has no class: {listing} does not list it")
+        raise image_folder.unlisted(folder, unlisted, listing)
     return classes
 
 

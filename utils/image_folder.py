@@ -1,40 +1,94 @@
 """Directories of image files as uint8 tensors: listed, decoded once by all cores, then read from a cache."""
 
+import contextlib
 import functools
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line, first_ten
 
 _CHUNK = 64  # images per task of the thread pool
+# Part of a cache's name: increase it whenever the same file would be decoded to other pixels.
+_DECODING = 2
+# Files and folders that Windows, macOS and storage servers leave anywhere (lower case); names with a dot are hidden.
+_SYSTEM_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx",
+                           "@eadir", "$recycle.bin", "system volume information"})
+_UPRIGHT = {  # by EXIF orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Decoded(NamedTuple):
+    """Decoded image files, and for how many of them the stored pixels are not what a viewer shows."""
+
+    images: Tensor  # uint8 (N, size, size, 3)
+    rotated: int  # images that their EXIF orientation rotated or mirrored
+    transparent: int  # images that were composed on the background
+
+
+class _Part(NamedTuple):
+    images: np.ndarray  # as `Decoded.images`
+    counts: np.ndarray  # int64 (2,): rotated, transparent
+
+
+def text_of(name: str) -> str:
+    """The name of a file or folder as text that is the same whichever system wrote it: NFC, and `\\xHH` for bytes that
+    are not UTF-8."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def class_folders(root: Path, suffixes: tuple[str, ...] = ()) -> dict[str, list[str]]:
     """The image files below each class folder of `root`: {class: paths}, both sorted.
 
-    Files may lie in sub-folders of a class folder; hidden files and folders are left out. `suffixes` (lower case)
-    restricts which files count; without it every file does. UserError for a missing or empty `root` or class folder.
+    The name of a class is `text_of` its folder's name; paths are those on disk. Files may lie in sub-folders of a class
+    folder; hidden and system files and folders are left out. `suffixes` (lower case) restricts which files count;
+    without it every file does. UserError for a missing or empty `root` or class folder, and for two folders of one
+    class.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a directory")
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
+    folders: dict[str, Path] = {}
+    for entry in sorted(root.iterdir()):
+        if _is_skipped(entry.name) or not entry.is_dir():
+            continue
+        name = text_of(entry.name)
+        if (other := folders.setdefault(name, entry)) != entry:
+            raise UserError(f"{root} holds two folders of the class {name}, {other.name!a} and "
+                            f"{entry.name!a}: move the images of one into the other")
+    if not folders:
         raise UserError(f"{root} holds no class folders")
-    classes = {name: _files(root / name, suffixes) for name in names}
-    for name, paths in classes.items():
-        if not paths:
-            raise UserError(f"{root / name} holds no image: fill it or delete it")
+    classes = {name: _files(folders[name], suffixes) for name in sorted(folders)}
+    if empty := [str(folders[name]) for name, paths in classes.items() if not paths]:
+        raise UserError(f"{empty[0]} holds no image: fill it or delete it" if len(empty) == 1 else
+                        f"{len(empty)} class folders hold no image: {first_ten(empty)}: fill or delete them")
     return classes
+
+
+def inner_folders(part: Path, paths: Iterable[str]) -> list[str]:
+    """The sub-folders of class folders in which images of a part lie: `CLASS/FOLDER`, sorted, each once."""
+    places = (Path(folder).relative_to(part).parts for folder in {os.path.dirname(path) for path in paths})
+    return sorted({text_of(os.path.join(*place[:2])) for place in places if len(place) > 1})
+
+
+def unlisted(folder: Path, names: Collection[str], listing: Path) -> UserError:
+    """The error that image files in `folder` have no class, as `listing`, which says the class of each, lacks them."""
+    paths = first_ten([str(folder / name) for name in sorted(names)])
+    return UserError(f"{paths} has no class: {listing} does not list it" if len(names) == 1 else
+                     f"{len(names)} images have no class, {listing} does not list them: {paths}")
 
 
 def flatten(classes: dict[str, list[str]], order: Sequence[str]) -> tuple[list[str], Tensor]:
@@ -44,19 +98,35 @@ def flatten(classes: dict[str, list[str]], order: Sequence[str]) -> tuple[list[s
     return [path for paths in classes.values() for path in paths], torch.tensor(labels, dtype=torch.int64)
 
 
-def load_images(name: str, root: Path, paths: Sequence[str], size: int, cache_dir: Path) -> Tensor:
-    """The images at `paths`, each scaled to `size` x `size` pixels: uint8 (N, size, size, 3), in the order of `paths`.
+def load_images(
+    name: str, root: Path, parts: Mapping[str, Sequence[str]], size: int, cache_dir: Path, *, background: str = "white",
+) -> dict[str, Decoded]:
+    """The images of each part, {part: paths}, as a viewer shows them, scaled to `size` x `size` pixels, in the order of
+    the paths.
 
-    The decoded images are kept in `cache_dir` as NAME-FINGERPRINT.npy. A cache that cannot be read is made again; one
-    that cannot be written costs a warning and nothing else. UserError names an image that cannot be read.
+    The EXIF orientation is applied; what is transparent shows `background`, a color as Pillow names it. Decoded images
+    are kept in `cache_dir` as NAME-PART-FINGERPRINT.npy. A cache that cannot be read is made again; one that cannot be
+    written costs a warning and nothing else. UserError names all images of all parts that cannot be read (the first ten
+    and their number).
     """
-    shape = (len(paths), size, size, 3)
-    cache = cache_dir / f"{name}-{_fingerprint(root, paths, size)}.npy"
-    images = _read_cache(cache, shape)
-    if images is None:
-        images = _decode(name, paths, shape)
-        _write_cache(cache, images)
-    return torch.from_numpy(images)
+    decoded, unreadable = {}, []
+    for part, paths in parts.items():
+        shape = (len(paths), size, size, 3)
+        cache = cache_dir / f"{name}-{part}-{_fingerprint(root, paths, size, background)}.npy"
+        content = _read_cache(cache, shape)
+        if content is None:
+            content, problems = _decode(f"{name}-{part}", paths, shape, background)
+            unreadable += problems
+            if not problems:
+                _write_cache(cache, content)
+        decoded[part] = Decoded(torch.from_numpy(content.images), *content.counts.tolist())
+    if len(unreadable) == 1:
+        path, reason = unreadable[0]
+        raise UserError(f"{path} cannot be read as an image ({reason}): replace or remove it")
+    if unreadable:
+        raise UserError(f"{len(unreadable)} files cannot be read as images: "
+                        f"{first_ten([f'{path} ({reason})' for path, reason in unreadable])}: replace or remove them")
+    return decoded
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -73,81 +143,124 @@ def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1).tolist())
 
 
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     def fail(error: OSError) -> None:
         raise error  # os.walk would leave the directory out
 
     paths = []
     for directory, subdirectories, files in os.walk(folder, onerror=fail, followlinks=True):
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
+        subdirectories[:] = [name for name in subdirectories if not _is_skipped(name)]
         paths += [os.path.join(directory, name) for name in files
-                  if not name.startswith(".") and (not suffixes or name.lower().endswith(suffixes))]
+                  if not _is_skipped(name) and (not suffixes or name.lower().endswith(suffixes))]
     return sorted(paths)
 
 
-def _fingerprint(root: Path, paths: Sequence[str], size: int) -> str:
-    """Changes with the place of the data, the names, order, sizes and times of the files and the image size."""
-    digest = hashlib.sha256(os.fsencode(root.resolve()) + f"\n{size}\n".encode())
+def _fingerprint(root: Path, paths: Sequence[str], size: int, background: str) -> str:
+    """Changes with the place of the data, the names, order, sizes and times of the files, and how they are decoded."""
+    digest = hashlib.sha256(os.fsencode(root.resolve()) + f"\n{size}\n{_DECODING}\n{background}\n".encode())
     for path in paths:
-        status = os.stat(path)
         digest.update(os.fsencode(path.removeprefix(str(root))))
-        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        with contextlib.suppress(OSError):  # a dangling link is named with the other files that cannot be read
+            status = os.stat(path)
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
-    images = np.empty(shape, np.uint8)
+def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...], background: str,
+            ) -> tuple[_Part, list[tuple[str, object]]]:
+    """The decoded images, and path and reason of each file that is none."""
+    images, marks = np.empty(shape, np.uint8), np.zeros((len(paths), 2), bool)
 
-    def decode(start: int) -> int:
-        chunk = paths[start:start + _CHUNK]
+    def decode(start: int) -> tuple[int, list[tuple[str, object]]]:
+        chunk, problems = paths[start:start + _CHUNK], []
         for position, path in enumerate(chunk, start):
-            images[position] = _read_rgb(path, shape[1])
-        return len(chunk)
+            try:
+                images[position], *marks[position] = _read_rgb(path, shape[1], background)
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+                problems.append((path, _reason(error)))
+        return len(chunk), problems
 
+    unreadable = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with tqdm(total=len(paths), desc=f"decoding {name}", unit=" images", disable=None) as progress:
-            for count in pool.map(decode, range(0, len(paths), _CHUNK)):
+            for count, problems in pool.map(decode, range(0, len(paths), _CHUNK)):
+                unreadable += problems
                 progress.update(count)
     finally:
         pool.shutdown(cancel_futures=True)
-    return images
+    return _Part(images, marks.sum(axis=0, dtype=np.int64)), unreadable
 
 
-def _read_rgb(path: str, size: int) -> np.ndarray:
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "unknown format"
+    return getattr(error, "strerror", None) or first_line(error)  # without the path, which is named anyway
+
+
+def _read_rgb(path: str, size: int, background: str) -> tuple[np.ndarray, bool, bool]:
+    """The pixels of an image file, whether EXIF rotated them, and whether some were transparent."""
+    with Image.open(path) as image:
+        image.load()  # EXIF may follow the pixels; Pillow rotates TIFF images here
+        turn = _UPRIGHT.get(_orientation(image))
+        image, transparent = _to_rgb(image, background)
+        if turn is not None:
+            image = image.transpose(turn)
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(image), turn is not None, transparent
+
+
+def _orientation(image: Image.Image) -> object:
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-                # Pillow's own conversion of 16-bit pixels clips them at 255, which leaves a white image.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif image.mode in ("I", "F"):
-                raise ValueError(f"pixels of Pillow's mode {image.mode} have no fixed range, save it with 8 bits")
-            elif image.mode == "P":
-                image = image.convert("RGBA")  # Pillow warns where transparent palettes become RGB in one step
-            image = image.convert("RGB")
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{path} cannot be read as an image ({reason}): replace or remove it") from error
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF; the pixels are there all the same
+        return None
 
 
-def _read_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
+    """An image as 8-bit RGB on the background, and whether it was transparent anywhere."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Pillow's own conversion of 16-bit pixels clips them at 255, which leaves a white image.
+        pixels, transparent = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+        if transparent is not None:
+            image.putalpha(Image.fromarray(pixels != transparent).convert("L"))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of Pillow's mode {image.mode} have no fixed range, save it with 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        lowest, _ = image.getchannel("A").getextrema()
+        if lowest < 255:
+            return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB"), True
+    return image.convert("RGB"), False
+
+
+def _read_cache(cache: Path, shape: tuple[int, ...]) -> _Part | None:
     try:
-        images = np.load(cache, allow_pickle=False)
+        with open(cache, "rb") as file:
+            content = _Part(np.load(file, allow_pickle=False), np.load(file, allow_pickle=False))
     except (OSError, ValueError, EOFError):
         return None
-    return images if images.shape == shape and images.dtype == np.uint8 else None
+    images, counts = content
+    right = images.shape == shape and images.dtype == np.uint8 and counts.shape == (2,) and counts.dtype == np.int64
+    return content if right else None
 
 
-def _write_cache(cache: Path, images: np.ndarray) -> None:
+def _write_cache(cache: Path, content: _Part) -> None:
     unfinished = cache.with_name(f".{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(unfinished, "wb") as file:
-                np.save(file, images)
+                for array in content:
+                    np.save(file, array)
             unfinished.replace(cache)
         finally:
             unfinished.unlink(missing_ok=True)

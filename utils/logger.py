@@ -83,7 +83,8 @@ class Logger:
 
     def _open(self, name: str, mode: str) -> IO[str]:
         try:
-            return open(self.directory / name, mode, encoding="utf-8", newline="" if name.endswith("csv") else None)
+            return open(self.directory / name, mode, encoding="utf-8", errors="backslashreplace",  # paths may be bytes
+                        newline="" if name.endswith("csv") else None)
         except OSError as error:
             raise UserError(f"cannot write {self.directory / name}: {error.strerror}") from None
 

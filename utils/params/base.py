@@ -34,6 +34,9 @@ class Params(BaseModel):
     num_epochs: int = Field(ge=1, description="passes over the training images")
 
     image_size: int = Field(32, ge=8, le=512, description="height and width that `folder:` images are resized to")
+    background: str = Field(
+        "white", pattern="^(white|gray|black|#[0-9a-fA-F]{6})$",
+        description="color behind transparent pixels of `folder:` images: `white`, `gray`, `black` or `#rrggbb`")
     mean: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=3, max_length=3)] | None = Field(
         None, description="of each channel, of pixels in [0, 1]; null: the data set's own")
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = Field(
