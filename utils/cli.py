@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from utils import launcher
 from utils.errors import UserError
+from utils.memory import OutOfMemory, Phase
 
 LAST = "last"  # what a bare --resume stands for
 
@@ -62,10 +63,11 @@ def main(stage: Callable[[], None]) -> NoReturn:
 
 def _run(stage: Callable[[], None]) -> int:
     try:
-        stage()
+        with Phase():
+            stage()
         return 0
     except UserError as error:
-        return _failed(str(error))
+        return _failed(str(error), alone=isinstance(error, OutOfMemory))
     except BrokenPipeError:  # who read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
         return 128 + signal.SIGPIPE
@@ -86,7 +88,8 @@ def _terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt("SIGTERM")
 
 
-def _failed(message: str) -> int:
-    if launcher.local_rank() == 0:  # all processes of a run fail alike
+def _failed(message: str, *, alone: bool = False) -> int:
+    """alone: whether an error may be that of one process of several, of which the others do not know."""
+    if alone or launcher.local_rank() == 0:
         print(f"error: {message}", file=sys.stderr)
     return 2
