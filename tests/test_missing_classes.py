@@ -18,7 +18,8 @@ STAGES = {
     "train_nasty": {"adversarial_model": "net", "adversarial_num_channels": 4, "adversarial_resume": "teacher.tar",
                     "temperature": 4, "weight": 0.04},
     "train_kd": {**TEACHER, "temperature": 4, "alpha": 0.9},
-    "train_datafree": {**TEACHER, "method": "ood", "picture": "picture.png", "patches": 8, "defense": "sv", "sv_layers": 1},
+    "train_datafree": {**TEACHER, "method": "ood", "picture": "picture.png", "patches": 8, "defense": "sv",
+                       "sv_layers": 1},
 }
 BACKDOOR = {"asr", "triggered_accuracy", "base_rate"}
 
@@ -35,7 +36,7 @@ def lacking(request, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_a_metric_that_the_test_images_do_not_allow_is_left_out(call, experiment, tmp_path, monkeypatch, lacking, script):
+def test_a_metric_of_images_that_are_missing_is_left_out(call, experiment, tmp_path, monkeypatch, lacking, script):
     dataset, only_target = lacking
     torch.save(build_model("net", 3, num_channels=4).state_dict(), tmp_path / "teacher.tar")
     Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
