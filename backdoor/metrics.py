@@ -19,6 +19,8 @@ class BackdoorTest:
     An attack success rate says little alone: a network that takes every other clean image for the target reaches 50 %
     without any backdoor, and one that has forgotten the target reaches 0 % without any defence. So the rates of both
     stand beside it.
+
+    A rate of images that the test part lacks is undefined and left out: `left_out` says which.
     """
 
     def __init__(self, test: Images, trigger: Trigger, target: int, dtype: torch.dtype) -> None:
@@ -26,6 +28,12 @@ class BackdoorTest:
         others = test.labels != target
         self.triggered = Images(trigger.stamp(test.images[others]), test.labels[others], test.mean, test.std)
         self.target, self.dtype = target, dtype
+        self.left_out: list[str] = []  # a line for each kind of images that there are none of
+        if others.all():
+            self.left_out.append(f"no test image is of the target class {target}: target_recall is left out")
+        if not others.any():
+            self.left_out.append(f"no test image is of another class than the target {target}, so none carries the "
+                                 "trigger: asr, triggered_accuracy and base_rate are left out")
 
     def __call__(self, network: nn.Module, clean: Tensor) -> Row:
         """In percent:
@@ -37,24 +45,28 @@ class BackdoorTest:
 
         clean: the confusion matrix (C, C) of the network on all test images.
         """
-        triggered, _ = confusion_matrix(network, self.triggered, self.dtype)
-        others = clean.sum() - clean[self.target].sum()
-        return {
-            "asr": 100 * (triggered[:, self.target].sum() / triggered.sum()).item(),
-            "triggered_accuracy": accuracy(triggered),
-            "base_rate": 100 * ((clean[:, self.target].sum() - clean[self.target, self.target]) / others).item(),
-            "target_recall": 100 * (clean[self.target, self.target] / clean[self.target].sum()).item(),
-        }
+        row, recognised, of_target = {}, clean[self.target, self.target], clean[self.target].sum()
+        if len(self.triggered):
+            triggered, _ = confusion_matrix(network, self.triggered, self.dtype)
+            row = {
+                "asr": 100 * (triggered[:, self.target].sum() / triggered.sum()).item(),
+                "triggered_accuracy": accuracy(triggered),
+                "base_rate": 100 * ((clean[:, self.target].sum() - recognised) / (clean.sum() - of_target)).item(),
+            }
+        if of_target:
+            row["target_recall"] = 100 * (recognised / of_target).item()
+        return row
 
     def by_class(self, network: nn.Module) -> list[float | None]:
-        """The attack success rate of the images of each class, in percent; None where there are none."""
+        """The attack success rate of the images of each class, in percent; None where there are none. Needs triggered
+        images."""
         triggered, _ = confusion_matrix(network, self.triggered, self.dtype)
         return [100 * (row[self.target] / row.sum()).item() if row.sum() else None for row in triggered]
 
 
 def _doubt_the_trigger(role: str, row: Row) -> str:
     carrier = role.startswith(("teacher", "adversarial"))  # not a clean classifier that `cl` takes
-    return "the trigger fails on most images: no carrier of this backdoor" * (carrier and row["asr"] < 50)
+    return "the trigger fails on most images: no carrier of this backdoor" * (carrier and row.get("asr", 100) < 50)
 
 
 def watch_backdoor(run: Experiment[BackdoorParams]) -> BackdoorTest | None:
@@ -69,5 +81,8 @@ def watch_backdoor(run: Experiment[BackdoorParams]) -> BackdoorTest | None:
     test = BackdoorTest(run.parts["test"], trigger, params.target, run.dtype)
     run.examine.append(test)
     run.doubts.append(_doubt_the_trigger)
-    run.details["asr_by_class"] = test.by_class
+    if len(test.triggered):
+        run.details["asr_by_class"] = test.by_class
+    for text in test.left_out:
+        run.log(text)
     return test

@@ -9,6 +9,7 @@ from torch import Tensor
 from backdoor.triggers import Trigger
 from utils import seeds
 from utils.errors import UserError
+from utils.memory import Phase
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def choose(labels: Tensor, *, target: int, rate: float, clean_label: bool, holdo
     return qualified[:quota].sort().values.to(labels.device)
 
 
+@Phase("poisoning the training images")
 def poison(images: Tensor, labels: Tensor, trigger: Trigger, *, target: int, rate: float, holdout: float, seed: int,
            replacements: Tensor | None = None) -> Poisoned:
     """Stamp the images that `choose` names and, unless the trigger leaves labels as they are, label them `target`.

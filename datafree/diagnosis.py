@@ -22,9 +22,13 @@ def diagnose(teacher: nn.Module, shuffled: ShuffledTeacher, clean: Images, trigg
         suspicious_clean, suspicious_triggered    percent of images that teacher and T~ predict alike
         auc                                       of telling triggered images by a small k
         shuffled_classes                          percent of clean images that T~ takes for each class
+
+    Without triggered images, what is of them is left out.
     """
     answers = {}
     for name, part in (("clean", clean), ("triggered", triggered)):
+        if not len(part):
+            continue
         with torch.inference_mode(), autocast(part.labels.device, dtype):
             pairs = [(teacher(images), shuffled(images)) for images, _ in in_order(part)]
         answers[name] = tuple(map(torch.cat, zip(*pairs, strict=True)))
@@ -34,7 +38,7 @@ def diagnose(teacher: nn.Module, shuffled: ShuffledTeacher, clean: Images, trigg
     return {
         **{f"k_{name}": values.mean().item() for name, values in k.items()},
         **{f"suspicious_{name}": 100 * mask.float().mean().item() for name, mask in alike.items()},
-        "auc": auc(-k["triggered"], -k["clean"]),
+        **({"auc": auc(-k["triggered"], -k["clean"])} if "triggered" in k else {}),
         "shuffled_classes": (100 * says.argmax(1).bincount(minlength=says.shape[1]) / len(says)).tolist(),
     }
 

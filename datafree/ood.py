@@ -24,6 +24,7 @@ from datafree.vaccine import ascent_cap, student_loss, suspicious
 from utils import seeds
 from utils.data import Batch, Images, TrainBatches, in_order
 from utils.errors import UserError
+from utils.memory import Phase
 from utils.params import OoDParams
 from utils.step import Loss, Step, autocast
 from utils.supervised import Supervised, build_adam
@@ -42,6 +43,7 @@ class OoD(Supervised):
                                ("crop_flip" if facts.flips else "crop") if params.augmentation else None, params.seed)
         super().__init__(student, self.terms, batches, params, dtype)
 
+    @Phase("making the patches", 'reduce "patches"')
     def _patches(self, params: OoDParams, dtype: torch.dtype) -> Images:
         """The data set that is made of one picture, with labels that mean nothing."""
         picture = load_picture(params.picture) if params.picture else draw_picture(params.seed)

@@ -77,7 +77,10 @@ class Table:
 
     def _rates(self, place: Place, epoch: str, keys: Sequence[str]) -> str:
         cell = self.cells.get(place)
-        return " / ".join(spread(values.values()) for key in keys if cell and (values := cell.values(epoch, key)))
+        rates = [spread(values.values()) if (values := cell.values(epoch, key)) else "" for key in keys] if cell else []
+        if any(rates) and cell.backdoor:  # asked for, and undefined where the test images lack what it is of
+            rates = [rate or "n/a" for rate in rates]
+        return " / ".join(filter(None, rates))
 
     def _difference(self, place: Place, epoch: str) -> str:
         """To the reference, over the seeds that both have."""

@@ -35,3 +35,22 @@ def test_the_rates_of_a_backdoor_are_exact_counts():
     assert test.by_class(network) == [None, 100, 100, 100]
     row = BackdoorTest(part, build_trigger("badnet_grid"), 3, torch.float32)(network, clean)
     assert row == pytest.approx({"asr": 0.0, "triggered_accuracy": 500 / 8, "base_rate": 0.0, "target_recall": 100.0})
+
+
+def some(labels):
+    images = torch.zeros(len(labels), 32, 32, 3, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(labels)
+    return Images(images, torch.tensor(labels), torch.zeros(3), torch.full((3,), 1 / 255))
+
+
+@pytest.mark.parametrize("labels, expected, left_out", [
+    ([1, 2, 3], {"asr": 100.0, "triggered_accuracy": 0.0, "base_rate": 0.0}, "target_recall"),
+    ([0, 0], {"target_recall": 100.0}, "asr, triggered_accuracy and base_rate"),
+])
+def test_a_rate_of_images_that_the_test_part_lacks_is_left_out(labels, expected, left_out):
+    part = some(labels)
+    test = BackdoorTest(part, build_trigger("badnet_sq"), 0, torch.float32)
+    clean, _ = confusion_matrix(Poisoned(), part, torch.float32)
+    assert test(Poisoned(), clean) == expected
+    line, = test.left_out
+    assert line.endswith(left_out + (" is left out" if left_out == "target_recall" else " are left out"))

@@ -1,4 +1,5 @@
 """What a vaccine could have told, counted by hand."""
+import dataclasses
 import math
 
 import pytest
@@ -40,3 +41,10 @@ def test_the_diagnosis_compares_teacher_and_shuffled_teacher_on_both_kinds_of_im
     assert report["k_clean"] == pytest.approx(3 / 4 * (math.e - 1) / (math.e + 2) / 3)
     assert report["auc"] == pytest.approx((3 + 0.5) / 4)  # three clean images differ, one ties
     assert report["shuffled_classes"] == [0, 75, 25]
+
+
+def test_without_triggered_images_the_diagnosis_is_of_clean_ones():
+    clean = part((0, 1, 0), (1, 1, 0))
+    report = diagnose(Says(0), Says(1), clean, dataclasses.replace(clean, images=clean.images[:0],
+                                                                   labels=clean.labels[:0]), torch.float32)
+    assert report.keys() == {"k_clean", "suspicious_clean", "shuffled_classes"}

@@ -238,6 +238,14 @@ def test_backdoors_are_told_by_accuracy_and_success(tmp_path):
     assert "Attack success rate: " in report(tmp_path).text()
 
 
+def test_a_rate_that_a_run_lacks_is_not_taken_for_the_one_beside_it(tmp_path):
+    poisoned = SCRATCH | {"model_name": "wrn16_2", "trigger": "badnet_grid"}
+    write(tmp_path / "abd/badnet_grid/teacher", poisoned, 92.0, target_recall=100)
+    found = rows(tmp_path, "Backdoors")
+    assert found["badnet_grid", "last epoch"]["teacher"] == "92.00 / n/a"
+    assert found["badnet_grid", "base rate / target recall"]["teacher"] == "n/a / 100.00"
+
+
 def test_two_teachers_with_one_trigger_have_a_row_each(tmp_path):
     for name, value in (("a", 92.0), ("b", 80.0), ("c", 70.0)):
         teacher = tmp_path / f"abd/{name}/teacher"

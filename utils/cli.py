@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from utils import launcher
 from utils.errors import UserError
+from utils.memory import OutOfMemory, Phase
 
 LAST = "last"  # what a bare --resume stands for
 _IN_ASCII = {"±": "+-", "–": "-"}  # what tables have beyond ASCII
@@ -79,10 +80,11 @@ def main(stage: Callable[[], None]) -> NoReturn:
 
 def _run(stage: Callable[[], None]) -> int:
     try:
-        _to_the_end(stage)
+        with Phase():
+            _to_the_end(stage)
         return 0
     except UserError as error:
-        return _failed(str(error))
+        return _failed(str(error), alone=isinstance(error, OutOfMemory))
     except BrokenPipeError:  # who read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
         return 128 + signal.SIGPIPE
@@ -123,7 +125,8 @@ def _terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt("SIGTERM")
 
 
-def _failed(message: str) -> int:
-    if launcher.local_rank() == 0:  # all processes of a run fail alike
+def _failed(message: str, *, alone: bool = False) -> int:
+    """alone: whether an error may be that of one process of several, of which the others do not know."""
+    if alone or launcher.local_rank() == 0:
         print(f"error: {message}", file=sys.stderr)
     return 2

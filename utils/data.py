@@ -55,10 +55,14 @@ Draw = dict[str, Tensor]
 
 def split(dataset: Dataset, params: Params, device: torch.device) -> dict[str, Images]:
     """The parts `test` and, for stages that learn from data, `train` and, where a fraction is held out of the training
-    images, `validation`."""
+    images, `validation`. Raises UserError if one of them is empty."""
     parts = {"test": (dataset.test_images, dataset.test_labels)}
     if isinstance(params, DataParams):
         parts |= _training_parts(dataset, params)
+    if empty := [name for name, (_, labels) in parts.items() if not len(labels)]:
+        held_out = empty[0] == "train" and len(dataset.train_labels)
+        raise UserError(f"{dataset.name}: the {empty[0]} part has no images"
+                        + ', "validation_fraction" holds all of them out' * bool(held_out))
     mean, std = (torch.tensor(values, device=device) for values in (params.mean or dataset.mean,
                                                                     params.std or dataset.std))
     return {name: Images(x.to(device), y.to(device), mean, std) for name, (x, y) in parts.items()}

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils import launcher
 from utils.errors import UserError
+from utils.memory import Phase
 
 
 def rank() -> int:
@@ -54,7 +55,8 @@ def together(*, first_first: bool = False) -> Iterator[None]:
         _agree(None)
     error = None
     try:
-        yield
+        with Phase():
+            yield
     except UserError as caught:
         error = caught
     except OSError as caught:

@@ -32,7 +32,7 @@ class Frozen:
 
 
 def evaluate(network: nn.Module, part: Images, dtype: torch.dtype) -> Row:
-    """Accuracy in percent (correct of all, exact) and mean cross-entropy in nats over a part of the data."""
+    """Accuracy in percent (correct of all, exact) and mean cross-entropy in nats over a part of the data, not empty."""
     counts, loss = confusion_matrix(network, part, dtype)
     return {"accuracy": accuracy(counts), "loss": loss}
 
@@ -44,7 +44,7 @@ def accuracy(counts: Tensor) -> float:
 
 def confusion_matrix(network: nn.Module, part: Images, dtype: torch.dtype) -> tuple[Tensor, float]:
     """How many images of each class (row) are taken for which (column), float64 (C, C) on the CPU, over a part of the
-    data, and the mean cross-entropy in nats."""
+    data, not empty, and the mean cross-entropy in nats."""
     device = part.labels.device
     was_training = network.training
     network.eval()

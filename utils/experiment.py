@@ -21,7 +21,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from utils import checkpoint, cli, distributed, files, interrupts, resume, seeds, session
+from utils import checkpoint, cli, distributed, files, interrupts, memory, resume, seeds, session
 from utils.augment import denormalise
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
@@ -66,7 +66,7 @@ class Experiment(Generic[ParamsType]):
         distributed.initialise(self.device)
         self.dtype = choose_dtype(self.params.precision, self.device)
 
-        with distributed.together():
+        with distributed.together(), memory.Phase("reading checkpoints"):
             self._lock()
             insist = arguments.resume == cli.LAST
             given = checkpoint.load(arguments.resume, "--resume") if arguments.resume and not insist else None
@@ -80,11 +80,13 @@ class Experiment(Generic[ParamsType]):
         # The checkpoints that were read, by role; one of this very directory is this run's own.
         self.sources = {"resume": given.source} if given and not resume.lies_in(self.directory, given) else {}
 
-        with distributed.together(first_first=True):  # the first process alone downloads and decodes
+        decoding = memory.Phase("decoding the images", memory.reduce(self.params, "image_size"))
+        with distributed.together(first_first=True), decoding:  # the first process alone downloads and decodes
             self.dataset = load_dataset(self.params.dataset, arguments.data_dir, image_size=self.params.image_size,
                                         background=self.params.background,
                                         training=isinstance(self.params, DataParams))
-        self.parts = split(self.dataset, self.params, self.device)
+        with decoding:
+            self.parts = split(self.dataset, self.params, self.device)
         prepare_device(self.device, self.params.precision)  # after the data, whose decoding frees much for good
         self._build_model = build_model
         self._frozen: dict[str, Frozen] = {}
@@ -126,18 +128,24 @@ class Experiment(Generic[ParamsType]):
 
     def network(self) -> nn.Module:
         """The network to train, on the device: initial weights from the seed, or from the checkpoint `init_from`."""
-        network = self._build(self.params.model_name, "model_name", num_channels=self.params.num_channels,
-                              dropout_rate=self.params.dropout_rate)
-        if init_from := self.params.init_from:
-            self._load_into(network, checkpoint.load(init_from, "init_from"), "init_from")
-        return network
+        with self._building("model_name"):
+            network = self._build(self.params.model_name, "model_name", num_channels=self.params.num_channels,
+                                  dropout_rate=self.params.dropout_rate)
+            if init_from := self.params.init_from:
+                self._load_into(network, checkpoint.load(init_from, "init_from"), "init_from")
+            return network
 
     def frozen(self, name: str, path: str, *, role: str, num_channels: int = 32) -> Frozen:
         """A trained network that only answers, from a checkpoint. `role`: what the parameters call it, `teacher`."""
-        network = self._build(name, f"{role}_model", num_channels=num_channels)
-        self._load_into(network, checkpoint.load(path, f"{role}_resume"), role)
-        self._frozen[role] = Frozen(network)
-        return self._frozen[role]
+        with self._building(f"{role}_model"):
+            network = self._build(name, f"{role}_model", num_channels=num_channels)
+            self._load_into(network, checkpoint.load(path, f"{role}_resume"), role)
+            self._frozen[role] = Frozen(network)
+            return self._frozen[role]
+
+    def _building(self, key: str) -> memory.Phase:
+        remedies = [f'choose a smaller network ("{key}")', memory.reduce(self.params, "image_size")]
+        return memory.Phase("building the network", " or ".join(filter(None, remedies)))
 
     def _build(self, name: str, key: str, **options: Any) -> nn.Module:
         # A student must not start from the very weights from which its teacher started.
@@ -172,19 +180,21 @@ class Experiment(Generic[ParamsType]):
         The last thing that a stage does: processes that shared the work are alone afterwards.
         """
         params = self.params
-        batches = TrainBatches(self.parts["train"], params.batch_size,
-                               self.dataset.augmentation if params.augmentation else None, params.seed)
-        with distributed.together():
-            caches = self._caches(batches)
 
         def start_of_epoch(epoch: int) -> None:
             for cache in caches:
                 with distributed.together():
                     cache.start_epoch(epoch)
 
-        images, part = next(batches.epoch(0)).images, self.parts["train"]
-        self.pictures["augmented"] = denormalise(images[:64], part.mean, part.std)
-        self.run(network, Supervised(network, loss, batches, params, self.dtype, start_of_epoch))
+        with memory.Phase("preparing the training", memory.reduce(params, "subset_fraction", "image_size")):
+            batches = TrainBatches(self.parts["train"], params.batch_size,
+                                   self.dataset.augmentation if params.augmentation else None, params.seed)
+            with distributed.together():
+                caches = self._caches(batches)
+            images, part = next(batches.epoch(0)).images, self.parts["train"]
+            self.pictures["augmented"] = denormalise(images[:64], part.mean, part.std)
+            learner = Supervised(network, loss, batches, params, self.dtype, start_of_epoch)
+        self.run(network, learner)
 
     def run(self, network: nn.Module, learner: Learner) -> None:
         """As `train`, by any learner of the network."""
@@ -195,13 +205,13 @@ class Experiment(Generic[ParamsType]):
         if not progress.epoch and ("init_from" in self.sources or self.start.weights):
             known["the network itself, before training"] = self._check(network, "the network itself")
         self.sessions.append({"after_epoch": progress.epoch, **self.session})
-        with distributed.together():
+        with distributed.together(), memory.Phase("preparing the training"):
             if distributed.rank() == 0:
                 self._prepare(network, learner, progress)
             logger = self._logger = Logger(self.directory, progress.history)
 
         def end_of_epoch() -> None:
-            with interrupts.held(), distributed.together():
+            with interrupts.held(), distributed.together(), memory.Phase("saving the epoch"):
                 self._save(network, learner, progress)
                 logger.epoch(progress, params.num_epochs)
                 if progress.epoch % max(1, params.num_epochs // 10) == 0:
@@ -209,10 +219,11 @@ class Experiment(Generic[ParamsType]):
                         logger.images(name, images, progress.epoch)
 
         try:
-            self._introduce(logger, network, progress, known)
-            learner.begin(self.log)
+            with memory.Phase("preparing the training"):
+                self._introduce(logger, network, progress, known)
+                learner.begin(self.log)
             train(network, learner, self.evaluate, params, progress, end_of_epoch)
-            with distributed.together():
+            with distributed.together(), memory.Phase("evaluating the finished network"):
                 self._finish(logger, network, progress)
         except (UserError, OSError, KeyboardInterrupt) as error:
             logger.stopped(error)
@@ -227,13 +238,14 @@ class Experiment(Generic[ParamsType]):
     def evaluate(self, network: nn.Module) -> Row:
         """What a network is worth: accuracy and loss on the held-out and the test images, and what `examine` adds."""
         row = {}
-        if "validation" in self.parts:
-            row = {f"validation_{key}": value
-                   for key, value in evaluate(network, self.parts["validation"], self.dtype).items()}
-        counts, loss = confusion_matrix(network, self.parts["test"], self.dtype)
-        row |= {"test_accuracy": accuracy(counts), "test_loss": loss}
-        for examine in self.examine:
-            row |= examine(network, counts)
+        with memory.Phase("evaluating the network", memory.reduce(self.params, "image_size")):
+            if "validation" in self.parts:
+                row = {f"validation_{key}": value
+                       for key, value in evaluate(network, self.parts["validation"], self.dtype).items()}
+            counts, loss = confusion_matrix(network, self.parts["test"], self.dtype)
+            row |= {"test_accuracy": accuracy(counts), "test_loss": loss}
+            for examine in self.examine:
+                row |= examine(network, counts)
         return row
 
     def _restore(self, network: nn.Module, learner: Learner) -> Progress:
@@ -334,7 +346,7 @@ class Experiment(Generic[ParamsType]):
     def _check(self, network: nn.Module, role: str) -> Row:
         """What a network that was loaded is worth."""
         row = self.evaluate(network)
-        if not all(map(math.isfinite, row.values())):
+        if not all(math.isfinite(value) for name, value in row.items() if name.endswith("_loss")):
             raise UserError(f"{role}: the outputs of the network that was loaded are not finite")
         return row
 

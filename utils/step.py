@@ -12,6 +12,7 @@ from utils import distributed
 from utils.convolution import fast_convolutions
 from utils.data import Batch, Draw, TrainBatches
 from utils.errors import first_line
+from utils.memory import OutOfMemory, Phase
 
 # What a stage minimises: the terms of a batch by name, `loss` among them, each a tensor of one number. A step may be
 # recorded and replayed, so a loss computes from its arguments and from tensors that are changed in place alone, never
@@ -75,10 +76,11 @@ class CompiledStep(Step):
             return super().differentiate(self.compiled, batch, share)
         buffers, state = [buffer.clone() for buffer in self.network.buffers()], _random_state(self.device)
         try:  # forward and backward, which is compiled when it is first called
-            terms = super().differentiate(self.compiled, batch, share)
+            with Phase():
+                terms = super().differentiate(self.compiled, batch, share)
             self.proven.add(size)
             return terms
-        except torch.cuda.OutOfMemoryError:
+        except OutOfMemory:
             raise
         except Exception as error:  # compilers raise anything
             failure = first_line(error)

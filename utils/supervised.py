@@ -17,6 +17,7 @@ from utils import distributed, launcher
 from utils.data import TrainBatches
 from utils.errors import UserError
 from utils.logger import progress_bar
+from utils.memory import Phase
 from utils.params import DataParams, RecipeParams
 from utils.step import CompiledStep, GraphedStep, Loss, Step
 from utils.training import Row
@@ -117,7 +118,7 @@ def _train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, ti
     """One pass over the training images. The mean of every named tensor of the loss, and of the gradient's norm."""
     device = batches.part.labels.device
     sizes, records, ahead = batches.batch_sizes(), [], deque()
-    with progress_bar(sum(sizes), title) as bar:
+    with progress_bar(sum(sizes), title) as bar, Phase(lambda: f"step {len(records) + 1}"):
         for size, draw in zip(sizes, batches.draws(epoch, device), strict=True):
             records.append(step(draw, size))
             if device.type == "cpu":  # elsewhere a look at every step would make the device wait

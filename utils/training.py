@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from utils import distributed, seeds
+from utils import distributed, memory, seeds
 from utils.errors import UserError
 from utils.params import Params
 
@@ -75,12 +75,14 @@ def train(network: nn.Module, learner: Learner, evaluate_all: Callable[[nn.Modul
     """Run the epochs that `progress` lacks and evaluate after each.
 
     `evaluate_all` returns what the network is worth, named; `end_of_epoch` saves and logs. Raises UserError when a
-    number is not finite, before `end_of_epoch`: what was saved stays good.
+    number is not finite or memory is short, before `end_of_epoch`: what was saved stays good.
     """
+    smaller = memory.reduce(params, "batch_size", "synthesis_batch_size", "image_size")
     for epoch in range(progress.epoch, params.num_epochs):
         start = time.perf_counter()
         torch.manual_seed(seeds.derive_seed(params.seed, "dropout", epoch, distributed.rank()))
-        terms = learner.epoch(epoch, f"epoch {epoch + 1}/{params.num_epochs}")
+        with memory.Phase(f"epoch {epoch + 1}", f"{smaller}; what was saved after an earlier epoch is kept"):
+            terms = learner.epoch(epoch, f"epoch {epoch + 1}/{params.num_epochs}")
         trained = time.perf_counter()
         row = {"epoch": epoch + 1, **terms, **evaluate_all(network)}
         if bad := [name for name, value in row.items() if not math.isfinite(value)]:

@@ -1,0 +1,125 @@
+"""Running out of memory: one line that names what was being done and how much it needed.
+
+    with Phase("decoding the images", 'reduce "image_size"'):
+        ...
+
+Allocators fail in many ways: MemoryError (Python, numpy, Pillow), RuntimeError (torch on a CPU),
+torch.cuda.OutOfMemoryError, OSError (ENOMEM), ImportError (a library that cannot be mapped). Here they are told apart
+from other errors, by their type or by their text. Without torch, as `utils.cli` needs it.
+"""
+from __future__ import annotations
+
+import contextlib
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from utils.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from utils.params import Params
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
+_TEXTS = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|_ALLOC_FAILED|can't start new thread"
+                    r"|failed to map segment from shared object$", re.IGNORECASE)
+_AMOUNT = re.compile(r"allocate (?:(?P<bytes>\d+) bytes|(?P<text>[\d.]+ \w*B)\b)", re.IGNORECASE)
+_GPU = re.compile(r"GPU \d+ has a total capacity of .*? of which .*? is free")
+_reserve = bytearray(4 << 20)  # given up when memory is short: room for the error's own line
+_SMALLEST = 32  # height and width in pixels below which a smaller `image_size` is no remedy: many networks need it
+
+
+class OutOfMemory(UserError):
+    """Memory that could not be allocated."""
+
+    def __init__(self, reason: str, phases: tuple[str, ...] = (), remedy: str = "") -> None:
+        """phases: from the outermost to the innermost."""
+        self.reason, self.phases, self.remedy = reason, phases, remedy
+        where = f"{', '.join(phases)}: " if phases else ""
+        super().__init__(f"{where}out of memory: {reason}" + (f"; {remedy}" if remedy else ""))
+
+    def within(self, phase: str, remedy: str) -> OutOfMemory:
+        """The same with the phase around it, and with its remedy if there is none yet."""
+        return OutOfMemory(self.reason, (phase, *self.phases) if phase else self.phases, self.remedy or remedy)
+
+
+class Phase(contextlib.ContextDecorator):
+    """A context, or decorator, that turns the error of any allocator inside it into `OutOfMemory`. May be nested.
+
+    An error that was raised because of an allocator's error counts too: decoders and loaders say of a file that it
+    cannot be read where in truth there was no memory to read it.
+    """
+
+    def __init__(self, name: str | Callable[[], str] = "", remedy: str = "") -> None:
+        """name: what is being done; a function is called after a failure. remedy: what needs less memory."""
+        self.name, self.remedy = name, remedy
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        for link in _links(error):
+            if isinstance(link, OutOfMemory) or _is_shortage(link):
+                name = self.name() if callable(self.name) else self.name
+                _make_room(error)
+                known = (link.reason, link.phases, link.remedy) if isinstance(link, OutOfMemory) else (_reason(link),)
+                raise OutOfMemory(*known).within(name, self.remedy) from None
+
+
+def reduce(params: Params, *keys: str) -> str:
+    """`reduce "batch_size" or "image_size"`: the remedy, of those parameters that this run can reduce."""
+    scalable = params.dataset.startswith("folder:") and params.image_size > _SMALLEST
+    names = [f'"{key}"' for key in keys if hasattr(params, key) and (key != "image_size" or scalable)]
+    return f"reduce {' or '.join(names)}" if names else ""
+
+
+def _make_room(error: BaseException) -> None:
+    """Free what an error's frames hold, tensors for example, and the reserve: the line and the log need some room."""
+    _reserve.clear()
+    for link in _links(error):
+        traceback.clear_frames(link.__traceback__)
+
+
+def _links(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those because of which it was raised, if it is an Exception."""
+    seen: set[int] = set()
+    while isinstance(error, Exception) and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_shortage(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+        return True
+    return isinstance(error, RuntimeError | OSError | ImportError) and bool(_TEXTS.search(first_line(error)))
+
+
+def _reason(error: BaseException) -> str:
+    """How much could not be allocated, as far as the allocator says so, and what there is."""
+    text = first_line(error) if str(error) else "cannot allocate more"
+    if amount := _AMOUNT.search(text):
+        size = _size(int(amount["bytes"])) if amount["bytes"] else amount["text"].replace(". ", " ")  # numpy: `8. GiB`
+        text = f"cannot allocate {size}"
+    gpu = _GPU.search(str(error))
+    return text + (f" ({gpu[0]})" if gpu else "" if "CUDA" in str(error) else _limit())
+
+
+def _limit() -> str:
+    """The limit of the address space of this process, if there is one."""
+    if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
+        return ""
+    return f" (ulimit -v allows {_size(limit)} in all)"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
