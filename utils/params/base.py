@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 
 def _zero_or_one(value: Any) -> Any:
@@ -14,6 +15,28 @@ def _zero_or_one(value: Any) -> Any:
 Switch = Annotated[bool, BeforeValidator(_zero_or_one), WithJsonSchema({"enum": [0, 1, False, True]})]
 AutoSwitch = Annotated[Literal["auto", False, True], BeforeValidator(_zero_or_one),
                        WithJsonSchema({"enum": ["auto", 0, 1, False, True]})]
+
+
+def _of_unit_pixels(values: list[float]) -> list[float]:
+    if max(values) > 1:
+        raise PydanticCustomError("unit", "should be at most 1, as pixels are in [0, 1]: divide constants of pixels in "
+                                          "[0, 255] by 255")
+    return values
+
+
+def _of_varying_pixels(values: list[float]) -> list[float]:
+    """Networks whose pixels are in [0, 255] have a standard deviation of 1/255. A single channel may vary less."""
+    if max(values) < 0.0039:
+        raise PydanticCustomError("unit", "should not be below 1/255, a grey level, in every channel, as pixels are in "
+                                          "[0, 1]: were constants divided by 255 twice?")
+    return values
+
+
+_Three = Field(min_length=3, max_length=3)
+ChannelMeans = Annotated[list[Annotated[float, Field(ge=0, json_schema_extra={"maximum": 1})]], _Three,
+                         AfterValidator(_of_unit_pixels)]
+ChannelDeviations = Annotated[list[Annotated[float, Field(gt=0, json_schema_extra={"maximum": 1})]], _Three,
+                              AfterValidator(_of_unit_pixels), AfterValidator(_of_varying_pixels)]
 
 
 class Params(BaseModel):
@@ -34,10 +57,11 @@ class Params(BaseModel):
     num_epochs: int = Field(ge=1, description="passes over the training images")
 
     image_size: int = Field(32, ge=8, le=512, description="height and width that `folder:` images are resized to")
-    mean: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=3, max_length=3)] | None = Field(
-        None, description="of each channel, of pixels in [0, 1]; null: the data set's own")
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = Field(
-        None, description="likewise; the networks see (pixel - `mean`) / `std`")
+    mean: ChannelMeans | None = Field(
+        None, description="mean of each channel, of pixels in [0, 1]; null: the data set's own")
+    std: ChannelDeviations | None = Field(
+        None, description="standard deviation of each channel, of pixels in [0, 1]; null: the data set's own. The "
+                          "networks see (pixel - `mean`) / `std`")
     seed: int = Field(
         0, ge=0, lt=2**31, description="of all that is random: initial weights, order of the images, augmentation, ...")
     precision: Literal["auto", "fp32", "bf16"] = Field(
