@@ -65,8 +65,10 @@ def test_an_integer_is_a_fine_temperature_and_overrides_replace_values(tmp_path)
     ("dropout_rate", 1.0, ["less than 1"]),
     ("validation_fraction", 1, ["less than 1"]),
     ("precision", "fp16", ["'auto'", "'fp32'", "'bf16'"]),
-    ("augmentation", 2, ["boolean", "2"]),
-    ("augmentation", "yes", ["boolean", '"yes"']),
+    ("cuda", 2, ["boolean", "2"]),
+    ("cuda", "yes", ["boolean", '"yes"']),
+    ("augmentation", 2, ["'shift'", "0 or 1", "2"]),
+    ("augmentation", "crop", ["'shift'", "0 or 1", '"crop"']),
     ("std", [0.2, 0.0, 0.2], ['"std"[1]', "greater than 0"]),
     ("mean", [0.5], ["at least 3 items"]),
     ("mean", [125.3, 123.0, 113.9], ["[125.3, 123.0, 113.9]", "pixels are in [0, 1]", "by 255"]),
@@ -92,6 +94,12 @@ def test_constants_of_pixels_up_to_255_are_refused_on_the_command_line_too(tmp_p
 def test_constants_of_pixels_up_to_1_are_taken(tmp_path, mean, std):
     params = load(tmp_path, {**SCRATCH, "mean": mean, "std": std})
     assert (params.mean, params.std) == (mean, std)
+
+
+def test_an_augmentation_has_a_name_and_another_one_is_a_change(tmp_path):
+    params = load(tmp_path, SCRATCH, overrides=parse_overrides(["augmentation=shift"]))
+    assert params.augmentation == "shift"
+    assert changed_keys(SCRATCH, params) == ['augmentation (true -> "shift")']
 
 
 def test_the_schema_for_editors_takes_the_switches_of_the_published_files():

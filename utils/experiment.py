@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from utils import checkpoint, cli, distributed, files, interrupts, resume, seeds, session
 from utils.augment import denormalise
 from utils.checkpoint import Checkpoint
-from utils.data import TrainBatches, split
+from utils.data import TrainBatches, chosen_augmentation, split
 from utils.datasets import load_dataset
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError, first_line
@@ -167,8 +167,8 @@ class Experiment(Generic[ParamsType]):
         The last thing that a stage does: processes that shared the work are alone afterwards.
         """
         params = self.params
-        batches = TrainBatches(self.parts["train"], params.batch_size,
-                               self.dataset.augmentation if params.augmentation else None, params.seed)
+        batches = TrainBatches(self.parts["train"], params.batch_size, chosen_augmentation(self.dataset, params),
+                               params.seed)
         with distributed.together():
             caches = self._caches(batches)
 

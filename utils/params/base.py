@@ -1,7 +1,7 @@
 """The keys that several stages share."""
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,25 @@ def _zero_or_one(value: Any) -> Any:
 Switch = Annotated[bool, BeforeValidator(_zero_or_one), WithJsonSchema({"enum": [0, 1, False, True]})]
 AutoSwitch = Annotated[Literal["auto", False, True], BeforeValidator(_zero_or_one),
                        WithJsonSchema({"enum": ["auto", 0, 1, False, True]})]
+
+
+class NamedAugmentation(NamedTuple):
+    """A value of `augmentation` other than 0 and 1."""
+
+    recipe: str  # of `utils.data.TrainBatches`
+    description: str
+
+
+# To add one, write a line here and, if its recipe is new, the recipe in `utils.data.TrainBatches`.
+AUGMENTATIONS = {
+    "shift": NamedAugmentation("crop", "random crop without flip, for classes that are mirror images of each other"),
+}
+Augmentation = Annotated[
+    Literal[(*AUGMENTATIONS, False, True)], BeforeValidator(_zero_or_one),
+    WithJsonSchema({"enum": [*AUGMENTATIONS, 0, 1, False, True]}),
+    Field(description="augmentation of the images that the network learns from. 0: none; 1: the recipe of the data "
+                      "set, random crop and horizontal flip (Tiny-ImageNet: rotation and flip, GTSRB: random crop); "
+                      + "; ".join(f"`{name}`: {named.description}" for name, named in AUGMENTATIONS.items()))]
 
 
 def _of_unit_pixels(values: list[float]) -> list[float]:
@@ -92,8 +111,7 @@ class RecipeParams(Params):
     optimizer: Literal["auto", "sgd", "adam"] = Field(
         "auto", description="SGD (momentum 0.9, weight decay 5e-4) or Adam; `auto`: Adam for `net` and `mlp`, else SGD")
     gamma: float = Field(0.1, gt=0, description="factor of the learning rate at each epoch of `schedule`")
-    augmentation: Switch = Field(
-        True, description="random crop and horizontal flip (Tiny-ImageNet: rotation and flip, GTSRB: crop alone)")
+    augmentation: Augmentation = True
 
     @property
     def changeable(self) -> tuple[str, ...]:
