@@ -29,6 +29,7 @@ from datafree.distiller import Facts
 from model import build_model
 from utils import launcher
 from utils.cli import main
+from utils.data import chosen_augmentation
 from utils.errors import UserError
 from utils.experiment import Experiment
 from utils.params import METHODS
@@ -43,7 +44,8 @@ def train_datafree() -> None:
     teacher = run.frozen(params.teacher_model, params.teacher_resume, role="teacher",
                          num_channels=params.teacher_num_channels)
     test_of_backdoor = watch_backdoor(run)
-    facts = Facts(run.dataset.num_classes, run.dataset.image_size, test.mean, test.std, run.dataset.augmentation)
+    facts = Facts(run.dataset.num_classes, run.dataset.image_size, test.mean, test.std,
+                  chosen_augmentation(run.dataset, params))
     learner = methods.METHODS[params.method](student, teacher.network, facts, params, run.dtype)
     if test_of_backdoor and (shuffled := learner.defence.shuffled):
         run.details["vaccine"] = lambda _: learner.defence.report() | diagnose(

@@ -27,12 +27,12 @@ class Facts:
     image_size: int  # height and width in pixels
     mean: Tensor  # float32 (3,), of pixels in [0, 1], on the device
     std: Tensor
-    augmentation: str  # what leaves the class of an image as it is, see `utils.data.TrainBatches`
+    augmentation: str | None  # what leaves the class of an image as it is, see `utils.data.TrainBatches`
 
     @property
     def flips(self) -> bool:
         """Whether mirrored images are of the same class."""
-        return "flip" in self.augmentation
+        return self.augmentation is not None and "flip" in self.augmentation
 
     def standardise(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1], (B, 3, H, W), as the networks see them; gradients pass."""

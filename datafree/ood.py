@@ -39,8 +39,9 @@ class OoD(Supervised):
         """teacher: frozen. dtype: of the arithmetic of the networks."""
         self.teacher, self.facts = teacher, facts
         self.defence = Defence(teacher, params, facts)
-        batches = TrainBatches(self._patches(params, dtype), params.batch_size,
-                               ("crop_flip" if facts.flips else "crop") if params.augmentation else None, params.seed)
+        # Never rotated: the patches were when they were cut.
+        augmentation = facts.augmentation and ("crop_flip" if facts.flips else "crop")
+        batches = TrainBatches(self._patches(params, dtype), params.batch_size, augmentation, params.seed)
         super().__init__(student, self.terms, batches, params, dtype)
 
     @Phase("making the patches", 'reduce "patches"')

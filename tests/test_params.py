@@ -71,15 +71,41 @@ def test_an_integer_is_a_fine_temperature_and_overrides_replace_values(tmp_path)
     ("dropout_rate", 1.0, ["less than 1"]),
     ("validation_fraction", 1, ["less than 1"]),
     ("precision", "fp16", ["'auto'", "'fp32'", "'bf16'"]),
-    ("augmentation", 2, ["boolean", "2"]),
-    ("augmentation", "yes", ["boolean", '"yes"']),
+    ("cuda", 2, ["boolean", "2"]),
+    ("cuda", "yes", ["boolean", '"yes"']),
+    ("augmentation", 2, ["'shift'", "0 or 1", "2"]),
+    ("augmentation", "crop", ["'shift'", "0 or 1", '"crop"']),
     ("std", [0.2, 0.0, 0.2], ['"std"[1]', "greater than 0"]),
     ("mean", [0.5], ["at least 3 items"]),
+    ("mean", [125.3, 123.0, 113.9], ["[125.3, 123.0, 113.9]", "pixels are in [0, 1]", "by 255"]),
+    ("std", [63.0, 62.1, 66.7], ["pixels are in [0, 1]", "by 255"]),
+    ("std", [0.0008, 0.0008, 0.0008], ["1/255", "twice"]),
     ("model_name", None, ["string", "null"]),
 ])
 def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(tmp_path, key, value, words):
     text = message(tmp_path, {**SCRATCH, key: value})
     assert all(word in text for word in [f'"{key}"', *words])
+
+
+def test_constants_of_pixels_up_to_255_are_refused_on_the_command_line_too(tmp_path):
+    text = message(tmp_path, SCRATCH, overrides=parse_overrides(["mean=[125.3,123,113.9]"]))
+    assert '--set: "mean" is [125.3, 123, 113.9]: should be at most 1' in text
+
+
+@pytest.mark.parametrize("mean, std", [
+    ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),  # a network for pixels in [0, 1] as they are
+    ([0.4, 0.4, 0.4], [0.0039, 0.0039, 0.0039]),  # one for pixels in [0, 255], less their mean
+    ([0.2, 0.3, 0.0], [0.2, 0.3, 0.0001]),  # the own constants of images without blue
+    ([0.5, 0.5, 0.5], None)])
+def test_constants_of_pixels_up_to_1_are_taken(tmp_path, mean, std):
+    params = load(tmp_path, {**SCRATCH, "mean": mean, "std": std})
+    assert (params.mean, params.std) == (mean, std)
+
+
+def test_an_augmentation_has_a_name_and_another_one_is_a_change(tmp_path):
+    params = load(tmp_path, SCRATCH, overrides=parse_overrides(["augmentation=shift"]))
+    assert params.augmentation == "shift"
+    assert changed_keys(SCRATCH, params) == ['augmentation (true -> "shift")']
 
 
 def test_the_schema_for_editors_takes_the_switches_of_the_published_files():

@@ -16,7 +16,7 @@ from torch import Tensor
 from utils import augment, distributed, seeds
 from utils.datasets import Dataset
 from utils.errors import UserError
-from utils.params import DataParams, Params
+from utils.params import AUGMENTATIONS, DataParams, Params
 
 MAX_ROTATION = 20.0  # degrees, either way
 
@@ -93,6 +93,15 @@ def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
     least = max(1, round(params.validation_fraction * len(index)))
     held_out = int((position <= position[order[least - 1]]).sum())
     return {"validation": index[order[:held_out]], "train": index[order[held_out:]]}
+
+
+def chosen_augmentation(dataset: Dataset, params: Params) -> str | None:
+    """What `augmentation` of the parameters says to `TrainBatches`; for stages that do not read it, the recipe of the
+    data set."""
+    chosen = getattr(params, "augmentation", True)
+    if chosen in AUGMENTATIONS:
+        return AUGMENTATIONS[chosen].recipe
+    return dataset.augmentation if chosen else None
 
 
 class TrainBatches:

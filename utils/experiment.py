@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from utils import checkpoint, cli, distributed, files, interrupts, memory, resume, seeds, session
 from utils.augment import denormalise
 from utils.checkpoint import Checkpoint
-from utils.data import TrainBatches, split
+from utils.data import TrainBatches, chosen_augmentation, split
 from utils.datasets import load_dataset
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError, first_line
@@ -187,8 +187,8 @@ class Experiment(Generic[ParamsType]):
                     cache.start_epoch(epoch)
 
         with memory.Phase("preparing the training", memory.reduce(params, "subset_fraction", "image_size")):
-            batches = TrainBatches(self.parts["train"], params.batch_size,
-                                   self.dataset.augmentation if params.augmentation else None, params.seed)
+            batches = TrainBatches(self.parts["train"], params.batch_size, chosen_augmentation(self.dataset, params),
+                                   params.seed)
             with distributed.together():
                 caches = self._caches(batches)
             images, part = next(batches.epoch(0)).images, self.parts["train"]

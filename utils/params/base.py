@@ -1,9 +1,10 @@
 """The keys that several stages share."""
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 
 def _zero_or_one(value: Any) -> Any:
@@ -14,6 +15,47 @@ def _zero_or_one(value: Any) -> Any:
 Switch = Annotated[bool, BeforeValidator(_zero_or_one), WithJsonSchema({"enum": [0, 1, False, True]})]
 AutoSwitch = Annotated[Literal["auto", False, True], BeforeValidator(_zero_or_one),
                        WithJsonSchema({"enum": ["auto", 0, 1, False, True]})]
+
+
+class NamedAugmentation(NamedTuple):
+    """A value of `augmentation` other than 0 and 1."""
+
+    recipe: str  # of `utils.data.TrainBatches`
+    description: str
+
+
+# To add one, write a line here and, if its recipe is new, the recipe in `utils.data.TrainBatches`.
+AUGMENTATIONS = {
+    "shift": NamedAugmentation("crop", "random crop without flip, for classes that are mirror images of each other"),
+}
+Augmentation = Annotated[
+    Literal[(*AUGMENTATIONS, False, True)], BeforeValidator(_zero_or_one),
+    WithJsonSchema({"enum": [*AUGMENTATIONS, 0, 1, False, True]}),
+    Field(description="augmentation of the images that the network learns from. 0: none; 1: the recipe of the data "
+                      "set, random crop and horizontal flip (Tiny-ImageNet: rotation and flip, GTSRB: random crop); "
+                      + "; ".join(f"`{name}`: {named.description}" for name, named in AUGMENTATIONS.items()))]
+
+
+def _of_unit_pixels(values: list[float]) -> list[float]:
+    if max(values) > 1:
+        raise PydanticCustomError("unit", "should be at most 1, as pixels are in [0, 1]: divide constants of pixels in "
+                                          "[0, 255] by 255")
+    return values
+
+
+def _of_varying_pixels(values: list[float]) -> list[float]:
+    """Networks whose pixels are in [0, 255] have a standard deviation of 1/255. A single channel may vary less."""
+    if max(values) < 0.0039:
+        raise PydanticCustomError("unit", "should not be below 1/255, a grey level, in every channel, as pixels are in "
+                                          "[0, 1]: were constants divided by 255 twice?")
+    return values
+
+
+_Three = Field(min_length=3, max_length=3)
+ChannelMeans = Annotated[list[Annotated[float, Field(ge=0, json_schema_extra={"maximum": 1})]], _Three,
+                         AfterValidator(_of_unit_pixels)]
+ChannelDeviations = Annotated[list[Annotated[float, Field(gt=0, json_schema_extra={"maximum": 1})]], _Three,
+                              AfterValidator(_of_unit_pixels), AfterValidator(_of_varying_pixels)]
 
 
 class Params(BaseModel):
@@ -37,10 +79,11 @@ class Params(BaseModel):
     background: str = Field(
         "white", pattern="^(white|gray|black|#[0-9a-fA-F]{6})$",
         description="color behind transparent pixels of `folder:` images: `white`, `gray`, `black` or `#rrggbb`")
-    mean: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=3, max_length=3)] | None = Field(
-        None, description="of each channel, of pixels in [0, 1]; null: the data set's own")
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = Field(
-        None, description="likewise; the networks see (pixel - `mean`) / `std`")
+    mean: ChannelMeans | None = Field(
+        None, description="mean of each channel, of pixels in [0, 1]; null: the data set's own")
+    std: ChannelDeviations | None = Field(
+        None, description="standard deviation of each channel, of pixels in [0, 1]; null: the data set's own. The "
+                          "networks see (pixel - `mean`) / `std`")
     seed: int = Field(
         0, ge=0, lt=2**31, description="of all that is random: initial weights, order of the images, augmentation, ...")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -71,8 +114,7 @@ class RecipeParams(Params):
     optimizer: Literal["auto", "sgd", "adam"] = Field(
         "auto", description="SGD (momentum 0.9, weight decay 5e-4) or Adam; `auto`: Adam for `net` and `mlp`, else SGD")
     gamma: float = Field(0.1, gt=0, description="factor of the learning rate at each epoch of `schedule`")
-    augmentation: Switch = Field(
-        True, description="random crop and horizontal flip (Tiny-ImageNet: rotation and flip, GTSRB: crop alone)")
+    augmentation: Augmentation = True
 
     @property
     def changeable(self) -> tuple[str, ...]:

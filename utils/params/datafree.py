@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from utils.params.base import BackdoorParams, Params, RecipeParams, Switch, TeacherParams
+from utils.params.base import Augmentation, BackdoorParams, Params, RecipeParams, Switch, TeacherParams
 
 # Keys that several methods have with defaults of their own.
 SREpochs = Annotated[int, Field(ge=1, description="last epochs, in which self-retrospection is on")]
@@ -112,7 +112,13 @@ class SynthesisParams(DataFreeParams):
     adversarial_weight: AdversarialWeight = 0.0
 
 
-class CMIParams(SynthesisParams):
+class InversionParams(SynthesisParams):
+    """What the methods read that keep what they make, and show the student augmented images of it."""
+
+    augmentation: Augmentation = True
+
+
+class CMIParams(InversionParams):
     """Contrastive model inversion."""
 
     method: Literal["cmi"] = Field(description=METHOD)
@@ -127,7 +133,7 @@ class CMIParams(SynthesisParams):
     head_learning_rate: float = Field(1e-3, gt=0, description="of the network that compares views")
 
 
-class DeepInversionParams(SynthesisParams):
+class DeepInversionParams(InversionParams):
     """DeepInversion."""
 
     method: Literal["deepinversion"] = Field(description=METHOD)
