@@ -1,0 +1,55 @@
+"""Table 1 in small, for a CPU (RESULTS.md): the CNN as the teacher, and 5 or 20 epochs in place of 100.
+
+The results of these runs are committed beside their params.json, so what is written here stays.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from experiments.recipes.common import Runs, Teachers, Values, with_seeds
+
+SHORT = Teachers("CIFAR10_short", "net", {"model_name": "net"}, temperature=4, weight=0.04)
+TWENTY_EPOCHS = replace(SHORT, folder="CIFAR10_20epochs")
+WEIGHT_01 = replace(SHORT, weight=0.1, suffix="_0.1")
+TEMPERATURE_20 = replace(SHORT, temperature=20, suffix="_hot")
+MEMORIZED = "CIFAR10_short/ablations/sure"  # directory of a nasty teacher and its adversary
+
+PRERESNET20 = {"dataset": "cifar10", "model_name": "preresnet20", "learning_rate": 0.1, "schedule": [4, 6],
+               "gamma": 0.1, "batch_size": 128, "num_epochs": 8}
+
+
+def cnn(channels: int, *, epochs: int = 5, **options: Any) -> Values:
+    return {"dataset": "cifar10", "model_name": "net", "num_channels": channels, **options, "dropout_rate": 0.0,
+            "learning_rate": 0.001, "schedule": [999], "gamma": 0.1, "batch_size": 128, "num_epochs": epochs}
+
+
+def short() -> Runs:
+    """5 epochs, 8 for ResNetC-20; with a larger weight, and with a nasty teacher made from the normal one."""
+    net, net8 = cnn(32), cnn(8)
+    table = {"CIFAR10_short/baseline/net": net, "CIFAR10_short/baseline/net8": net8,
+             SHORT.directories["nasty"]: SHORT.nasty(net), **SHORT.students({"net": net, "net8": net8})}
+    variants = {WEIGHT_01.directories["nasty"]: WEIGHT_01.nasty(net),
+                **WEIGHT_01.students({"net": net, "net8": net8}, kinds=["nasty"]),
+                TEMPERATURE_20.directories["nasty"]: TEMPERATURE_20.nasty(net, from_normal=True),
+                **TEMPERATURE_20.students({"net8": net8})}
+    return {**with_seeds(table, 1, 2), **with_seeds(variants, 1), "CIFAR10_short/baseline/preresnet20": PRERESNET20,
+            **SHORT.students({"preresnet20": PRERESNET20})}
+
+
+def twenty_epochs() -> Runs:
+    net, net8 = cnn(32, epochs=20), cnn(8, epochs=20)
+    return {"CIFAR10_20epochs/baseline/net": net, "CIFAR10_20epochs/baseline/net8": net8,
+            TWENTY_EPOCHS.directories["nasty"]: TWENTY_EPOCHS.nasty(net), **TWENTY_EPOCHS.students({"net8": net8})}
+
+
+def short_ablations() -> Runs:
+    """A run in bfloat16, and a nasty teacher whose adversary has memorized a tenth of the images."""
+    few_images = {**cnn(32, epochs=40), "subset_fraction": 0.1, "augmentation": 0}
+    nasty = SHORT.nasty(few_images) | {"adversarial_resume": f"experiments/{MEMORIZED}/net/last_model.tar"}
+    return {"CIFAR10_short/ablations/precision/bf16_net8": cnn(8, precision="bf16"),
+            f"{MEMORIZED}/net": few_images, f"{MEMORIZED}/nasty_net": nasty}
+
+
+def runs() -> Runs:
+    return {**short(), **twenty_epochs(), **short_ablations()}
