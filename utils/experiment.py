@@ -210,8 +210,10 @@ class Experiment(Generic[ParamsType]):
                 self._prepare(network, learner, progress)
             logger = self._logger = Logger(self.directory, progress.history)
 
+        saving = memory.Phase("saving the epoch", "what was saved after an earlier one is kept")
+
         def end_of_epoch() -> None:
-            with interrupts.held(), distributed.together(), memory.Phase("saving the epoch"):
+            with interrupts.held(), distributed.together(), saving:
                 self._save(network, learner, progress)
                 logger.epoch(progress, params.num_epochs)
                 if progress.epoch % max(1, params.num_epochs // 10) == 0:
