@@ -240,7 +240,7 @@ class Experiment(Generic[ParamsType]):
             return Progress()
         for role, then in state.content["sources"].items():
             now = self.sources.setdefault(role, then)
-            if role != "resume" and now["sha256"] != then["sha256"]:
+            if role != "resume" and checkpoint.weights_id(now) != checkpoint.weights_id(then):
                 raise UserError(f"{role}: {now['path']} is not the checkpoint that this run began with; --restart "
                                 f"removes the run in {self.directory} and starts over")
         if changed := [key for key, value in self._data().items() if state.content["data"].get(key) != value]:
@@ -262,8 +262,8 @@ class Experiment(Generic[ParamsType]):
         if batches.views is None:
             self.log(f"teacher_cache: not used, {batches.augmentation} makes views without number")
             return []
-        return [TeacherCache(frozen, self.sources[role]["sha256"], self.dataset.num_classes, batches, self.dtype,
-                             self._cache_directory, self.log) for role, frozen in self._frozen.items()]
+        return [TeacherCache(frozen, checkpoint.weights_id(self.sources[role]), self.dataset.num_classes, batches,
+                             self.dtype, self._cache_directory, self.log) for role, frozen in self._frozen.items()]
 
     def _data(self) -> dict[str, Any]:
         """What tells one state of a data set from another."""
@@ -274,7 +274,7 @@ class Experiment(Generic[ParamsType]):
         """The checkpoints that the parameters name: all there, and none that this run would remove or override."""
         for key, path in self.params.checkpoints().items():
             checkpoint.check_exists(path, key)
-            if self.restart and Path(path).resolve() in [old.resolve() for old in self._written()]:
+            if self.restart and files.split_key(path)[0].resolve() in [old.resolve() for old in self._written()]:
                 raise UserError(f"{key}: --restart would remove {path}: move it to another directory first")
         if self.start.weights and self.params.init_from:
             raise UserError(f"--resume {self.start.weights.path} and init_from {self.params.init_from} contradict each "
@@ -344,7 +344,8 @@ class Experiment(Generic[ParamsType]):
         logger.info(f"{self.dataset.name}: {self.dataset.num_classes} classes, images: {counts}")
         logger.info(f"{self.params.model_name}: {_count_parameters(network)} parameters")
         for role, source in self.sources.items():
-            logger.info(f"{role}: {source['path']}, SHA-256 {source['sha256']}")
+            key = f"#{source['key']}" if "key" in source else ""
+            logger.info(f"{role}: {source['path']}{key}, SHA-256 {source['sha256']}")
         for role, row in known.items():
             doubts = "".join(f" ({text})" for doubt in self.doubts if (text := doubt(role, row)))
             logger.info(f"{role}: {percentages(row)}{doubts}")
