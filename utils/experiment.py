@@ -21,7 +21,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from utils import checkpoint, cli, distributed, files, interrupts, resume, seeds, session
+from utils import checkpoint, cli, data_record, distributed, files, interrupts, resume, seeds, session
 from utils.augment import denormalise
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, split
@@ -84,6 +84,7 @@ class Experiment(Generic[ParamsType]):
             self.dataset = load_dataset(self.params.dataset, arguments.data_dir, image_size=self.params.image_size,
                                         training=isinstance(self.params, DataParams))
         self.parts = split(self.dataset, self.params, self.device)
+        self.data = data_record.describe(self.dataset, self.parts)
         prepare_device(self.device, self.params.precision)  # after the data, whose decoding frees much for good
         self._build_model = build_model
         self._frozen: dict[str, Frozen] = {}
@@ -153,6 +154,8 @@ class Experiment(Generic[ParamsType]):
 
     def _load_into(self, network: nn.Module, source: Checkpoint, role: str) -> None:
         checkpoint.load_weights(network, source, role)
+        for remark in data_record.compare_origin(source, self.data, role):
+            self.log(remark)
         self.sources[role] = source.source
 
     # -- the run -----------------------------------------------------------------------------------------------
@@ -243,9 +246,9 @@ class Experiment(Generic[ParamsType]):
             if role != "resume" and checkpoint.weights_id(now) != checkpoint.weights_id(then):
                 raise UserError(f"{role}: {now['path']} is not the checkpoint that this run began with; --restart "
                                 f"removes the run in {self.directory} and starts over")
-        if changed := [key for key, value in self._data().items() if state.content["data"].get(key) != value]:
+        if changed := data_record.changes(state.content["data"], self.data):
             raise UserError(f"{self.params.dataset} is not what this run began with: its {', '.join(changed)} changed; "
-                            f"--restart removes the run in {self.directory} and starts over")
+                            f"put the old data back, or --restart removes the run in {self.directory} and starts over")
         self.sessions = state.content["sessions"]
         checkpoint.load_weights(network, state, "--resume")
         try:
@@ -264,11 +267,6 @@ class Experiment(Generic[ParamsType]):
             return []
         return [TeacherCache(frozen, checkpoint.weights_id(self.sources[role]), self.dataset.num_classes, batches,
                              self.dtype, self._cache_directory, self.log) for role, frozen in self._frozen.items()]
-
-    def _data(self) -> dict[str, Any]:
-        """What tells one state of a data set from another."""
-        return {"classes": list(self.dataset.classes), "images": {name: len(part) for name, part in self.parts.items()},
-                "mean": self.parts["test"].mean.tolist(), "std": self.parts["test"].std.tolist()}
 
     def _check_checkpoints(self) -> None:
         """The checkpoints that the parameters name: all there, and none that this run would remove or override."""
@@ -364,7 +362,7 @@ class Experiment(Generic[ParamsType]):
         best = [self.directory / "best_model.tar"] if progress.best["epoch"] == progress.epoch else []
         self._writer.save({
             "epoch": progress.epoch, "state_dict": network.state_dict(), **learner.state_dict(),
-            "stage": self.params.script, "params": self.params.model_dump(), "data": self._data(),
+            "stage": self.params.script, "params": self.params.model_dump(), "data": self.data,
             "sources": self.sources, "sessions": self.sessions, "history": progress.history,
             "timings": progress.timings,
         }, self.directory / "last_model.tar", *best)
@@ -387,7 +385,7 @@ class Experiment(Generic[ParamsType]):
             "images_per_second": progress.images_per_second,
             **self.session,
             "sessions": self.sessions,
-            "data": self._data(),
+            "data": self.data,
             "num_parameters": _count_parameters(network),
             "seed": self.params.seed,
             "params": self.params.model_dump(),
