@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runs.directories import Run
 from utils.errors import UserError
+from utils.files import split_key
 
 
 def needs(runs: Sequence[Run]) -> dict[Path, list[Path]]:
@@ -16,7 +17,7 @@ def needs(runs: Sequence[Run]) -> dict[Path, list[Path]]:
     writes."""
     graph: dict[Path, list[Path]] = {run.directory: [] for run in runs}
     for run, key, name, source in _reads(runs):
-        if source is None and not run.finished and not os.path.exists(name):
+        if source is None and not run.finished and not split_key(name)[0].exists():
             raise UserError(f'{run.directory}: "{key}": there is no {name}, and none of these runs writes it')
         if source is not None and source.directory not in graph[run.directory]:
             graph[run.directory].append(source.directory)
@@ -51,7 +52,7 @@ def without(runs: Sequence[Run], unreadable: Sequence[Path]) -> tuple[list[Run],
 def check_sources(runs: Sequence[Run]) -> None:
     """Raise UserError where an unfinished run needs a checkpoint that is not there and that nobody writes any more."""
     for run, key, name, source in _reads(runs):
-        if source is not None and source.finished and not run.finished and not os.path.exists(name):
+        if source is not None and source.finished and not run.finished and not split_key(name)[0].exists():
             raise UserError(f'{run.directory}: "{key}": there is no {name}, and {source.directory} is finished without '
                             "it (--restart runs it again)")
 

@@ -1,10 +1,15 @@
 """Checkpoints: nothing is executed, nothing half-written is left, and what does not fit is named."""
+import argparse
 import io
 import pickle
+import shlex
+import tarfile
 
+import numpy as np
 import pytest
 import torch
 from conftest import Malicious
+from safetensors.torch import save_file
 from torch import nn
 
 from model import build_model
@@ -25,16 +30,152 @@ def net(num_classes=10, num_channels=4):
     return build_model("net", num_classes, num_channels=num_channels)
 
 
+def prefixed(prefix):
+    return {prefix + name: tensor for name, tensor in WEIGHTS.items()}
+
+
+def loaded(path, network=None):
+    network = network or net()
+    checkpoint.load_weights(network, checkpoint.load(path))
+    return network.state_dict()
+
+
+def equal(state_dict, tolerance=0.0):
+    return all(torch.allclose(tensor, WEIGHTS[name], atol=tolerance) for name, tensor in state_dict.items())
+
+
 @pytest.mark.parametrize("content", [
     {"epoch": 3, "state_dict": WEIGHTS, "optim_dict": {"state": {}, "param_groups": []}},
-    {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}, "optim_dict": {}},
+    {"epoch": 3, "state_dict": prefixed("module."), "optim_dict": {}},
     WEIGHTS,
-], ids=["published", "from several GPUs", "bare state dict"])
+    prefixed("_orig_mod.module."),
+    prefixed("module._orig_mod."),
+    prefixed("model.module.module."),
+    {name.replace("bn1.", "bn1._orig_mod."): tensor for name, tensor in WEIGHTS.items()},
+    {"n_averaged": torch.tensor(7), **prefixed("module.")},
+    {name: tensor for name, tensor in prefixed("module.").items() if "num_batches_tracked" not in name},
+    {"state_dict_ema": WEIGHTS, "epoch": 3},
+    {"model": {"state_dict": WEIGHTS}},
+    {"net": WEIGHTS, "accuracy": np.float64(93.5), "rest": [np.int16(-3), np.bool_(True), np.str_("é")]},
+], ids=["published", "several GPUs", "bare state dict", "compiled of several GPUs", "several GPUs of compiled",
+        "Lightning", "compiled in parts", "averaged", "torch 0.4", "timm", "nested", "NumPy scalars"])
 def test_a_checkpoint_in_any_published_form_loads(tmp_path, content):
     torch.save(content, tmp_path / "best_model.tar")
-    network = net()
-    checkpoint.load_weights(network, checkpoint.load(tmp_path / "best_model.tar"))
-    assert all(torch.equal(tensor, WEIGHTS[name]) for name, tensor in network.state_dict().items())
+    assert equal(loaded(tmp_path / "best_model.tar"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_loads_into_a_network_of_float32(tmp_path, dtype):
+    torch.save({name: tensor.to(dtype) for name, tensor in WEIGHTS.items()}, tmp_path / "half.pt")
+    state = loaded(tmp_path / "half.pt")
+    assert state["conv1.weight"].dtype == torch.float32
+    assert equal(state, tolerance=0.01)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.tar"])
+def test_safetensors_load_whatever_their_name(tmp_path, name):
+    save_file(prefixed("module."), tmp_path / name)
+    assert equal(loaded(tmp_path / name))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
+    assert "truncated or damaged safetensors" in message(checkpoint.load, tmp_path / name)
+
+
+def test_a_network_may_have_a_wrapper_s_name_in_its_own_names(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "x.tar")
+    inner = net()
+    loaded(tmp_path / "x.tar", nn.ModuleDict({"model": inner}))
+    assert equal(inner.state_dict())
+
+
+def test_numpy_scalars_keep_type_and_value(tmp_path):
+    values = [np.float64(0.5), np.float32(1.5), np.int64(-3), np.uint8(255), np.bool_(True), np.dtype(">i4").type(7)]
+    torch.save({"state_dict": WEIGHTS, "values": values}, tmp_path / "x.tar")
+    read = checkpoint.load(tmp_path / "x.tar").content["values"]
+    assert [(type(value), value) for value in read] == [(type(value), value) for value in values]
+    torch.save({"state_dict": WEIGHTS, "values": values}, tmp_path / "old.tar", _use_new_zipfile_serialization=False)
+    raw = (tmp_path / "old.tar").read_bytes()  # not compressed, and without checksums
+    (tmp_path / "old.tar").write_bytes(raw.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert checkpoint.load(tmp_path / "old.tar").content["values"] == values
+
+
+def test_several_state_dicts_are_named_and_one_is_chosen(tmp_path):
+    path, zeros = tmp_path / "x.tar", {name: torch.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
+    torch.save({"model": zeros, "model_ema": WEIGHTS, "teacher": zeros, "epoch": 1}, path)
+    assert f"{path}#model or {path}#model_ema" in message(checkpoint.load, path)
+    assert equal(loaded(f"{path}#model_ema"))
+    assert not equal(loaded(f"{path}#teacher"))
+    assert f"no state_dict ema: choose one as {path}#model or" in message(checkpoint.load, f"{path}#ema")
+    one, other = (checkpoint.load(f"{path}#{key}").source for key in ("model", "model_ema"))
+    assert one == {"path": str(path), "sha256": files.sha256(path), "key": "model"}
+    assert checkpoint.weights_id(one) != checkpoint.weights_id(other)
+
+
+def test_a_file_whose_name_holds_a_hash_sign_is_that_file(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "x.tar")
+    torch.save({"model": WEIGHTS, "weights": WEIGHTS}, tmp_path / "x.tar#model")
+    assert equal(loaded(f"{tmp_path}/x.tar#model"))
+    assert equal(loaded(f"{tmp_path}/x.tar#model#weights"))
+    assert f"{tmp_path}/y#1.tar does not exist" in message(checkpoint.load, f"{tmp_path}/y#1.tar")
+
+
+def test_weights_under_an_unknown_key_are_named_with_that_key(tmp_path):
+    torch.save({"epoch": 1, "weights": WEIGHTS}, tmp_path / "x.tar")
+    assert f"no state_dict: choose one as {tmp_path / 'x.tar'}#weights" in message(checkpoint.load, tmp_path / "x.tar")
+    torch.save({"epoch": 1, "accuracy": 2.0}, tmp_path / "x.tar")
+    assert "keys: epoch, accuracy" in message(checkpoint.load, tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("content, kind", [
+    (lambda: net(), "a whole module (model.net.Net"),
+    (lambda: {"epoch": 1, "model": net()}, "keys: epoch, model"),
+    (lambda: {"args": argparse.Namespace(lr=1), "model": WEIGHTS}, "argparse.Namespace; keys: args, model"),
+], ids=["module", "module under a key", "arguments beside weights"])
+@pytest.mark.parametrize("write", [
+    torch.save, lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    lambda content, path: path.write_bytes(pickle.dumps(content)),
+], ids=["torch.save", "torch.save of old", "pickle"])
+def test_a_pickle_of_objects_names_them_and_the_command_that_saves_its_weights(tmp_path, content, kind, write):
+    write(content(), tmp_path / "it's.tar")
+    assert_converts(message(checkpoint.load, tmp_path / "it's.tar"), kind, tmp_path / "it's.tar.weights")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates TorchScript, of which there are many files
+def test_torchscript_names_the_command_that_saves_its_weights(tmp_path):
+    torch.jit.save(torch.jit.trace(net().eval(), torch.zeros(1, 3, 32, 32)), tmp_path / "x.tar")
+    assert_converts(message(checkpoint.load, tmp_path / "x.tar"), "TorchScript", tmp_path / "x.tar.weights")
+
+
+def assert_converts(text, kind, result):
+    """The message names the kind, and its command writes weights that fit."""
+    assert kind in text
+    python, option, code = shlex.split(text[text.index("`") + 1:text.rindex("`")])
+    assert (python, option) == ("python", "-c")
+    exec(code)
+    assert loaded(result).keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize("data, words", [
+    (b"<!DOCTYPE html><html>404 Not Found</html>", "an HTML page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "lfs pull"),
+    (b"AccessDenied", "a text file that begins with 'AccessDenied'"),
+    (b"\x1f\x8b\x08\x00", "gunzip"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+])
+def test_a_file_of_another_kind_is_named(tmp_path, data, words):
+    (tmp_path / "x.tar").write_bytes(data)
+    assert words in message(checkpoint.load, tmp_path / "x.tar")
+
+
+def test_a_tar_archive_is_named(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "weights.pt")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(tmp_path / "weights.pt", "weights.pt")
+    assert "tar -xf" in message(checkpoint.load, tmp_path / "x.tar")
+
+
+def test_quantized_weights_are_not_taken_for_numbers(tmp_path):
+    text = mismatch(tmp_path, {**WEIGHTS, "conv1.weight": WEIGHTS["conv1.weight"].to(torch.int8)}, net())
+    assert "conv1.weight is a tensor of torch.int8" in text
 
 
 def test_the_old_format_of_torch_loads_too(tmp_path):
@@ -76,7 +217,7 @@ def test_a_truncated_file_is_named(tmp_path, share):
     assert "truncated or not a checkpoint" in text
 
 
-@pytest.mark.parametrize("data", [b"<!DOCTYPE html><html>404 Not Found</html>", b"\x80\x02junk", b"PK\x03\x04junk"])
+@pytest.mark.parametrize("data", [b"", b"\x80\x02junk", b"PK\x03\x04junk"])
 def test_a_file_that_is_no_checkpoint_is_not_called_malicious(tmp_path, data):
     (tmp_path / "x.tar").write_bytes(data)
     assert "truncated or not a checkpoint" in message(checkpoint.load, tmp_path / "x.tar")

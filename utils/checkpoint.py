@@ -1,14 +1,14 @@
 """Checkpoints: atomic saves, loads that execute nothing, weights checked name by name.
 
 A checkpoint is a `torch.save` of a dict with the reference's keys `epoch` (epochs done), `state_dict` and `optim_dict`;
-ours stand beside them. Anything published in that form loads, with or without a `module.` prefix, and so does a bare
-state dict.
+ours stand beside them. Weights of other people load too: a bare state dict, one under another usual key, safetensors,
+half precision, names with the prefixes of wrappers. `FILE#KEY` names one of several state dicts in a file.
 """
 from __future__ import annotations
 
 import hashlib
 import io
-import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import files
+from utils import files, formats
 from utils.errors import UserError
+from utils.file_kinds import WRAPPER_KEYS, keys_of
+
+# Parts of names that DataParallel, torch.compile and Lightning add, and a counter that AveragedModel adds.
+_WRAPPERS = frozenset({"module", "_orig_mod", "model"})
+_WRAPPER_COUNTER = "n_averaged"
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,23 @@ class Checkpoint:
     path: Path
     sha256: str
     content: dict[str, Any]
+    key: str | None = None  # of `FILE#KEY`
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        weights = self.content["state_dict"]
-        # What DataParallel and torch.compile put before the names.
-        return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in weights.items()}
+        """Weights by name, as the file has them."""
+        return self.content["state_dict"]
 
     @property
     def source(self) -> dict[str, str]:
         """Where weights came from, for the records of a run."""
-        return {"path": str(self.path), "sha256": self.sha256}
+        source = {"path": str(self.path), "sha256": self.sha256}
+        return source | {"key": self.key} if self.key else source
+
+
+def weights_id(source: Mapping[str, str]) -> str:
+    """What tells the weights of one `Checkpoint.source` from others: the hash of the file, and the key in it."""
+    return "#".join(filter(None, (source.get("sha256"), source.get("key"))))
 
 
 def save(content: dict[str, Any], *paths: Path) -> None:
@@ -80,37 +91,65 @@ def _copied(content: Any) -> Any:
     return [_copied(value) for value in content] if isinstance(content, list) else content
 
 
-def load(path: str | Path, role: str = "checkpoint") -> Checkpoint:
-    """Read a checkpoint onto the CPU. Raises UserError that begins with `role` and names the file.
+def load(name: str | Path, role: str = "checkpoint") -> Checkpoint:
+    """Read a checkpoint, `FILE` or `FILE#KEY`, onto the CPU. Raises UserError that begins with `role` and names the
+    file.
 
-    Weights may come from anyone, so nothing but tensors and plain containers is unpickled.
+    Weights may come from anyone, so nothing but tensors and plain values is unpickled.
     """
-    path = Path(path)
+    path, key = files.split_key(name)
     check_exists(path, role)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{role}: cannot read {path}: {error.strerror}") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch comments on the pickles that it refuses
-            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for damaged or refused files
-        reason = "it holds more than tensors and plain values, and is not executed" if _refused(error) else \
-            "it is truncated or not a checkpoint"
-        raise UserError(f"{role}: {path} cannot be loaded: {reason}") from None
-    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        content = formats.parse(raw, path)
+    except ValueError as error:
+        raise UserError(f"{role}: {path} cannot be loaded: {error}") from None
+    if key is None and formats.is_weights(content):
         content = {"state_dict": content}
-    weights = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(value, Tensor)
-                                                for name, value in weights.items()):
-        raise UserError(f"{role}: {path} holds no state_dict: torch.save(network.state_dict(), ...) makes a checkpoint")
-    return Checkpoint(path, hashlib.sha256(raw).hexdigest(), content)
+    try:
+        content = _select(content, key, path)
+    except ValueError as error:
+        raise UserError(f"{role}: {path} {error}") from None
+    return Checkpoint(path, hashlib.sha256(raw).hexdigest(), content, key)
 
 
-def check_exists(path: str | Path, role: str) -> None:
+def _select(content: Any, key: str | None, path: Path) -> dict[str, Any]:
+    """Content of a file with the weights that are meant as its `state_dict`. Raises ValueError that completes the
+    sentence "FILE ...".
+
+    key: of the state dict, where the user names one. What else the file holds is then left out, as it may belong to
+    other weights.
+    """
+    found = formats.weights_in(content)
+    if key is not None:
+        if key not in found:
+            raise ValueError(f"holds no state_dict {key}: {_choice(found, path) or _without_weights(content)}")
+        return {"state_dict": found[key]}
+    usual = {name: weights for name, weights in found.items() if set(name.split(".")) <= set(WRAPPER_KEYS)}
+    if len(usual) > 1:
+        raise ValueError(f"holds several state_dicts: {_choice(usual, path)}")
+    if not usual:
+        raise ValueError(f"holds no state_dict: {_choice(found, path) or _without_weights(content)}")
+    return {**content, "state_dict": next(iter(usual.values()))}
+
+
+def _choice(found: Mapping[str, Any], path: Path) -> str:
+    """How to name one of the state dicts of a file; empty where it has none."""
+    return f"choose one as {' or '.join(f'{path}#{key}' for key in list(found)[:10])}" if found else ""
+
+
+def _without_weights(content: Any) -> str:
+    held = keys_of(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+    return f"it holds {held}; torch.save(network.state_dict(), ...) makes a checkpoint"
+
+
+def check_exists(name: str | Path, role: str) -> None:
     """Raise UserError, as `load` does, if there is no such file."""
-    if not Path(path).exists():
+    path, _ = files.split_key(name)
+    if not path.exists():
         raise UserError(f"{role}: {path} does not exist (current directory: {Path.cwd()}); train it first, or name "
                         "another file")
 
@@ -120,31 +159,60 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, role: str = "checkp
 
     Raises UserError that names the file, the first name that differs and both shapes.
     """
-    found, wanted = checkpoint.state_dict, network.state_dict()
-    for name, tensor in wanted.items():
-        if name not in found:
-            raise UserError(f"{role}: {checkpoint.path} does not fit: it has no {name} "
-                            f"(shape {tuple(tensor.shape)}); is it another architecture?")
-        if found[name].shape != tensor.shape:
-            theirs, ours = tuple(found[name].shape), tuple(tensor.shape)
-            reason = f"{name} has shape {theirs} there and {ours} here"
-            if _is_classifier(name, wanted) and theirs[1:] == ours[1:]:
-                reason += f": it knows {theirs[0]} classes, the data set has {ours[0]}"
-            else:
-                reason += ": is it another architecture, or another num_channels?"
-            raise UserError(f"{role}: {checkpoint.path} does not fit: {reason}")
-    for name, tensor in found.items():
-        if name not in wanted:
-            raise UserError(f"{role}: {checkpoint.path} does not fit: {name} (shape {tuple(tensor.shape)}) has no "
-                            "place in this network; is it another architecture?")
+    wanted = network.state_dict()
+    found = _named_as(wanted, checkpoint.state_dict)
+    if misfit := _misfit(found, wanted):
+        raise UserError(f"{role}: {checkpoint.path} does not fit: {misfit}")
     network.load_state_dict(found)
 
 
-def _is_classifier(name: str, state_dict: dict[str, Tensor]) -> bool:
+def _named_as(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of the network, where they differ only in what wrappers add to them.
+
+    Batch norm before torch 0.4.1 did not count its batches: counters that are missing are 0.
+    """
+    ours = {_unwrapped(name): name for name in wanted}
+    named = {ours.get(_unwrapped(name), name): tensor for name, tensor in found.items()}
+    if len(ours) < len(wanted) or len(named) < len(found):  # the wrappers' words tell names apart
+        named = dict(found)
+    if _WRAPPER_COUNTER not in wanted:
+        named.pop(_WRAPPER_COUNTER, None)
+    for name, tensor in wanted.items():
+        if name.endswith("num_batches_tracked"):
+            named.setdefault(name, torch.zeros_like(tensor))
+    return named
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """The first difference between two state dicts that keeps one from being loaded for the other; empty if none."""
+    for name, tensor in wanted.items():
+        if name not in found:
+            instead = "".join([f", but {other}" for other in found if other not in wanted][:1])
+            return f"it has no {name} (shape {tuple(tensor.shape)}){instead}; is it another architecture?"
+        theirs, ours = tuple(found[name].shape), tuple(tensor.shape)
+        if theirs != ours:
+            reason = f"{name} has shape {theirs} there and {ours} here"
+            if _is_classifier(name, wanted) and theirs[1:] == ours[1:]:
+                return reason + f": it knows {theirs[0]} classes, the data set has {ours[0]}"
+            return reason + ": is it another architecture, or another num_channels?"
+        if tensor.is_floating_point() and not _is_plain(found[name]):
+            return f"{name} is a tensor of {found[name].dtype}, {found[name].layout}: quantized, complex, sparse " \
+                "and meta tensors are not loaded"
+    for name, tensor in found.items():
+        if name not in wanted:
+            return f"{name} (shape {tuple(tensor.shape)}) has no place in this network; is it another architecture?"
+    return ""
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds floating-point numbers, one an element."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _is_classifier(name: str, state_dict: Mapping[str, Tensor]) -> bool:
     matrices = [other for other, tensor in state_dict.items() if tensor.dim() >= 2]
     return matrices[-1:] == [name]
-
-
-def _refused(error: Exception) -> bool:
-    """Whether a file was a pickle of more than tensors and plain values, in the words of torch's own loader."""
-    return " GLOBAL " in str(error)

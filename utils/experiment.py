@@ -21,7 +21,18 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from utils import checkpoint, cli, distributed, files, interrupts, memory, resume, seeds, session
+from utils import (
+    checkpoint,
+    cli,
+    data_record,
+    distributed,
+    files,
+    interrupts,
+    memory,
+    resume,
+    seeds,
+    session,
+)
 from utils.augment import denormalise
 from utils.checkpoint import Checkpoint
 from utils.data import TrainBatches, chosen_augmentation, split
@@ -87,6 +98,7 @@ class Experiment(Generic[ParamsType]):
                                         training=isinstance(self.params, DataParams))
         with decoding:
             self.parts = split(self.dataset, self.params, self.device)
+            self.data = data_record.describe(self.dataset, self.parts)
         prepare_device(self.device, self.params.precision)  # after the data, whose decoding frees much for good
         self._build_model = build_model
         self._frozen: dict[str, Frozen] = {}
@@ -166,6 +178,8 @@ class Experiment(Generic[ParamsType]):
 
     def _load_into(self, network: nn.Module, source: Checkpoint, role: str) -> None:
         checkpoint.load_weights(network, source, role)
+        for remark in data_record.compare_origin(source, self.data, role):
+            self.log(remark)
         self.sources[role] = source.source
 
     # -- the run -----------------------------------------------------------------------------------------------
@@ -259,12 +273,12 @@ class Experiment(Generic[ParamsType]):
             return Progress()
         for role, then in state.content["sources"].items():
             now = self.sources.setdefault(role, then)
-            if role != "resume" and now["sha256"] != then["sha256"]:
+            if role != "resume" and checkpoint.weights_id(now) != checkpoint.weights_id(then):
                 raise UserError(f"{role}: {now['path']} is not the checkpoint that this run began with; --restart "
                                 f"removes the run in {self.directory} and starts over")
-        if changed := [key for key, value in self._data().items() if state.content["data"].get(key) != value]:
+        if changed := data_record.changes(state.content["data"], self.data):
             raise UserError(f"{self.params.dataset} is not what this run began with: its {', '.join(changed)} changed; "
-                            f"--restart removes the run in {self.directory} and starts over")
+                            f"put the old data back, or --restart removes the run in {self.directory} and starts over")
         self.sessions = state.content["sessions"]
         checkpoint.load_weights(network, state, "--resume")
         try:
@@ -281,13 +295,8 @@ class Experiment(Generic[ParamsType]):
         if batches.views is None:
             self.log(f"teacher_cache: not used, {batches.augmentation} makes views without number")
             return []
-        return [TeacherCache(frozen, self.sources[role]["sha256"], self.dataset.num_classes, batches, self.dtype,
-                             self._cache_directory, self.log) for role, frozen in self._frozen.items()]
-
-    def _data(self) -> dict[str, Any]:
-        """What tells one state of a data set from another."""
-        return {"classes": list(self.dataset.classes), "images": {name: len(part) for name, part in self.parts.items()},
-                "mean": self.parts["test"].mean.tolist(), "std": self.parts["test"].std.tolist()}
+        return [TeacherCache(frozen, checkpoint.weights_id(self.sources[role]), self.dataset.num_classes, batches,
+                             self.dtype, self._cache_directory, self.log) for role, frozen in self._frozen.items()]
 
     def _image_size_remarks(self) -> list[str]:
         """A remark for a run that goes on with an `image_size` that its data set does not have; of a new run an error:
@@ -304,7 +313,7 @@ class Experiment(Generic[ParamsType]):
         """The checkpoints that the parameters name: all there, and none that this run would remove or override."""
         for key, path in self.params.checkpoints().items():
             checkpoint.check_exists(path, key)
-            if self.restart and Path(path).resolve() in [old.resolve() for old in self._written()]:
+            if self.restart and files.split_key(path)[0].resolve() in [old.resolve() for old in self._written()]:
                 raise UserError(f"{key}: --restart would remove {path}: move it to another directory first")
         if self.start.weights and self.params.init_from:
             raise UserError(f"--resume {self.start.weights.path} and init_from {self.params.init_from} contradict each "
@@ -374,7 +383,8 @@ class Experiment(Generic[ParamsType]):
         logger.info(f"{self.dataset.name}: {self.dataset.num_classes} classes, images: {counts}")
         logger.info(f"{self.params.model_name}: {_count_parameters(network)} parameters")
         for role, source in self.sources.items():
-            logger.info(f"{role}: {source['path']}, SHA-256 {source['sha256']}")
+            key = f"#{source['key']}" if "key" in source else ""
+            logger.info(f"{role}: {source['path']}{key}, SHA-256 {source['sha256']}")
         for role, row in known.items():
             doubts = "".join(f" ({text})" for doubt in self.doubts if (text := doubt(role, row)))
             logger.info(f"{role}: {percentages(row)}{doubts}")
@@ -393,7 +403,7 @@ class Experiment(Generic[ParamsType]):
         best = [self.directory / "best_model.tar"] if progress.best["epoch"] == progress.epoch else []
         self._writer.save({
             "epoch": progress.epoch, "state_dict": network.state_dict(), **learner.state_dict(),
-            "stage": self.params.script, "params": self.params.model_dump(), "data": self._data(),
+            "stage": self.params.script, "params": self.params.model_dump(), "data": self.data,
             "sources": self.sources, "sessions": self.sessions, "history": progress.history,
             "timings": progress.timings,
         }, self.directory / "last_model.tar", *best)
@@ -416,7 +426,7 @@ class Experiment(Generic[ParamsType]):
             "images_per_second": progress.images_per_second,
             **self.session,
             "sessions": self.sessions,
-            "data": self._data(),
+            "data": self.data,
             "num_parameters": _count_parameters(network),
             "seed": self.params.seed,
             "params": self.params.model_dump(),

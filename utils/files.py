@@ -33,6 +33,15 @@ def copy(source: Path, destination: Path) -> None:
     write(destination, source.read_bytes())
 
 
+def split_key(name: str | Path) -> tuple[Path, str | None]:
+    """`FILE#KEY`, one of several state dicts of a checkpoint, as file and key; the key is None where `name` is a file
+    itself, or where there is no such FILE."""
+    file, _, key = str(name).rpartition("#")
+    if file and key and "/" not in key and not Path(name).exists() and Path(file).exists():
+        return Path(file), key
+    return Path(name), None
+
+
 def sha256(path: Path) -> str:
     """The hash of a file, as `checkpoint.Checkpoint.sha256` has it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

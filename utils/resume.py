@@ -79,8 +79,8 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist:
     results, last = _read_results(directory), _read_last(directory, own)
     if given and not own and (results or last):
         sources = last.content["sources"] if last else results["checkpoints_read"]
-        known = {sources.get("resume", {}).get("sha256"), last.sha256 if last else None}
-        if given.sha256 not in known:
+        known = {checkpoint.weights_id(sources.get("resume", {})), last.sha256 if last else None}
+        if checkpoint.weights_id(given.source) not in known:
             raise UserError(f"--resume {given.path}: {directory} already holds a run that did not begin from it; "
                             "--restart removes that run")
     if own and not is_state(given):

@@ -1,0 +1,105 @@
+"""Record of a run's data, kept in its checkpoints and results.json, and comparisons with the record of another run.
+
+A record is a dict of plain values: `classes`, in the order of their labels; `images`, the number in each part;
+`image_size` in pixels; `mean` and `std` of pixels in [0, 1]; `sha256` of the images and labels of each part. Runs of
+earlier versions have no `image_size` and no `sha256`.
+"""
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from utils.checkpoint import Checkpoint
+from utils.data import Images
+from utils.datasets import Dataset
+from utils.errors import UserError
+
+
+def describe(dataset: Dataset, parts: Mapping[str, Images]) -> dict[str, Any]:
+    """The record of a data set and of the parts that a run makes of it, before any image is poisoned: poisoning
+    follows from the parameters, and its rounding from the device, which may change under a run."""
+    return {"classes": list(dataset.classes), "images": {name: len(part) for name, part in parts.items()},
+            "image_size": dataset.image_size, "mean": parts["test"].mean.tolist(), "std": parts["test"].std.tolist(),
+            "sha256": {name: _sha256(part) for name, part in parts.items()}}
+
+
+def _sha256(part: Images) -> str:
+    digest = hashlib.sha256()
+    for tensor in (part.images, part.labels):
+        digest.update(tensor.cpu().contiguous().flatten().numpy())
+    return digest.hexdigest()
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the record of a run and that of its data now. What the first does not have, as it is of an
+    earlier version, is not compared."""
+    changed = [key for key in ("images", "mean", "std") if then.get(key) != now[key]]
+    if _names(then) != _names(now):
+        changed.insert(0, "classes")
+    hashes = then.get("sha256", {})
+    parts = [name for name, value in now["sha256"].items() if hashes.get(name, value) != value]
+    if parts and "images" not in changed:  # of another number of images the hash differs anyway
+        changed.append(f"pixels or labels ({', '.join(parts)})")
+    return changed
+
+
+def compare_origin(source: Checkpoint, now: Mapping[str, Any], role: str) -> list[str]:
+    """Compare what a checkpoint of this repository knows of its data with the data set that its network meets here.
+
+    Returns remarks for the log; none for checkpoints from elsewhere, which record nothing. Raises UserError where the
+    classes have the same names in another order: every answer would be read as that of another class.
+    """
+    then = source.content.get("data")
+    if not isinstance(then, dict):
+        return []
+    theirs, ours = _names(then), _names(now)
+    for form in (str, _loosely):
+        label = _first_difference([form(name) for name in theirs], [form(name) for name in ours])
+        if label is not None and sorted(map(form, theirs)) == sorted(map(form, ours)):
+            raise UserError(f"{role}: {source.path} was trained on the same classes in another order (its class "
+                            f"{label} is {theirs[label]!r}, here {ours[label]!r}); name the class folders so that "
+                            "they sort alike")
+    label = _first_difference(theirs, ours)
+    remarks = [] if label is None else [f"{role}: trained on classes of other names (its class {label} is "
+                                        f"{theirs[label]!r}, here {ours[label]!r})"]
+    for key in ("mean", "std"):
+        trained, here = _numbers(then.get(key)), _numbers(now[key])
+        if trained and trained != here:
+            remarks.append(f'{role}: trained with {key} {trained}, here {here} (params.json may give "{key}")')
+    size, here = then.get("image_size", _size_of_folder(source.content)), now["image_size"]
+    if size not in (None, here):
+        remarks.append(f"{role}: trained on images of {size}x{size} pixels, here {here}x{here}")
+    return remarks
+
+
+def _names(record: Mapping[str, Any]) -> list[str]:
+    """Class names in one form of Unicode; empty where there are none."""
+    names = record.get("classes")
+    return [unicodedata.normalize("NFC", str(name)) for name in names] if isinstance(names, list | tuple) else []
+
+
+def _loosely(name: str) -> str:
+    """A form of a class name in which `007` and `7` are the same, and `Cat` and `cat`."""
+    return name.lstrip("0") if name.isdecimal() else name.casefold()
+
+
+def _first_difference(theirs: Sequence[str], ours: Sequence[str]) -> int | None:
+    """The first label whose names differ; None if there is none."""
+    return next((label for label, (one, two) in enumerate(zip(theirs, ours, strict=False)) if one != two), None)
+
+
+def _numbers(values: Any) -> str:
+    """Numbers as a message shows them, `[0.4914, 0.4822, 0.4465]`; empty where there are none."""
+    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+        return ""
+    return f"[{', '.join(f'{value:.4g}' for value in values)}]"
+
+
+def _size_of_folder(content: Mapping[str, Any]) -> int | None:
+    """Image size of a run of an earlier version, as its parameters say; None for data sets that have their own."""
+    params = content.get("params")
+    if isinstance(params, dict) and str(params.get("dataset")).startswith("folder:"):
+        return params.get("image_size")
+    return None
