@@ -1,9 +1,13 @@
-"""Distil a student from a frozen teacher, normal or nasty (Hinton et al., 2015).
+"""Distil a student from a frozen teacher, normal or nasty, by an attack: `kd` (Hinton et al., 2015) or another one.
 
-    loss = alpha * T^2 * KL(softmax(teacher(x) / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
+    answers = interface(answer_defense(teacher(x)))
+    loss    = attack(student, (x, y), answers)
+
+    kd: alpha * T^2 * KL(softmax(answers / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
 
     python train_kd.py --save_path experiments/CIFAR10/kd_normal_resnet18/cnn
     python train_kd.py --save_path experiments/CIFAR10/kd_nasty_resnet18/cnn --teacher_resume other/best_model.tar
+    python train_kd.py --save_path experiments/mine --set attack=dkd
 
 Needs the teacher's checkpoint, `teacher_resume` of params.json. With a `trigger` the success of that backdoor on
 teacher and student is measured too. Run it again to continue an interrupted run.
@@ -12,28 +16,29 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from backdoor.metrics import watch_backdoor
+import attacks
+from backdoor.metrics import measure_backdoor
+from defenses.answers import answers_of
 from model import build_model
+from runs.stages import KD
 from utils.cli import main
 from utils.data import Batch
-from utils.experiment import Experiment
-from utils.losses import kd_terms
-from utils.params import KDParams
+from utils.run import Run
 
 
 def train_kd() -> None:
-    run = Experiment.from_command_line(KDParams, build_model, __doc__, options=["teacher_resume"])
+    run = Run.from_command_line(KD, build_model, __doc__, options=["teacher_resume"])
     params = run.params
     student = run.network()
-    teacher = run.frozen(params.teacher_model, params.teacher_resume, role="teacher",
-                         num_channels=params.teacher_num_channels)
-    watch_backdoor(run)
+    teacher = run.frozen("teacher", answers_of(params))
+    attack = attacks.REGISTRY[params.attack].from_run(params, run.dataset.num_classes)
+    backdoor = measure_backdoor(run)
 
     def loss(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return kd_terms(student(batch.images), teacher(batch), batch.labels,
-                        temperature=params.temperature, alpha=params.alpha)
+        return attack(student, batch, teacher(batch))
 
-    run.train(student, loss)
+    run.train(student, run.supervised(student, loss, attack), metrics=backdoor.metrics, warnings=backdoor.warnings,
+              final=backdoor.final)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,39 @@
-"""Train a nasty teacher: as accurate as a normal one, but useless or harmful as a teacher (Ma et al., ICLR 2021).
+"""Train a network that is accurate but of little use as a teacher, by a trained-in defense: `nasty` or another one.
 
-    loss = CE(nasty(x), y) - weight * T^2 * KL(softmax(nasty(x) / T) || softmax(adversary(x) / T))
+    loss = defense(network, (x, y))
 
-The adversary is a normally trained teacher, frozen. Driving the softened outputs away from its own keeps the right
-class on top and fills the rest, which is what a student learns from, with misleading peaks.
+    nasty: CE(nasty(x), y) - weight * T^2 * KL(softmax(nasty(x) / T) || softmax(adversary(x) / T))
+
+Nasty teachers are those of Ma et al. (ICLR 2021); their adversary is a normally trained teacher, frozen. Moving the
+softened outputs away from the adversary's keeps the true class on top and gives false peaks to the others, which are
+what a student learns from.
 
     python train_nasty.py --save_path experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18
     python train_nasty.py --save_path experiments/mine --set weight=0.01
 
-Needs the adversary's checkpoint, `adversarial_resume` of params.json. With `init_from` the nasty teacher starts from
-trained weights, which protects an existing model in a few epochs. With a `trigger` the success of that backdoor on the
-adversary and on the nasty teacher is measured too. Run it again to continue an interrupted run.
+Needs the adversary's checkpoint, `adversarial_resume` of params.json. With `init_from` the network starts from trained
+weights, which protects an existing model in a few epochs. With a `trigger` the success of that backdoor on the
+adversary and on the network is measured too. Run it again to continue an interrupted run.
 """
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from backdoor.metrics import watch_backdoor
+import defenses
+from backdoor.metrics import measure_backdoor
 from model import build_model
+from runs.stages import NASTY
 from utils.cli import main
-from utils.data import Batch
-from utils.experiment import Experiment
-from utils.losses import nasty_terms
-from utils.params import NastyParams
+from utils.run import Run
 
 
 def train_nasty() -> None:
-    run = Experiment.from_command_line(NastyParams, build_model, __doc__)
-    params = run.params
-    nasty = run.network()
-    adversary = run.frozen(params.adversarial_model, params.adversarial_resume, role="adversarial",
-                           num_channels=params.adversarial_num_channels)
-    watch_backdoor(run)
-
-    def loss(nasty: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return nasty_terms(nasty(batch.images), adversary(batch), batch.labels,
-                           temperature=params.temperature, weight=params.weight)
-
-    run.train(nasty, loss)
+    run = Run.from_command_line(NASTY, build_model, __doc__)
+    network = run.network()
+    method = defenses.REGISTRY[run.params.defense]
+    frozen = {role: run.frozen(role) for role in method.frozen_roles}
+    defense = method.from_run(run.params, run.dataset.num_classes, **frozen)
+    backdoor = measure_backdoor(run)
+    run.train(network, run.supervised(network, defense, defense), metrics=backdoor.metrics, warnings=backdoor.warnings,
+              final=backdoor.final)
 
 
 if __name__ == "__main__":

@@ -19,25 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from backdoor.adversarial import pgd
-from backdoor.metrics import watch_backdoor
+from backdoor.metrics import measure_backdoor
 from backdoor.poison import choose, poison
 from backdoor.triggers import build_trigger
 from model import build_model
+from runs.stages import POISONED
 from utils.cli import main
 from utils.data import Batch, training_index
 from utils.errors import UserError
-from utils.experiment import Experiment
 from utils.losses import cross_entropy
-from utils.params import PoisonedParams
+from utils.run import Run
 
 
 def train_poisoned() -> None:
-    run = Experiment.from_command_line(PoisonedParams, build_model, __doc__)
+    run = Run.from_command_line(POISONED, build_model, __doc__)
     params = run.params
     network = run.network()
     trigger = build_trigger(params.trigger, params.dataset)
     train = run.parts["train"]
-    watch_backdoor(run)
+    backdoor = measure_backdoor(run)
 
     if trigger.adversarial != bool(params.surrogate_resume):
         raise UserError(f'"surrogate_resume": the trigger {trigger.name} '
@@ -45,24 +45,24 @@ def train_poisoned() -> None:
     how = {"target": params.target, "rate": params.poison_rate, "holdout": params.clean_fraction, "seed": params.seed}
     replacements = None
     if trigger.adversarial:
-        surrogate = run.frozen(params.surrogate_model or params.model_name, params.surrogate_resume, role="surrogate",
-                               num_channels=params.surrogate_num_channels)
+        surrogate = run.frozen("surrogate")
         index = choose(train.labels, clean_label=trigger.clean_label, **how)
         replacements = pgd(surrogate.network, train.images[index], train.labels[index], train.mean, train.std)
     poisoned = poison(train.images, train.labels, trigger, replacements=replacements, **how)
     number = training_index(run.dataset, params)["train"]
-    run.texts["poisoned.json"] = json.dumps({
+    chosen = json.dumps({
         "trigger": trigger.name, "target": params.target, "poison_rate": params.poison_rate,
         "clean_fraction": params.clean_fraction, "seed": params.seed, "images": number[poisoned.index.cpu()].tolist()})
     run.log(f"poisoned: {len(poisoned.index)} of {len(train)} training images")
     run.replace_training_images(poisoned.images, poisoned.labels)
     examples = torch.stack([train.images[poisoned.index[:32]], poisoned.images[poisoned.index[:32]]], dim=1)
-    run.pictures["poisoned"] = examples.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+    images = {"poisoned": examples.flatten(0, 1).permute(0, 3, 1, 2).float() / 255}
 
     def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"loss": cross_entropy(network(batch.images), batch.labels)}
 
-    run.train(network, loss)
+    run.train(network, run.supervised(network, loss), metrics=backdoor.metrics, warnings=backdoor.warnings,
+              final=backdoor.final, images=images, artifacts={"poisoned.json": chosen})
 
 
 if __name__ == "__main__":

@@ -13,21 +13,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from model import build_model
+from runs.stages import SCRATCH
 from utils.cli import main
 from utils.data import Batch
-from utils.experiment import Experiment
 from utils.losses import cross_entropy
-from utils.params import ScratchParams
+from utils.run import Run
 
 
 def train_scratch() -> None:
-    run = Experiment.from_command_line(ScratchParams, build_model, __doc__)
+    run = Run.from_command_line(SCRATCH, build_model, __doc__)
     network = run.network()
 
     def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"loss": cross_entropy(network(batch.images), batch.labels)}
 
-    run.train(network, loss)
+    run.train(network, run.supervised(network, loss))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """What a backdoor does to a network, in exact counts."""
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from backdoor.triggers import Trigger, build_trigger
 from utils.data import Images
 from utils.errors import UserError
-from utils.evaluation import accuracy, confusion_matrix
-from utils.experiment import Experiment
-from utils.params import BackdoorParams
-from utils.training import Row
+from utils.evaluation import Metric, accuracy, confusion_matrix
+from utils.results import Row
+from utils.run import Run, Warn
 
 
 class BackdoorTest:
@@ -64,25 +67,45 @@ class BackdoorTest:
         return [100 * (row[self.target] / row.sum()).item() if row.sum() else None for row in triggered]
 
 
-def _doubt_the_trigger(role: str, row: Row) -> str:
-    carrier = role.startswith(("teacher", "adversarial"))  # not a clean classifier that `cl` takes
-    return "the trigger fails on most images: no carrier of this backdoor" * (carrier and row.get("asr", 100) < 50)
+@dataclass(frozen=True)
+class Measurements:
+    """What a run measures of a backdoor, as arguments of `Run.train`; all empty without a trigger."""
+
+    test: BackdoorTest | None = None
+
+    @property
+    def triggered(self) -> Images | None:
+        """The test images that carry the trigger, which may be none of them."""
+        return self.test.triggered if self.test else None
+
+    @property
+    def metrics(self) -> list[Metric]:
+        return [self.test] if self.test else []
+
+    @property
+    def warnings(self) -> list[Warn]:
+        return [_warn_about_carrier] if self.test else []
+
+    @property
+    def final(self) -> dict[str, Callable[[nn.Module], Any]]:
+        return {"asr_by_class": self.test.by_class} if self.test and len(self.test.triggered) else {}
 
 
-def watch_backdoor(run: Experiment[BackdoorParams]) -> BackdoorTest | None:
-    """Have a run measure the backdoor that its parameters name, if they name one. Raises UserError if there is no such
-    trigger, or no such class."""
+def measure_backdoor(run: Run[Any]) -> Measurements:
+    """What to measure of the backdoor that a run's parameters name, if they name one. Raises UserError if there is no
+    such trigger, or no such class."""
     params = run.params
     if not params.trigger:
-        return None
+        return Measurements()
     if params.target >= run.dataset.num_classes:
         raise UserError(f'"target" is {params.target}: the data set has {run.dataset.num_classes} classes, from 0 on')
     trigger = build_trigger(params.trigger, params.dataset)
     test = BackdoorTest(run.parts["test"], trigger, params.target, run.dtype)
-    run.examine.append(test)
-    run.doubts.append(_doubt_the_trigger)
-    if len(test.triggered):
-        run.details["asr_by_class"] = test.by_class
     for text in test.left_out:
         run.log(text)
-    return test
+    return Measurements(test)
+
+
+def _warn_about_carrier(role: str, row: Row) -> str:
+    carrier = role.startswith(("teacher", "adversarial"))  # not a clean classifier that `cl` takes
+    return "the trigger fails on most images: no carrier of this backdoor" * (carrier and row.get("asr", 100) < 50)

@@ -40,12 +40,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import MODEL_NAMES, build_model
+from runs.stages import ScratchParams
 from utils.data import Images, TrainBatches
 from utils.device import choose_dtype, prepare_device
 from utils.errors import first_line
 from utils.evaluation import Frozen, evaluate
 from utils.losses import cross_entropy, kd_terms, nasty_terms
-from utils.params import ScratchParams
 from utils.session import describe
 from utils.supervised import build_optimizer, build_step
 from utils.teacher_cache import TeacherCache
@@ -93,21 +93,22 @@ class Case:
         torch.manual_seed(0)
         return build_model(name, 10).to(self.device)
 
-    def terms(self, network: nn.Module, frozen: Callable, batch: object, images: torch.Tensor,
-              labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def terms(self, network: nn.Module, frozen: Callable[..., torch.Tensor] | None, batch: object,
+              images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if frozen is None:
+            return {"loss": cross_entropy(network(images), labels)}
         if self.stage.startswith("kd"):
             return kd_terms(network(images), frozen(batch), labels, temperature=20, alpha=0.9)
-        if self.stage == "nasty":
-            return nasty_terms(network(images), frozen(batch), labels, temperature=4, weight=0.004)
-        return {"loss": cross_entropy(network(images), labels)}
+        return nasty_terms(network(images), frozen(batch), labels, temperature=4, weight=0.004)
 
     @property
     def flops(self) -> int:
         """Of one image."""
         forward = count_flops(build_model(self.name, 10))
         needed = forward if self.stage == "evaluate" else 3 * forward
-        looked_up = self.stage == "kd_cached" or not self.teacher
-        return needed if looked_up else needed + count_flops(build_model(self.teacher, 10))
+        if self.teacher is None or self.stage == "kd_cached":  # looked up
+            return needed
+        return needed + count_flops(build_model(self.teacher, 10))
 
 
 def ours(case: Case) -> Turn:
@@ -120,10 +121,11 @@ def ours(case: Case) -> Turn:
     frozen = Frozen(case.build(case.teacher).to(memory_format=torch.channels_last)) if case.teacher else None
     batches = TrainBatches(part, case.batch_size, "crop_flip", seed=0)
     step = build_step(network, lambda network, batch: case.terms(network, frozen, batch, batch.images, batch.labels),
-                      build_optimizer(case.params, network), batches, case.params, case.dtype, complain)
+                      [build_optimizer(case.params, network)], batches, case.params, case.dtype, complain)
     caches = []
-    if case.stage == "kd_cached":
-        caches.append(TeacherCache(frozen, "", 10, batches, case.dtype, Path(case.scratch.name), complain))
+    if frozen and case.stage == "kd_cached":
+        frozen.cache = TeacherCache(frozen.network, "", 10, batches, case.dtype, Path(case.scratch.name), complain)
+        caches.append(frozen.cache)
 
     def turn() -> None:
         if case.stage == "evaluate":
@@ -155,6 +157,7 @@ def usual(case: Case) -> Turn:
         torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
 
     def answer(images: torch.Tensor) -> torch.Tensor:
+        assert teacher is not None
         with torch.no_grad():
             return teacher(images)
 
@@ -204,7 +207,8 @@ def measure(case: Case, repeats: int, call: list[str]) -> dict:
     sides: dict[str, subprocess.Popen] = {}
 
     def answer(side: str) -> str:
-        line = sides[side].stdout.readline()
+        output = sides[side].stdout
+        line = output.readline() if output else ""
         return line or sys.exit(f"{side}: failed")
 
     for side in SIDES:  # one after the other: busy processes that share cores slow each other down tenfold
@@ -218,7 +222,8 @@ def measure(case: Case, repeats: int, call: list[str]) -> dict:
             rates[side].append(case.images / float(answer(side)))
     memory = {}
     for side, process in sides.items():
-        process.stdin.close()
+        if process.stdin:
+            process.stdin.close()
         memory[side] = int(answer(side))
         process.wait()
     return {"stage": case.stage, "network": f"{case.name} from {case.teacher}" if "kd" in case.stage else case.name,
@@ -238,7 +243,7 @@ def print_profile(case: Case) -> None:
         name = "self_device_time_total" if case.device.type == "cuda" else "self_cpu_time_total"
         times = {event.key: getattr(event, name) for event in record.key_averages()}
         print(f"\n{side}: {case.stage} {case.name}, {sum(times.values()) / 1e6:.2f} s")
-        for key in sorted(times, key=times.get, reverse=True)[:12]:
+        for key in sorted(times, key=lambda key: times[key], reverse=True)[:12]:
             print(f"{100 * times[key] / sum(times.values()):5.1f} %  {key}")
 
 

@@ -24,19 +24,18 @@ from torch import nn
 
 from datafree.distiller import Facts
 from datafree.losses import attention_loss, kl_element_mean
-from datafree.zskt import ZSKT
+from datafree.zskt import ZSKT, with_outputs
 from model import build_model
 from utils.device import choose_dtype, prepare_device
-from utils.params import ZSKTParams
 from utils.step import autocast
 
 
 def build(options: argparse.Namespace) -> ZSKT:
     device = torch.device(options.device)
-    params = ZSKTParams(method="zskt", dataset="cifar10", model_name="wrn16_1", teacher_model="wrn16_2",
+    params = ZSKT.Params(method="zskt", dataset="cifar10", model_name="wrn16_1", teacher_model="wrn16_2",
                         teacher_resume="", batch_size=options.batch_size)
     torch.manual_seed(0)
-    student, teacher = (build_model(name, 10).to(device, memory_format=torch.channels_last)
+    student, teacher = (build_model(name, 10).to(device).to(memory_format=torch.channels_last)
                         for name in (params.model_name, params.teacher_model))
     facts = Facts(10, 32, torch.zeros(3, device=device), torch.ones(3, device=device), "crop_flip")
     return ZSKT(student.train(), teacher.eval().requires_grad_(False), facts, params,
@@ -47,25 +46,25 @@ def once(learner: ZSKT, latent: torch.Tensor) -> None:
     """A pseudo-batch as it is here."""
     learner.generator_step(latent)
     answers = learner.answers(latent)
-    for _ in range(learner.params.student_steps):
+    for _ in range(learner._params.student_steps):
         learner.student_step(*answers, None)
 
 
 def anew(learner: ZSKT, latent: torch.Tensor) -> None:
     """A pseudo-batch as it was published: gradients run back into the generator, where nobody needs them."""
     learner.generator_step(latent)
-    for _ in range(learner.params.student_steps):
-        with autocast(learner.device, learner.dtype):
-            images = learner.generator(latent)
+    for _ in range(learner._params.student_steps):
+        with autocast(learner._device, learner._dtype):
+            images = learner._generator(latent)
             with torch.no_grad():
-                logits, groups = learner.teacher(images, return_groups=True)
-            answer, own = learner.student(images, return_groups=True)
-            loss = kl_element_mean(logits, answer, temperature=1) + 250 * attention_loss(own, groups)
-        learner.optimizer.zero_grad()
+                logits, stages = with_outputs(learner._teacher, learner._teacher_stages, images)
+            answer, own = with_outputs(learner._student, learner._student_stages, images)
+            loss = kl_element_mean(logits, answer, temperature=1) + 250 * attention_loss(own, stages)
+        learner._optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(learner.student.parameters(), 5.0)
-        learner.optimizer.step()
-    learner.generator_optimizer.zero_grad()
+        nn.utils.clip_grad_norm_(learner._student.parameters(), 5.0)
+        learner._optimizer.step()
+    learner._generator_optimizer.zero_grad()
 
 
 def seconds(turn: Callable[[], None]) -> float:
@@ -85,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     prepare_device(torch.device(options.device), options.precision)
     learner = build(options)
-    latent = torch.randn(options.batch_size, learner.params.latent_size, device=options.device)
+    latent = torch.randn(options.batch_size, learner._params.latent_size, device=options.device)
     times: dict[str, list[float]] = {"once": [], "anew": []}
     for number in range(options.repeats + 1):
         for name, pseudo_batch in (("once", once), ("anew", anew)):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.features import Captured
 from utils.losses import at_least_float32
 
 
@@ -71,3 +72,8 @@ def contrast_loss(head: nn.Module, local: Tensor, whole: Tensor, remembered: Ten
                                  reduction="none")
     present = losses[:len(local)].mean()
     return present + losses[len(local):].mean() if len(remembered) else present
+
+
+def instance_means(captured: Captured) -> Tensor:
+    """Features of each image: the mean over positions of every captured tensor (B, C, H, W), concatenated to (B, D)."""
+    return torch.cat([at_least_float32(call.value).mean((2, 3)) for call in captured.calls], dim=1)

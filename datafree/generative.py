@@ -20,74 +20,104 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.distiller import Facts, Terms, differentiate_by
+from datafree import REGISTRY
+from datafree.distiller import Facts, Terms, differentiate_by, total
 from datafree.generator import build_generator
 from datafree.inversion import disagreement, imbalance, inactivity
+from datafree.params import ActivationWeight, AdversarialWeight, BatchNormWeight, GenerativeParams, StudentSteps
 from datafree.synthesis import Synthesis, weigh
+from model.features import capture_inputs, classifier
 from utils.errors import UserError
 from utils.losses import cross_entropy
-from utils.params import GenerativeParams
 from utils.step import autocast
 from utils.supervised import load_optimizer
 
 
 class Generative(Synthesis):
+    """A method whose generator learns along with the student."""
+
+    _params: GenerativeParams
+
     def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: GenerativeParams,
                  dtype: torch.dtype) -> None:
         super().__init__(student, teacher, facts, params, dtype)
-        self.generator = build_generator(params.latent_size, facts, params.seed, width=256, pixels=True)
-        if params.activation_weight and not self.has_classifier:
-            raise UserError(f'"activation_weight": {params.teacher_model} has no linear layer; 0 does without')
-        self.generator_optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=params.synthesis_learning_rate, betas=(0.5, 0.999), fused=True)
-        self.latest: Tensor | None = None  # the last images, pixels in [0, 1]
+        self._generator = build_generator(params.latent_size, facts, params.seed, width=256, pixels=True)
+        self._activated: list[str] = []  # the layer whose input is to be active
+        if params.activation_weight:
+            name = classifier(teacher, facts.image_size)
+            if name is None:
+                raise UserError(f'"activation_weight": {params.teacher_model} has no linear layer or convolution that '
+                                "computes its logits; 0 does without")
+            self._activated = [name]
+        self._generator_optimizer = torch.optim.Adam(
+            self._generator.parameters(), lr=params.synthesis_learning_rate, betas=(0.5, 0.999), fused=True)
+        self._latest: Tensor | None = None  # the last images, pixels in [0, 1]
 
     def synthesise(self, random: torch.Generator) -> dict[str, Tensor]:
-        parameters, terms = list(self.generator.parameters()), Terms()
-        for _ in range(self.params.synthesis_steps):
-            with autocast(self.device, self.dtype):
-                pixels = self._make(self.params.synthesis_batch_size, random)
-                losses = self._losses(self.facts.standardise(pixels))
-            differentiate_by(parameters, sum(losses.values()))
-            self.generator_optimizer.step()
+        parameters, terms = list(self._generator.parameters()), Terms()
+        for _ in range(self._params.synthesis_steps):
+            with autocast(self._device, self._dtype):
+                pixels = self._make(self._params.synthesis_batch_size, random)
+                losses = self._losses(self._facts.standardise(pixels))
+            differentiate_by(parameters, total(losses))
+            self._generator_optimizer.step()
             terms.add(losses)
         return terms.average()
 
     def _losses(self, images: Tensor) -> dict[str, Tensor]:
         """The weighted losses of images (B, 3, H, W) as the networks see them."""
-        params = self.params
-        logits, seen, losses = self.look(images)
+        params = self._params
+        with capture_inputs(self._teacher, *self._activated) as captured:
+            logits, _, losses = self._look(images)
         return losses | weigh({
             "one_hot": (params.one_hot_weight, lambda: cross_entropy(logits, logits.argmax(1))),
-            "activation": (params.activation_weight, lambda: inactivity(seen.penultimate)),
+            "activation": (params.activation_weight, lambda: inactivity(captured.calls[-1].value)),
             "balance": (params.balance_weight, lambda: imbalance(logits)),
-            "adversarial": (params.adversarial_weight, lambda: disagreement(logits, self.student(images))),
+            "adversarial": (params.adversarial_weight, lambda: disagreement(logits, self._student(images))),
         })
 
     def _make(self, count: int, random: torch.Generator) -> Tensor:
         """New images of pixels in [0, 1]: float32 (count, 3, H, W)."""
-        latent = torch.randn(count, self.params.latent_size, generator=random)
-        return self.generator(latent.to(self.device)).float()
+        latent = torch.randn(count, self._params.latent_size, generator=random)
+        return self._generator(latent.to(self._device)).float()
 
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
-        return map(self.facts.standardise, self._samples(random))
+        return map(self._facts.standardise, self._samples(random))
 
     def _samples(self, random: torch.Generator) -> Iterator[Tensor]:
-        for _ in range(self.student_steps):
-            with torch.no_grad(), autocast(self.device, self.dtype):
-                self.latest = self._make(self.params.batch_size, random)
-            yield self.latest
+        for _ in range(self._student_steps):
+            with torch.no_grad(), autocast(self._device, self._dtype):
+                self._latest = self._make(self._params.batch_size, random)
+            yield self._latest
 
     def pictures(self) -> dict[str, Tensor]:
         """Images of the last step, (B, 3, H, W) in [0, 1], and the perturbation."""
-        latest = {} if self.latest is None else {"synthetic": self.latest[:64]}
-        return {**latest, **self.defence.pictures()}
+        latest = {} if self._latest is None else {"synthetic": self._latest[:64]}
+        return {**latest, **self.defense.pictures()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "generator": self.generator.state_dict(),
-                "generator_optim_dict": self.generator_optimizer.state_dict()}
+        return {**super().state_dict(), "generator": self._generator.state_dict(),
+                "generator_optim_dict": self._generator_optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.generator.load_state_dict(state["generator"])
-        load_optimizer(self.generator_optimizer, state["generator_optim_dict"])
+        self._generator.load_state_dict(state["generator"])
+        load_optimizer(self._generator_optimizer, state["generator_optim_dict"])
+
+
+@REGISTRY.register("dafl", display_name="DAFL", source="Chen et al., ICCV 2019, arXiv:1904.01186")
+class DAFL(Generative):
+    """Data-free learning."""
+
+    class Params(GenerativeParams):
+        activation_weight: ActivationWeight = 1e-3
+
+
+@REGISTRY.register("dfq", display_name="DFQ", source="Choi et al., CVPR workshops 2020, arXiv:2005.04136")
+class DFQ(Generative):
+    """The distillation of data-free quantization."""
+
+    class Params(GenerativeParams):
+        student_steps: StudentSteps = 10
+        batch_norm_weight: BatchNormWeight = 1.0
+        adversarial_weight: AdversarialWeight = 1.0

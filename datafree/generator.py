@@ -67,4 +67,4 @@ def build_generator(latent_size: int, facts: Facts, seed: int, **options: Any) -
         generator = Generator(latent_size, facts.image_size, **options)
     except ValueError as error:
         raise UserError(f'"image_size": {error}') from None
-    return generator.to(facts.mean.device, memory_format=torch.channels_last).train()
+    return generator.to(facts.mean.device).to(memory_format=torch.channels_last).train()

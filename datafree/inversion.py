@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from datafree.losses import kl_per_sample
+from model.features import Captured
 from utils.losses import at_least_float32
 
 
@@ -51,3 +52,19 @@ def total_variation(images: Tensor) -> Tensor:
     return ((images[..., :, 1:] - images[..., :, :-1]).norm() + (images[..., 1:, :] - images[..., :-1, :]).norm()
             + (images[..., 1:, 1:] - images[..., :-1, :-1]).norm()
             + (images[..., 1:, :-1] - images[..., :-1, 1:]).norm())
+
+
+def batch_norm_loss(captured: Captured) -> Tensor:
+    """Distance between the statistics of a batch and the running ones of the batch norms whose inputs were captured:
+    the sum over them of ||mean - running mean||_2 + ||variance - running variance||_2, variances divided by N.
+
+    Yin et al., "Dreaming to Distill", CVPR 2020, arXiv:1912.08795, eq. 4, with norms that are not squared. ValueError
+    if a captured module is no batch norm with running statistics.
+    """
+    terms = []
+    for name, module, values in captured.calls:
+        if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None or module.running_var is None:
+            raise ValueError(f"{name} is no batch norm with running statistics")
+        variance, mean = torch.var_mean(at_least_float32(values), dim=(0, 2, 3), correction=0)
+        terms += [(mean - module.running_mean).norm(), (variance - module.running_var).norm()]
+    return torch.stack(terms).sum()

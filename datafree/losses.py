@@ -27,18 +27,27 @@ def kl_element_mean(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -
     return kl_divergence(p_logits, q_logits, temperature=temperature) / p_logits.shape[1]
 
 
-def attention_map(activation: Tensor) -> Tensor:
+def attention_map(activation: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Where a layer is active: the mean over channels of the squared activation (B, C, H, W), as unit vectors (B, HW).
 
-    Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv:1612.03928.
+    size: a smaller (H, W) to average the map to. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017,
+    arXiv:1612.03928.
     """
-    return F.normalize(at_least_float32(activation).square().mean(1).flatten(1))
+    energy = at_least_float32(activation).square().mean(1)
+    if size is not None and size != energy.shape[1:]:
+        energy = F.adaptive_avg_pool2d(energy, size)
+    return F.normalize(energy.flatten(1))
 
 
-def attention_loss(student_groups: Sequence[Tensor], teacher_groups: Sequence[Tensor]) -> Tensor:
+def attention_loss(student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor]) -> Tensor:
     """The sum over layers of the mean squared difference of the attention maps, over batch and positions.
 
-    Activations (B, C, H, W); the channels of student and teacher may differ. ValueError for another number of layers.
+    Activations (B, C, H, W). Channels of student and teacher may differ, and so may sizes: the larger map is averaged
+    to the size of the smaller. ValueError for another number of layers.
     """
-    pairs = zip(student_groups, teacher_groups, strict=True)
-    return torch.stack([F.mse_loss(attention_map(student), attention_map(teacher)) for student, teacher in pairs]).sum()
+    losses = []
+    for student, teacher in zip(student_stages, teacher_stages, strict=True):
+        height, width = map(min, student.shape[2:], teacher.shape[2:])
+        student_map, teacher_map = (attention_map(stage, (height, width)) for stage in (student, teacher))
+        losses.append(F.mse_loss(student_map, teacher_map))
+    return torch.stack(losses).sum()

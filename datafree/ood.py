@@ -13,124 +13,154 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from datafree.distiller import Defence, Facts
+from datafree import REGISTRY
+from datafree.defense import BackdoorDefense, RetrospectionEpoch
+from datafree.distiller import Distiller, Facts, Terms
 from datafree.losses import kl_per_sample
+from datafree.params import DataFreeParams
 from datafree.patches import balance, cutmix, draw_cutmix, draw_picture, load_picture, patches
 from datafree.vaccine import ascent_cap, student_loss, suspicious
 from utils import seeds
-from utils.data import Batch, Images, TrainBatches, in_order
+from utils.console import progress_bar
+from utils.convolution import fast_convolutions
+from utils.data import Images, TrainBatches, in_order
 from utils.errors import UserError
 from utils.memory import Phase
-from utils.params import OoDParams
-from utils.step import Loss, Step, autocast
-from utils.supervised import Supervised, build_adam
-from utils.training import Row
+from utils.params import Params as RunParams
+from utils.params import RecipeParams, Switch
+from utils.results import Row
+from utils.step import autocast
+from utils.supervised import build_adam, build_optimizer, learning_rate, load_optimizer
 
 
-class OoD(Supervised):
-    """A `Learner` of the student. An epoch is a pass over the patches."""
+@REGISTRY.register("ood", display_name="OoD", source="Asano & Saeed, ICLR 2023, arXiv:2112.00725")
+class OoD(Distiller):
+    """Distillation on patches of one picture: an epoch is a pass over the patches. The defaults are ABD's for
+    CIFAR-10."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: OoDParams,
+    needs_network = False
+
+    class Params(DataFreeParams, RecipeParams):
+        optimizer: Literal["auto", "sgd", "adam"] = Field(
+            "adam", description=RecipeParams.model_fields["optimizer"].description)
+        learning_rate: float = Field(1e-3, gt=0, description=RunParams.model_fields["learning_rate"].description)
+        schedule: list[Annotated[int, Field(ge=0)]] = Field(
+            [150, 300, 600], description=RecipeParams.model_fields["schedule"].description)
+        gamma: float = Field(0.5, gt=0, description=RecipeParams.model_fields["gamma"].description)
+        num_epochs: int = Field(300, ge=1, description="passes over the patches")
+        batch_size: int = Field(512, ge=2, description=RunParams.model_fields["batch_size"].description)
+        temperature: float = Field(8.0, gt=0, description="temperature T of the softened outputs")
+        picture: str | None = Field(None, description="file of a picture; null: one is drawn")
+        patches: int = Field(50_000, ge=2, description="patches that are cut out of it")
+        patch_kinds: list[Literal["colour", "grey", "blob"]] = Field(
+            ["colour"], min_length=1, description="what becomes of them, in turns: `colour`, `grey`, `blob`")
+        balance: Switch = Field(False, description="choose patches that the teacher takes for all classes alike")
+        cutmix: Switch = Field(True, description="mix each batch with itself")
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: Params,
                  dtype: torch.dtype) -> None:
         """teacher: frozen. dtype: of the arithmetic of the networks."""
-        self.teacher, self.facts = teacher, facts
-        self.defence = Defence(teacher, params, facts)
+        self._student, self._teacher, self._facts, self._params, self._dtype = student, teacher, facts, params, dtype
+        self._device = facts.mean.device
+        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=facts.image_size)
+        with Phase("making the patches", 'reduce "patches"'):
+            picture = load_picture(params.picture) if params.picture else draw_picture(params.seed)
+            part = self._patches(picture)
+        self._picture = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
         # Never rotated: the patches were when they were cut.
         augmentation = facts.augmentation and ("crop_flip" if facts.flips else "crop")
-        batches = TrainBatches(self._patches(params, dtype), params.batch_size, augmentation, params.seed)
-        super().__init__(student, self.terms, batches, params, dtype)
+        self.batches = TrainBatches(part, params.batch_size, augmentation, params.seed)
+        self.images = self.batches.usable
+        self._optimizer = build_optimizer(params, student)
 
-    @Phase("making the patches", 'reduce "patches"')
-    def _patches(self, params: OoDParams, dtype: torch.dtype) -> Images:
-        """The data set that is made of one picture, with labels that mean nothing."""
-        picture = load_picture(params.picture) if params.picture else draw_picture(params.seed)
-        self.picture = hashlib.sha256(picture.numpy()).hexdigest()
-        pixels = patches(picture, params.patches, self.facts.image_size, params.seed, tuple(params.patch_kinds))
-        pixels = pixels.to(self.facts.mean.device)
-        labels = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
-        part = Images(pixels, labels, self.facts.mean, self.facts.std)
+    def _patches(self, picture: Tensor) -> Images:
+        """The data set that is made of a picture, uint8 (H, W, 3), with labels that mean nothing."""
+        params, facts = self._params, self._facts
+        pixels = patches(picture, params.patches, facts.image_size, params.seed, tuple(params.patch_kinds))
+        pixels = pixels.to(self._device)
+        labels = torch.zeros(len(pixels), dtype=torch.int64, device=self._device)
+        part = Images(pixels, labels, facts.mean, facts.std)
         if not params.balance:
             return part
-        with torch.inference_mode(), autocast(pixels.device, dtype):
-            predicted = torch.cat([self.teacher(images).argmax(1) for images, _ in in_order(part)])
-        chosen = balance(predicted, params.patches, self.facts.num_classes, seed=params.seed)
-        return dataclasses.replace(part, images=pixels[chosen.to(pixels.device)])
+        with torch.inference_mode(), autocast(self._device, self._dtype):
+            predicted = torch.cat([self._teacher(images).argmax(1) for images, _ in in_order(part)])
+        chosen = balance(predicted, params.patches, facts.num_classes, seed=params.seed)
+        return dataclasses.replace(part, images=pixels[chosen.to(self._device)])
 
     def begin(self, say: Callable[[str], None]) -> None:
-        self.defence.begin(say)
-        self._build_step()
-
-    def _build_step(self) -> None:
-        # As written: the boxes of CutMix and the vaccine's switches are values of Python.
-        self.step = _Step(self, self.network, self.loss, self.optimizer, self.batches, self.dtype)
+        self.defense.begin(say)
 
     def epoch(self, epoch: int, title: str) -> Row:
-        self.retrospects = self.defence.retrospects(epoch)
-        if self.defence.begins_retrospection(epoch):
-            self.optimizer = build_adam(self.network, self.params.sr_learning_rate)
-            self._build_step()
-        self.random = seeds.generator(self.params.seed, "cutmix", epoch)
-        self.sr_random = self.defence.random(epoch)
-        return super().epoch(epoch, title)
+        params = self._params
+        retrospection = self.defense.start_epoch(epoch)
+        rate = learning_rate(params, epoch)
+        if retrospection:
+            rate = retrospection.learning_rate(epoch)
+            if retrospection.begins:
+                self._optimizer = build_adam(self._student, params.sr_learning_rate)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        random, terms = seeds.generator(params.seed, "cutmix", epoch), Terms()
+        self._student.train()
+        with progress_bar(self.images, title) as bar:
+            for number, (images, *_) in enumerate(self.batches.epoch(epoch), start=1):
+                if params.cutmix:
+                    images = cutmix(images, draw_cutmix(len(images), self._facts.image_size, random))
+                terms.add(self._step(images, retrospection), weight=len(images))
+                bar.update(len(images))
+                if self._device.type == "cpu":  # elsewhere a look at every step would make the device wait
+                    terms.check(epoch, number)
+        terms.check(epoch)
+        return {"learning_rate": rate, **terms.means()}
 
-    def rate(self, epoch: int) -> float:
-        return self.defence.rate(epoch) if self.retrospects else super().rate(epoch)
+    def _step(self, images: Tensor, retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
+        """A step of the student, with self-retrospection where it is on. The terms to log."""
+        with autocast(self._device, self._dtype), fast_convolutions(self._device, self._dtype):
+            terms = self._losses(images)
+        self._optimizer.zero_grad()
+        terms["loss"].backward()
+        if retrospection:
+            terms |= retrospection.accumulate(self._student, self._teacher, images)
+        norm = nn.utils.clip_grad_norm_(self._student.parameters(), torch.inf)
+        self._optimizer.step()
+        return {**terms, "gradient_norm": norm}
 
-    def mixed(self, batch: Batch) -> Tensor:
-        """The images of a batch as the networks see them."""
-        if not self.params.cutmix:
-            return batch.images
-        return cutmix(batch.images, draw_cutmix(len(batch.images), self.facts.image_size, self.random))
-
-    def terms(self, student: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def _losses(self, images: Tensor) -> dict[str, Tensor]:
         """The loss of images (B, 3, H, W), and its parts as logged."""
-        temperature = self.params.temperature
+        temperature, vaccine = self._params.temperature, self.defense.vaccine
         with torch.no_grad():
-            teacher_logits = self.teacher(images)
-            self.defence.observe(teacher_logits, images)
-        kd = temperature**2 * kl_per_sample(teacher_logits, student(images), temperature=temperature)
-        if not self.defence.shuffled:
+            teacher_logits = self._teacher(images)
+        kd = temperature**2 * kl_per_sample(teacher_logits, self._student(images), temperature=temperature)
+        if vaccine is None:
             return {"loss": kd.mean(), "kl": kd.mean()}
-        if not self.defence.coefficient:
+        vaccine.observe(teacher_logits, images)
+        if not vaccine.coefficient:
             return {"loss": kd.mean(), "kl": kd.mean(), "suspicious": torch.zeros_like(kd[0])}
         with torch.no_grad():
-            mask = suspicious(teacher_logits, self.defence.shuffled(images))
-        loss = student_loss(kd, mask, coefficient=self.defence.coefficient,
+            mask = suspicious(teacher_logits, vaccine.shuffled(images))
+        loss = student_loss(kd, mask, coefficient=vaccine.coefficient,
                             cap=ascent_cap(teacher_logits, temperature=temperature))
         return {"loss": loss, "kl": kd.mean(), "suspicious": 100 * mask.float().mean()}
 
     def pictures(self) -> dict[str, Tensor]:
         """Patches that the student learns from, (B, 3, H, W) in [0, 1], and the perturbation."""
-        return {"synthetic": self.batches.part.images[:64].permute(0, 3, 1, 2) / 255, **self.defence.pictures()}
+        return {"synthetic": self.batches.part.images[:64].permute(0, 3, 1, 2) / 255, **self.defense.pictures()}
 
-    def state_dict(self) -> dict:
-        return {**super().state_dict(), "defence": self.defence.state_dict(), "picture": self.picture}
+    def state_dict(self) -> dict[str, Any]:
+        return {"optim_dict": self._optimizer.state_dict(), "defence": self.defense.state_dict(),
+                "picture": self._picture}
 
-    def load_state_dict(self, state: dict) -> None:
-        if state["picture"] != self.picture:
-            which = self.params.picture or "the picture that is drawn here"
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["picture"] != self._picture:
+            which = self._params.picture or "the picture that is drawn here"
             raise UserError(f"{which} is not the picture that this run began with; --restart starts over")
-        self.defence.load_state_dict(state["defence"])
-        if self.defence.retrospects(state["epoch"] - 1):  # the optimiser that was saved is that of retrospection
-            self.optimizer = build_adam(self.network, self.params.sr_learning_rate)
-        super().load_state_dict(state)
-
-
-class _Step(Step):
-    """A step on mixed images, with the gradient of self-retrospection where it is on."""
-
-    def __init__(self, learner: OoD, *arguments: object) -> None:
-        super().__init__(*arguments)
-        self.learner = learner
-
-    def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
-        learner = self.learner
-        images = learner.mixed(batch)
-        terms = super().differentiate(loss, images, share)
-        if learner.retrospects:
-            terms |= learner.defence.retrospect(self.network, learner.teacher, images, learner.sr_random)
-        return terms
+        self.defense.load_state_dict(state["defence"])
+        if self.defense.retrospects(state["epoch"] - 1):  # the optimizer that was saved is that of retrospection
+            self._optimizer = build_adam(self._student, self._params.sr_learning_rate)
+        load_optimizer(self._optimizer, state["optim_dict"])

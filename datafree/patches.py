@@ -265,8 +265,8 @@ def _noise(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     for octave in range(1, 9):
         rows, columns = (max(2, length >> (9 - octave)) for length in (height, width))
         coarse = random.random((rows, columns, 3)) + random.random((rows, columns, 1))
-        coarse = Image.fromarray((127.5 * coarse).astype(np.uint8))
-        total += 0.7**octave * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        image = Image.fromarray((127.5 * coarse).astype(np.uint8))
+        total += 0.7**octave * np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float32)
     low, high = np.quantile(total[::4, ::4], (0.01, 0.99))
     return ((total - low) / (high - low)).clip(0, 1)
 
@@ -289,7 +289,8 @@ def _ellipse(draw: ImageDraw.ImageDraw, random: np.random.Generator, centre: np.
     half = size * random.uniform(0.2, 1, 2)
     box, width = (*(centre - half), *(centre + half)), max(1, int(size / 15))
     if random.random() < 0.3:
-        draw.arc(box, *sorted(random.uniform(0, 360, 2)), _colour(random), 2 * width)
+        start, end = sorted(random.uniform(0, 360, 2))
+        draw.arc(box, start, end, _colour(random), 2 * width)
     else:
         draw.ellipse(box, _colour(random), _colour(random), width)
 

@@ -13,45 +13,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.distiller import Defence, Facts, Terms
-from datafree.features import Inside, batch_norm_loss, inside
+from datafree.defense import BackdoorDefense, RetrospectionEpoch
+from datafree.distiller import Distiller, Facts, Terms
+from datafree.inversion import batch_norm_loss
+from datafree.params import InversionParams, SynthesisParams
 from datafree.pool import ImagePool
-from datafree.vaccine import generator_penalty
+from model.features import Captured, batch_norms, capture_inputs
 from utils import seeds
+from utils.console import progress_bar
 from utils.convolution import fast_convolutions
 from utils.errors import UserError
-from utils.logger import progress_bar
 from utils.losses import kl_divergence
-from utils.params import SynthesisParams
+from utils.results import Row
 from utils.step import autocast
 from utils.supervised import cosine, load_optimizer
-from utils.training import Row
 
 
-class Synthesis(ABC):
-    """A `Learner` of the student. An epoch is `epoch_steps` steps of the student, `student_steps` of them a round."""
+class Synthesis(Distiller, ABC):
+    """A distiller that works in rounds. An epoch is `epoch_steps` steps of the student, `student_steps` a round."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: SynthesisParams,
                  dtype: torch.dtype) -> None:
         """teacher: frozen. dtype: of the arithmetic of the networks."""
-        self.student, self.teacher, self.facts, self.params, self.dtype = student, teacher, facts, params, dtype
-        self.device = facts.mean.device
-        self.defence = Defence(teacher, params, facts)
-        self.optimizer = self._optimizer(params.learning_rate)
-        self.student_steps = params.student_steps or params.epoch_steps
-        self.rounds, rest = divmod(params.epoch_steps, self.student_steps)
+        self._student, self._teacher, self._facts, self._params, self._dtype = student, teacher, facts, params, dtype
+        self._device = facts.mean.device
+        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=facts.image_size)
+        self._optimizer = self._build_optimizer(params.learning_rate)
+        self._student_steps = params.student_steps or params.epoch_steps
+        self._rounds, rest = divmod(params.epoch_steps, self._student_steps)
         if rest:
             raise UserError(f'"epoch_steps": {params.epoch_steps} is no multiple of "student_steps", '
-                            f"{self.student_steps}")
-        self.images = self.rounds * self.student_steps * params.batch_size
+                            f"{self._student_steps}")
+        self.images = self._rounds * self._student_steps * params.batch_size
         weights = {name: value for name, value in params if name.endswith("_weight") and name[:2] not in ("sv", "sr")}
         if not any(weights.values()):
             raise UserError(f"{', '.join(weights)} are 0: nothing is left to make images by")
-        with torch.inference_mode(), inside(teacher) as seen:  # what there is to look at in this teacher
-            teacher(torch.zeros(2, 3, facts.image_size, facts.image_size, device=self.device))
-        self.num_features = sum(values.shape[1] for _, values in seen.batch_norms)
-        self.has_classifier = seen.penultimate is not None
-        if not self.num_features and params.batch_norm_weight:
+        self._batch_norms = batch_norms(teacher)
+        with torch.inference_mode(), capture_inputs(teacher, *self._batch_norms) as captured:  # some may never run
+            teacher(torch.zeros(2, 3, facts.image_size, facts.image_size, device=self._device))
+        self._num_features = sum(call.value.shape[1] for call in captured.calls)
+        if not self._num_features and params.batch_norm_weight:
             raise UserError(f'"batch_norm_weight": {params.teacher_model} has no batch norms; 0 does without')
 
     @abstractmethod
@@ -63,98 +64,99 @@ class Synthesis(ABC):
         """`student_steps` batches (B, 3, H, W) of images as the networks see them."""
 
     def begin(self, say: Callable[[str], None]) -> None:
-        self.defence.begin(say)
+        self.defense.begin(say)
 
     def epoch(self, epoch: int, title: str) -> Row:
-        params, defence = self.params, self.defence
-        retrospects = defence.retrospects(epoch)
-        if defence.begins_retrospection(epoch):
-            self.optimizer = self._optimizer(params.sr_learning_rate)
-        rate = defence.rate(epoch) if retrospects else cosine(params.learning_rate, epoch / params.num_epochs)
-        for group in self.optimizer.param_groups:
+        params = self._params
+        retrospection = self.defense.start_epoch(epoch)
+        if retrospection and retrospection.begins:
+            self._optimizer = self._build_optimizer(params.sr_learning_rate)
+        rate = cosine(params.learning_rate, epoch / params.num_epochs)
+        if retrospection:
+            rate = retrospection.learning_rate(epoch)
+        for group in self._optimizer.param_groups:
             group["lr"] = rate
-        random, sr_random = seeds.generator(params.seed, "synthesis", epoch), defence.random(epoch)
+        random = seeds.generator(params.seed, "synthesis", epoch)
         made, taught = Terms(), Terms()
         with progress_bar(self.images, title) as bar:
-            for number in range(self.rounds):
-                self.student.eval()
+            for number in range(self._rounds):
+                self._student.eval()
                 made.add(self.synthesise(random))
-                self.student.train()
+                self._student.train()
                 for images in self.sample(random):
-                    taught.add(self._teach(images, sr_random if retrospects else None))
+                    taught.add(self._teach(images, retrospection))
                     bar.update(len(images))
-                if self.device.type == "cpu":  # elsewhere a look at every round would make the device wait
+                if self._device.type == "cpu":  # elsewhere a look at every round would make the device wait
                     made.check(epoch, number + 1)
-                    taught.check(epoch, number * self.student_steps + 1)
+                    taught.check(epoch, number * self._student_steps + 1)
         made.check(epoch)
         taught.check(epoch)
         return {"learning_rate": rate, **made.means(), **taught.means()}
 
-    def look(self, images: Tensor) -> tuple[Tensor, Inside, dict[str, Tensor]]:
-        """What the teacher says of images (B, 3, H, W) that are being made, logits (B, C), what it computed inside, and
+    def _look(self, images: Tensor) -> tuple[Tensor, Captured, dict[str, Tensor]]:
+        """The teacher's logits (B, C) for images (B, 3, H, W) that are being made, the inputs of its batch norms, and
         the losses of every method that are on: `batch_norm` and `vaccine`, times their weights."""
-        with inside(self.teacher) as seen:
-            logits = self.teacher(images)
-        self.defence.observe(logits, images)
-        losses = weigh({"batch_norm": (self.params.batch_norm_weight, lambda: batch_norm_loss(seen))})
-        if self.defence.shuffled:
-            losses["vaccine"] = logits.new_zeros(())
-        if coefficient := self.defence.coefficient:
-            losses["vaccine"] = generator_penalty(logits, self.defence.shuffled(images), coefficient=coefficient)
-        return logits, seen, losses
+        with capture_inputs(self._teacher, *self._batch_norms) as captured:
+            logits = self._teacher(images)
+        losses = weigh({"batch_norm": (self._params.batch_norm_weight, lambda: batch_norm_loss(captured))})
+        if vaccine := self.defense.vaccine:
+            vaccine.observe(logits, images)
+            losses["vaccine"] = vaccine.penalty(logits, images)
+        return logits, captured, losses
 
-    def _teach(self, images: Tensor, sr_random: torch.Generator | None) -> dict[str, Tensor]:
-        """A step of the student."""
-        temperature = self.params.temperature
-        with autocast(self.device, self.dtype), fast_convolutions(self.device, self.dtype):
+    def _teach(self, images: Tensor, retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
+        """A step of the student, with self-retrospection where it is on."""
+        temperature = self._params.temperature
+        with autocast(self._device, self._dtype), fast_convolutions(self._device, self._dtype):
             with torch.no_grad():
-                teacher_logits = self.teacher(images)
-            loss = temperature**2 * kl_divergence(teacher_logits, self.student(images), temperature=temperature)
-        self.optimizer.zero_grad()
+                teacher_logits = self._teacher(images)
+            loss = temperature**2 * kl_divergence(teacher_logits, self._student(images), temperature=temperature)
+        self._optimizer.zero_grad()
         loss.backward()
-        more = {}
-        if sr_random is not None:
-            more = self.defence.retrospect(self.student, self.teacher, images, sr_random)
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), torch.inf)
-        self.optimizer.step()
+        more = retrospection.accumulate(self._student, self._teacher, images) if retrospection else {}
+        norm = nn.utils.clip_grad_norm_(self._student.parameters(), torch.inf)
+        self._optimizer.step()
         return {"loss": loss, "gradient_norm": norm, **more}
 
-    def _optimizer(self, rate: float) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.student.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4, fused=True)
+    def _build_optimizer(self, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self._student.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4, fused=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optim_dict": self.optimizer.state_dict(), "defence": self.defence.state_dict()}
+        return {"optim_dict": self._optimizer.state_dict(), "defence": self.defense.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_optimizer(self.optimizer, state["optim_dict"])
-        self.defence.load_state_dict(state["defence"])
+        load_optimizer(self._optimizer, state["optim_dict"])
+        self.defense.load_state_dict(state["defence"])
 
 
 class Inversion(Synthesis):
     """Synthesis that keeps what it makes in a pool, from which the student learns: a round is an epoch, as a rule."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.pool = ImagePool(self.facts)
+    _params: InversionParams
 
-    def targets(self, count: int, random: torch.Generator) -> Tensor:
+    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: InversionParams,
+                 dtype: torch.dtype) -> None:
+        super().__init__(student, teacher, facts, params, dtype)
+        self._pool = ImagePool(facts)
+
+    def _targets(self, count: int, random: torch.Generator) -> Tensor:
         """The classes that new images are made for: int64 (count,), uniform and sorted."""
-        return torch.randint(self.facts.num_classes, (count,), generator=random).sort().values.to(self.device)
+        return torch.randint(self._facts.num_classes, (count,), generator=random).sort().values.to(self._device)
 
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
-        return self.pool.batches(self.student_steps, self.params.batch_size, random)
+        return self._pool.batches(self._student_steps, self._params.batch_size, random)
 
     def pictures(self) -> dict[str, Tensor]:
         """The newest images of the pool, (B, 3, H, W) in [0, 1], and the perturbation."""
-        newest = self.pool.images[-64:].permute(0, 3, 1, 2) / 255
-        return {**({"synthetic": newest} if len(newest) else {}), **self.defence.pictures()}
+        newest = self._pool.images[-64:].permute(0, 3, 1, 2) / 255
+        return {**({"synthetic": newest} if len(newest) else {}), **self.defense.pictures()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "pool": self.pool.state_dict()}
+        return {**super().state_dict(), "pool": self._pool.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.pool.load_state_dict(state["pool"])
+        self._pool.load_state_dict(state["pool"])
 
 
 def weigh(losses: dict[str, tuple[float, Callable[[], Tensor]]]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.losses import kl_per_sample
+from model.features import capture_inputs
 from utils import seeds
 from utils.errors import UserError
 from utils.losses import at_least_float32
@@ -45,8 +46,10 @@ class ShuffledTeacher:
             raise UserError(f"the vaccine cannot shuffle the last {layers} convolutions of a teacher that has "
                             f"{len(names)}: choose fewer layers")
         self.layers = names[len(names) - layers:]
-        self.original = {name: teacher.get_submodule(name).weight.detach().clone() for name in self.layers}
-        self.seed, self.shuffles = seed, 0
+        convolutions = _convolutions(teacher)
+        self._original = {name: convolutions[name].weight.detach().clone() for name in self.layers}
+        self._groups = {name: convolutions[name].groups for name in self.layers}
+        self._seed, self._shuffles = seed, 0
         self.permutations: list[dict[str, Tensor]] = []  # per member and layer: int64 (groups, channels per group)
         self.shuffle()
 
@@ -56,8 +59,8 @@ class ShuffledTeacher:
 
     def shuffle(self) -> None:
         """Draw the next permutations; the members stay the same objects."""
-        self.shuffles += 1
-        random = seeds.generator(self.seed, "vaccine", self.shuffles)
+        self._shuffles += 1
+        random = seeds.generator(self._seed, "vaccine", self._shuffles)
         self.permutations = [{name: self._draw(name, random) for name in self.layers} for _ in self.members]
         self._permute()
 
@@ -65,30 +68,29 @@ class ShuffledTeacher:
         """The permutations and their number, as plain tensors by name."""
         state = {f"{number}.{name}": permutation for number, member in enumerate(self.permutations)
                  for name, permutation in member.items()}
-        return {"shuffles": torch.tensor(self.shuffles), **state}
+        return {"shuffles": torch.tensor(self._shuffles), **state}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave. UserError if that was of other layers or members."""
         own = self.state_dict()
         if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
             raise UserError("the saved vaccine has other layers or members than this one")
-        self.shuffles = int(state["shuffles"])
+        self._shuffles = int(state["shuffles"])
         self.permutations = [{name: state[f"{number}.{name}"].cpu() for name in self.layers}
                              for number in range(len(self.members))]
         self._permute()
 
     def _draw(self, name: str, random: torch.Generator) -> Tensor:
-        groups = self.members[0].get_submodule(name).groups
-        channels = self.original[name].shape[1]
-        return torch.stack([torch.randperm(channels, generator=random) for _ in range(groups)])
+        channels = self._original[name].shape[1]
+        return torch.stack([torch.randperm(channels, generator=random) for _ in range(self._groups[name])])
 
     @torch.no_grad()
     def _permute(self) -> None:
-        for member, permutations in zip(self.members, self.permutations, strict=True):
+        for member, permutations in zip(map(_convolutions, self.members), self.permutations, strict=True):
             for name, permutation in permutations.items():
-                weight = self.original[name].unflatten(0, (len(permutation), -1))
+                weight = self._original[name].unflatten(0, (len(permutation), -1))
                 index = permutation.to(weight.device)[:, None, :, None, None].expand_as(weight)
-                member.get_submodule(name).weight.copy_(weight.gather(2, index).flatten(0, 1))
+                member[name].weight.copy_(weight.gather(2, index).flatten(0, 1))
 
 
 def shufflable_convolutions(network: nn.Module, image_size: int = 32) -> list[str]:
@@ -96,21 +98,15 @@ def shufflable_convolutions(network: nn.Module, image_size: int = 32) -> list[st
 
     Runs the network once, in the mode it is in, on one black image (3, image_size, image_size).
     """
-    names, handles = [], []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d) and module.weight.shape[1] > 1:
-            def note(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                if name not in names:
-                    names.append(name)
-            handles.append(module.register_forward_pre_hook(note))
-    try:
-        weight = next(network.parameters())
-        with torch.no_grad():
-            network(torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return names
+    names = [name for name, module in _convolutions(network).items() if module.weight.shape[1] > 1]
+    weight = next(network.parameters())
+    with torch.no_grad(), capture_inputs(network, *names) as captured:
+        network(torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device))
+    return list(dict.fromkeys(call.name for call in captured.calls))
+
+
+def _convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
 def suspicious(teacher_logits: Tensor, shuffled_logits: Tensor) -> Tensor:
@@ -172,46 +168,55 @@ class Selection:
         """least: the tail ratio above which a shuffle is accepted."""
         if not 0 <= skip < batches:
             raise ValueError(f"{batches} batches of which the first {skip} do not count leave nothing to judge")
-        self.batches, self.skip, self.tries, self.least = batches, skip, tries, least
-        self.given_up = False
-        self.seen = 0
-        self.collected: list[Tensor] = []
         self.ratios: list[float] = []  # of the shuffles judged so far
+        self._batches, self._skip, self._tries, self._least = batches, skip, tries, least
+        self._given_up = False
+        self._seen = 0
+        self._collected: list[Tensor] = []
 
     @property
     def found(self) -> bool:
         """Whether the present shuffle was accepted."""
-        return bool(self.ratios) and self.ratios[-1] > self.least
+        return bool(self.ratios) and self.ratios[-1] > self._least
 
     @property
     def finished(self) -> bool:
         """Whether the search has ended, with or without success."""
-        return self.found or self.given_up or len(self.ratios) == self.tries
+        return self.found or self._given_up or len(self.ratios) == self._tries
+
+    @property
+    def limit(self) -> int:
+        """Batches that the search takes at most."""
+        return self._skip + self._tries * (self._batches - self._skip)
+
+    def give_up(self) -> None:
+        """End the search without success."""
+        self._given_up = True
 
     def observe(self, k: Tensor) -> bool:
         """Watch one batch (B,). True if its shuffle was refused and another is to be tried: re-shuffle T~ now."""
         if self.finished:
             return False
-        self.seen += 1
-        if self.seen > self.skip:
-            self.collected.append(k.detach().cpu())
-        if self.seen < self.batches:
+        self._seen += 1
+        if self._seen > self._skip:
+            self._collected.append(k.detach().cpu())
+        if self._seen < self._batches:
             return False
-        self.ratios.append(tail_ratio(torch.cat(self.collected)))
-        self.seen, self.collected = self.skip, []
+        self.ratios.append(tail_ratio(torch.cat(self._collected)))
+        self._seen, self._collected = self._skip, []
         return not self.finished
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the search stands, as plain tensors by name."""
-        return {"seen": torch.tensor(self.seen), "given_up": torch.tensor(self.given_up),
+        return {"seen": torch.tensor(self._seen), "given_up": torch.tensor(self._given_up),
                 "ratios": torch.tensor(self.ratios, dtype=torch.float64),
-                "collected": torch.cat(self.collected) if self.collected else torch.empty(0)}
+                "collected": torch.cat(self._collected) if self._collected else torch.empty(0)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
-        self.seen, self.ratios = int(state["seen"]), state["ratios"].tolist()
-        self.given_up = bool(state["given_up"])
-        self.collected = [state["collected"]] if len(state["collected"]) else []
+        self._seen, self.ratios = int(state["seen"]), state["ratios"].tolist()
+        self._given_up = bool(state["given_up"])
+        self._collected = [state["collected"]] if len(state["collected"]) else []
 
 
 def _mean_where(mask: Tensor, values: Tensor) -> Tensor:

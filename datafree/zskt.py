@@ -12,153 +12,172 @@ teacher says of them are computed once.
 """
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from datafree.distiller import Defence, Facts, Terms, differentiate_by
+from datafree import REGISTRY
+from datafree.defense import BackdoorDefense, RetrospectionEpoch
+from datafree.distiller import Distiller, Facts, Terms, differentiate_by, total
 from datafree.generator import build_generator
 from datafree.losses import attention_loss, kl_element_mean
-from datafree.vaccine import generator_penalty
+from datafree.params import DataFreeParams, LatentSize, SREpochs, SRWeight
+from model.features import capture_outputs, paired_stages
 from utils import seeds
 from utils.augment import denormalise
+from utils.console import progress_bar
 from utils.convolution import fast_convolutions
 from utils.errors import UserError
-from utils.logger import progress_bar
-from utils.params import ZSKTParams
+from utils.results import Row
 from utils.step import autocast
 from utils.supervised import build_adam, cosine, load_optimizer
-from utils.training import Row
 
 
-class ZSKT:
-    """A `Learner` of the student. An epoch is `pseudo_batches` pseudo-batches."""
+@REGISTRY.register("zskt", display_name="ZSKT", source="Micaelli & Storkey, NeurIPS 2019, arXiv:1905.09768")
+class ZSKT(Distiller):
+    """Zero-shot knowledge transfer: an epoch is `pseudo_batches` pseudo-batches. Defaults: ABD's for CIFAR-10."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: ZSKTParams,
+    class Params(DataFreeParams):
+        learning_rate: float = Field(2e-3, gt=0, description="of the student, falling to 0 along half a cosine")
+        num_epochs: int = Field(400, ge=1, description="intervals of `pseudo_batches`")
+        temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs")
+        pseudo_batches: int = Field(200, ge=1, description="batches that an epoch generates")
+        student_steps: int = Field(10, ge=1, description="steps of the student on each of them")
+        latent_size: LatentSize = 100
+        generator_learning_rate: float = Field(1e-3, gt=0, description="likewise, of the generator")
+        attention_weight: float = Field(250.0, ge=0, description="weight of the attention losses; 0 without groups")
+        clip_norm: float = Field(5.0, gt=0, description="largest norm of a gradient, of student and generator")
+        sr_weight: SRWeight = 0.1
+        sr_epochs: SREpochs = 3
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: Params,
                  dtype: torch.dtype) -> None:
         """teacher: frozen. dtype: of the arithmetic of the networks."""
-        self.student, self.teacher, self.facts, self.params, self.dtype = student, teacher, facts, params, dtype
-        self.device = facts.mean.device
+        self._student, self._teacher, self._facts, self._params, self._dtype = student, teacher, facts, params, dtype
+        self._device = facts.mean.device
+        self._student_stages: tuple[str, ...] = ()  # whose attention is compared with that of the teacher's, in pairs
+        self._teacher_stages: tuple[str, ...] = ()
         if params.attention_weight:
-            for network, key in ((student, "model_name"), (teacher, "teacher_model")):
-                if "return_groups" not in inspect.signature(network.forward).parameters:
-                    raise UserError(f'"attention_weight": {getattr(params, key)} has no groups of layers whose '
-                                    "attention could be compared, as the wide ResNets have; 0 does without")
-        self.generator = build_generator(params.latent_size, facts, params.seed)
-        self.generator_optimizer = build_adam(self.generator, params.generator_learning_rate)
-        self.optimizer = build_adam(student, params.learning_rate)
-        self.defence = Defence(teacher, params, facts)
+            pairs = paired_stages(student, teacher, facts.image_size)
+            if not pairs:
+                raise UserError(f'"attention_weight": {params.model_name} and {params.teacher_model} have no stages of '
+                                "similar height and width whose attention could be compared; 0 does without")
+            self._student_stages, self._teacher_stages = zip(*pairs, strict=True)
+        self._generator = build_generator(params.latent_size, facts, params.seed)
+        self._generator_optimizer = build_adam(self._generator, params.generator_learning_rate)
+        self._optimizer = build_adam(student, params.learning_rate)
+        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=facts.image_size)
         self.images = params.pseudo_batches * params.student_steps * params.batch_size
-        self.latest: Tensor | None = None  # images of the last pseudo-batch, as the networks see them
+        self._latest: Tensor | None = None  # images of the last pseudo-batch, as the networks see them
 
     def begin(self, say: Callable[[str], None]) -> None:
-        self.defence.begin(say)
+        self.defense.begin(say)
 
     def epoch(self, epoch: int, title: str) -> Row:
-        params, count = self.params, self.params.pseudo_batches
-        retrospects = self.defence.retrospects(epoch)
-        if self.defence.begins_retrospection(epoch):
-            self.optimizer = build_adam(self.student, params.sr_learning_rate)
+        params, count = self._params, self._params.pseudo_batches
+        retrospection = self.defense.start_epoch(epoch)
+        if retrospection and retrospection.begins:
+            self._optimizer = build_adam(self._student, params.sr_learning_rate)
         random = seeds.generator(params.seed, "latent", epoch)
-        latent = torch.randn(count, params.batch_size, params.latent_size, generator=random).to(self.device)
-        sr_random = self.defence.random(epoch)
-        self.student.train()
+        latent = torch.randn(count, params.batch_size, params.latent_size, generator=random).to(self._device)
+        self._student.train()
         made, taught = Terms(), Terms()
-        rate = self._set_rates(epoch, 0.0, retrospects)
+        rate = self._set_rates(epoch, 0.0, retrospection)
         with progress_bar(self.images, title) as bar:
             for number in range(count):
-                self._set_rates(epoch, number / count, retrospects)
+                self._set_rates(epoch, number / count, retrospection)
                 made.add(self.generator_step(latent[number]))
-                images, logits, groups = self.answers(latent[number])
+                images, logits, stages = self.answers(latent[number])
                 for _ in range(params.student_steps):
-                    taught.add(self.student_step(images, logits, groups, sr_random if retrospects else None))
+                    taught.add(self.student_step(images, logits, stages, retrospection))
                     bar.update(params.batch_size)
-                if self.device.type == "cpu":  # elsewhere a look at every step would make the device wait
+                if self._device.type == "cpu":  # elsewhere a look at every step would make the device wait
                     made.check(epoch, number + 1)
                     taught.check(epoch, number * params.student_steps + 1)
-            self.latest = images
+            self._latest = images
         made.check(epoch)
         taught.check(epoch)
         return {"learning_rate": rate, **made.means(), **taught.means()}
 
     def generator_step(self, latent: Tensor) -> dict[str, Tensor]:
         """One step of the generator on z (B, latent_size). Its loss and, if there is one, the vaccine's part in it."""
-        with autocast(self.device, self.dtype):
-            images = self.generator(latent)
-            teacher_logits, student_logits = self.teacher(images), self.student(images)
+        with autocast(self._device, self._dtype):
+            images = self._generator(latent)
+            teacher_logits, student_logits = self._teacher(images), self._student(images)
             terms = {"generator_loss": -kl_element_mean(teacher_logits, student_logits,
-                                                        temperature=self.params.temperature)}
-            self.defence.observe(teacher_logits, images)
-            if self.defence.shuffled:
-                terms["vaccine"] = torch.zeros_like(terms["generator_loss"])
-            if self.defence.coefficient:
-                terms["vaccine"] = generator_penalty(teacher_logits, self.defence.shuffled(images),
-                                                     coefficient=self.defence.coefficient)
-        parameters = list(self.generator.parameters())
-        differentiate_by(parameters, sum(terms.values()))
-        nn.utils.clip_grad_norm_(parameters, self.params.clip_norm)
-        self.generator_optimizer.step()
+                                                        temperature=self._params.temperature)}
+            if vaccine := self.defense.vaccine:
+                vaccine.observe(teacher_logits, images)
+                terms["vaccine"] = vaccine.penalty(teacher_logits, images)
+        parameters = list(self._generator.parameters())
+        differentiate_by(parameters, total(terms))
+        nn.utils.clip_grad_norm_(parameters, self._params.clip_norm)
+        self._generator_optimizer.step()
         return terms
 
     def answers(self, latent: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """The generator's images of z, and what the teacher says of them: logits, and activations to compare with."""
-        with torch.no_grad(), autocast(self.device, self.dtype):
-            images = self.generator(latent).float()
-            logits, groups = self._with_groups(self.teacher, images)
-        return images, logits, groups
+        with torch.no_grad(), autocast(self._device, self._dtype):
+            images = self._generator(latent).float()
+            logits, stages = with_outputs(self._teacher, self._teacher_stages, images)
+        return images, logits, stages
 
-    def student_step(self, images: Tensor, teacher_logits: Tensor, teacher_groups: tuple[Tensor, ...],
-                     random: torch.Generator | None) -> dict[str, Tensor]:
-        """One step of the student. random: of self-retrospection, if it is on. The terms to log."""
-        with autocast(self.device, self.dtype), fast_convolutions(self.device, self.dtype):
-            logits, groups = self._with_groups(self.student, images)
-            terms = {"kl": kl_element_mean(teacher_logits, logits, temperature=self.params.temperature)}
+    def student_step(self, images: Tensor, teacher_logits: Tensor, teacher_stages: tuple[Tensor, ...],
+                     retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
+        """One step of the student, with self-retrospection where it is on. The terms to log."""
+        with autocast(self._device, self._dtype), fast_convolutions(self._device, self._dtype):
+            logits, stages = with_outputs(self._student, self._student_stages, images)
+            terms = {"kl": kl_element_mean(teacher_logits, logits, temperature=self._params.temperature)}
             loss = terms["kl"]
-            if groups:
-                terms["attention"] = attention_loss(groups, teacher_groups)
-                loss = loss + self.params.attention_weight * terms["attention"]
-        self.optimizer.zero_grad()
+            if stages:
+                terms["attention"] = attention_loss(stages, teacher_stages)
+                loss = loss + self._params.attention_weight * terms["attention"]
+        self._optimizer.zero_grad()
         loss.backward()
-        if random is None:
-            norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.params.clip_norm)
+        if retrospection is None:
+            norm = nn.utils.clip_grad_norm_(self._student.parameters(), self._params.clip_norm)
         else:
-            terms |= self.defence.retrospect(self.student, self.teacher, images, random)
-            norm = nn.utils.clip_grad_norm_(self.student.parameters(), torch.inf)
-        self.optimizer.step()
+            terms |= retrospection.accumulate(self._student, self._teacher, images)
+            norm = nn.utils.clip_grad_norm_(self._student.parameters(), torch.inf)
+        self._optimizer.step()
         return {"loss": loss, **terms, "gradient_norm": norm}
 
     def pictures(self) -> dict[str, Tensor]:
         """Images of the last pseudo-batch, (B, 3, H, W) in [0, 1], and the perturbation."""
-        if self.latest is None:
-            return self.defence.pictures()
-        latest = denormalise(self.latest[:64], self.facts.mean, self.facts.std)
-        return {"synthetic": latest, **self.defence.pictures()}
+        if self._latest is None:
+            return self.defense.pictures()
+        latest = denormalise(self._latest[:64], self._facts.mean, self._facts.std)
+        return {"synthetic": latest, **self.defense.pictures()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optim_dict": self.optimizer.state_dict(), "generator": self.generator.state_dict(),
-                "generator_optim_dict": self.generator_optimizer.state_dict(), "defence": self.defence.state_dict()}
+        return {"optim_dict": self._optimizer.state_dict(), "generator": self._generator.state_dict(),
+                "generator_optim_dict": self._generator_optimizer.state_dict(), "defence": self.defense.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_optimizer(self.optimizer, state["optim_dict"])
-        self.generator.load_state_dict(state["generator"])
-        load_optimizer(self.generator_optimizer, state["generator_optim_dict"])
-        self.defence.load_state_dict(state["defence"])
+        load_optimizer(self._optimizer, state["optim_dict"])
+        self._generator.load_state_dict(state["generator"])
+        load_optimizer(self._generator_optimizer, state["generator_optim_dict"])
+        self.defense.load_state_dict(state["defence"])
 
-    def _with_groups(self, network: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return network(images, return_groups=True) if self.params.attention_weight else (network(images), ())
-
-    def _set_rates(self, epoch: int, part: float, retrospects: bool) -> float:
+    def _set_rates(self, epoch: int, part: float, retrospection: RetrospectionEpoch | None) -> float:
         """Half a cosine each over all pseudo-batches; self-retrospection has one of its own. The student's rate."""
-        params = self.params
+        params = self._params
         done = (epoch + part) / params.num_epochs
         rate = cosine(params.learning_rate, done)
-        if retrospects:
-            rate = self.defence.rate(epoch + part)
-        for optimizer, value in ((self.optimizer, rate),
-                                 (self.generator_optimizer, cosine(params.generator_learning_rate, done))):
+        if retrospection:
+            rate = retrospection.learning_rate(epoch + part)
+        for optimizer, value in ((self._optimizer, rate),
+                                 (self._generator_optimizer, cosine(params.generator_learning_rate, done))):
             for group in optimizer.param_groups:
                 group["lr"] = value
         return rate
+
+
+def with_outputs(network: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits (B, C) for images, and the outputs of the named modules."""
+    with capture_outputs(network, *names) as captured:
+        logits = network(images)
+    return logits, tuple(captured[name] for name in names)

@@ -1,65 +1,99 @@
-"""The model zoo: image classifiers by name.
+"""Image classifiers by name: the model zoo, and other people's networks.
 
     build_model("resnet18", num_classes=100)
+    build_model("torchvision:mobilenet_v3_small", num_classes=100)
+    build_model("timm:resnet10t", num_classes=100, options={"drop_rate": 0.1})
+    build_model("mypackage.networks:build", num_classes=100)
 
-Every network maps a batch of N x 3 x H x W images to N x num_classes logits. To add one, write its file and add a line
-to the registry. Attribute names are an interface: published checkpoints load by them.
+Every network maps a batch of N x 3 x H x W images to N x num_classes logits. To add one to the zoo, write its file here
+with a `@register` line. Attribute names are an interface: published checkpoints load by them.
 """
+from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import partial
+from typing import Any
 
 from torch import nn
 
-from model.densenet import DenseNet
-from model.mlp import MLP
-from model.mobilenetv2 import MobileNetV2
-from model.net import Net
-from model.preresnet import PreResNet
-from model.resnet import ResNet
-from model.resnext import ResNeXt29
-from model.shufflenetv2 import ShuffleNetV2
-from model.wideresnet import WideResNet
+from model.imported import check_logits, find, imported_code
+from model.registry import REGISTRY
 
-_REGISTRY: dict[str, Callable[..., nn.Module]] = {
-    "net": Net,
-    "mlp": MLP,
-    "resnet18": partial(ResNet, 18),
-    "resnet34": partial(ResNet, 34),
-    "resnet50": partial(ResNet, 50),
-    "resnet101": partial(ResNet, 101),
-    "resnet152": partial(ResNet, 152),
-    "preresnet20": partial(PreResNet, 20),
-    "preresnet32": partial(PreResNet, 32),
-    "preresnet44": partial(PreResNet, 44),
-    "preresnet56": partial(PreResNet, 56),
-    "preresnet110": partial(PreResNet, 110),
-    "densenet121": partial(DenseNet, 121),
-    "densenet161": partial(DenseNet, 161),
-    "densenet169": partial(DenseNet, 169),
-    "densenet201": partial(DenseNet, 201),
-    "resnext29": ResNeXt29,
-    "mobilenetv2": MobileNetV2,
-    "shufflenetv2": ShuffleNetV2,
-    "wrn16_1": partial(WideResNet, 16, 1),
-    "wrn16_2": partial(WideResNet, 16, 2),
-    "wrn28_2": partial(WideResNet, 28, 2),
-    "wrn40_1": partial(WideResNet, 40, 1),
-    "wrn40_2": partial(WideResNet, 40, 2),
-}
+__all__ = ["MODEL_NAMES", "build_model"]
 
-MODEL_NAMES: tuple[str, ...] = tuple(_REGISTRY)
+# The families in the order in which they are listed; others follow, by the name of their file.
+_ORDER = ("net", "mlp", "resnet", "preresnet", "densenet", "resnext", "mobilenetv2", "shufflenetv2", "wideresnet")
+for _family in dict.fromkeys((*_ORDER, *(module.name for module in pkgutil.iter_modules(__path__)))):
+    importlib.import_module(f"{__name__}.{_family}")
+
+MODEL_NAMES: tuple[str, ...] = tuple(REGISTRY)
 
 
-def build_model(name: str, num_classes: int, *, num_channels: int = 32, dropout_rate: float = 0.0) -> nn.Module:
-    """Build the network called `name`, freshly initialised; `num_channels` and `dropout_rate` concern `net` only."""
-    if name not in _REGISTRY:
+def build_model(name: str, num_classes: int, *, num_channels: int = 32, dropout_rate: float = 0.0,
+                options: Mapping[str, Any] | None = None, image_size: int | None = None) -> nn.Module:
+    """Build the network called `name`, freshly initialised.
+
+    Its attributes `default_optimizer`, "adam" or "sgd", and `imported_code`, the module that `package.module:callable`
+    imported or None, are for the run that trains it.
+
+    Args:
+        name: of the zoo, `MODEL_NAMES`; `torchvision:NAME` or `timm:NAME`, without pretrained weights; or
+            `package.module:callable`, which is imported and called with the keyword `num_classes`.
+        num_channels, dropout_rate: concern `net` only.
+        options: keyword arguments of the network's own.
+        image_size: height and width in pixels for which a network that is not of the zoo must give logits.
+
+    Raises:
+        ValueError: in one line, for a name, a number of classes or an option that does not exist.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    options = dict(options or {})
+    if ":" in name:
+        build, fixed = find(name)
+    elif name in REGISTRY:
+        build, fixed = REGISTRY[name].build, {}
+        widths = {"num_channels": num_channels, "dropout_rate": dropout_rate}
+        options = {key: value for key, value in widths.items() if _takes(build, key)} | options
+    else:
         nearest = [known for known in MODEL_NAMES if known.endswith(name.lower())] or \
             get_close_matches(name.lower(), MODEL_NAMES, n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise ValueError(f"unknown model {name!r}{hint}; choose from {', '.join(MODEL_NAMES)}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    options = {"num_channels": num_channels, "dropout_rate": dropout_rate} if name == "net" else {}
-    return _REGISTRY[name](num_classes, **options)
+        raise ValueError(f"unknown model {name!r}{hint}; choose from {', '.join(MODEL_NAMES)}; or torchvision:NAME, "
+                         "timm:NAME, package.module:callable")
+    network = _build(name, build, {"num_classes": num_classes, **fixed}, options)
+    if image_size and name not in REGISTRY:
+        check_logits(network, num_classes, image_size)
+    vars(network).update(default_optimizer=REGISTRY[name].optimizer if name in REGISTRY else "sgd",
+                         imported_code=imported_code(name))  # neither modules nor tensors
+    return network
+
+
+def _build(name: str, build: Callable[..., nn.Module], given: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """Call `build` with what is given and options. ValueError for everything that goes wrong."""
+    for key in (*given, *options):
+        if not _takes(build, key):
+            raise ValueError(f"{name} takes no keyword argument {key!r}")
+        if key in given and key in options:
+            raise ValueError(f"{name}: {key!r} is no option, it is set to {given[key]!r}")
+    try:
+        network = build(**given, **options)
+    except Exception as error:  # constructors raise anything on arguments that they do not understand
+        raise ValueError(f"{name} cannot be built: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} returns an object of type {type(network).__name__}, no torch.nn.Module")
+    return network
+
+
+def _takes(build: Callable[..., nn.Module], key: str) -> bool:
+    """Whether a function or class takes a keyword argument, as far as it says."""
+    try:
+        parameters = inspect.signature(build).parameters
+    except (TypeError, ValueError):  # builtins
+        return True
+    by_name = key in parameters and parameters[key].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                                                             inspect.Parameter.KEYWORD_ONLY)
+    return by_name or any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())

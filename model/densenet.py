@@ -5,8 +5,12 @@ The ImageNet networks of the paper with a stem for small images: a 3x3 convoluti
 transition has no ReLU between its BN and its convolution.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+
+from model.registry import register
 
 
 class DenseLayer(nn.Module):
@@ -72,3 +76,7 @@ class DenseNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.features(self.conv1(images))
         return self.linear(x.mean((2, 3)))
+
+
+for _depth in _CONFIGS:
+    register(f"densenet{_depth}")(partial(DenseNet, _depth))

@@ -6,7 +6,10 @@ Its logits pass through a ReLU as well, as in the published Nasty Teacher code (
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.registry import register
 
+
+@register("mlp", optimizer="adam")
 class MLP(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -8,6 +8,8 @@ it expands by 1; the classifier is a 1x1 convolution on the pooled features.
 
 from torch import Tensor, nn
 
+from model.registry import register
+
 
 class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
@@ -38,6 +40,7 @@ def _stage(in_channels: int, out_channels: int, repeats: int, stride: int) -> nn
     return nn.Sequential(first, *rest)
 
 
+@register("mobilenetv2")
 class MobileNetV2(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()

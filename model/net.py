@@ -6,7 +6,10 @@ Three times [3x3 convolution, BN, 2x2 max-pool, ReLU] with c, 2c and 4c channels
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.registry import register
 
+
+@register("net", optimizer="adam")
 class Net(nn.Module):
     def __init__(self, num_classes: int, *, num_channels: int = 32, dropout_rate: float = 0.0) -> None:
         super().__init__()

@@ -7,8 +7,12 @@ the name is 6n + 2 for n blocks a stage even from 44 on, where blocks are bottle
 thus has the 164 layers of the paper's ResNet-164).
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.registry import register
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -86,3 +90,7 @@ class PreResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         x = F.relu(self.bn(x), inplace=True)
         return self.fc(x.mean((2, 3)))
+
+
+for _depth in (20, 32, 44, 56, 110):
+    register(f"preresnet{_depth}")(partial(PreResNet, _depth))

@@ -4,8 +4,12 @@ The ImageNet networks of the paper with a stem for small images: a 3x3 convoluti
 bottleneck has its stride in the 3x3 convolution, not in the first 1x1.
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.registry import register
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
@@ -86,3 +90,7 @@ class ResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.linear(x.mean((2, 3)))
+
+
+for _depth in _CONFIGS:
+    register(f"resnet{_depth}")(partial(ResNet, _depth))

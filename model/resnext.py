@@ -8,6 +8,8 @@ Convolutions start from He's normal initialisation over the fan-out, the classif
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.registry import register
+
 GROUPS = 8
 
 
@@ -42,6 +44,7 @@ def _stage(name: str, in_channels: int, out_channels: int, stride: int) -> nn.Se
     return stage
 
 
+@register("resnext29")
 class ResNeXt29(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()

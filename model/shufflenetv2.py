@@ -8,6 +8,8 @@ Every convolution has a bias.
 import torch
 from torch import Tensor, nn
 
+from model.registry import register
+
 
 def _interleave(first: Tensor, second: Tensor) -> Tensor:
     """Concatenate along channels and shuffle them in 2 groups: a0 b0 a1 b1 ... (N x 2C x H x W)."""
@@ -53,6 +55,7 @@ def _stage(in_channels: int, out_channels: int, repeats: int) -> nn.Sequential:
     return nn.Sequential(first, *(Unit(out_channels, out_channels, stride=1) for _ in range(repeats)))
 
 
+@register("shufflenetv2")
 class ShuffleNetV2(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()

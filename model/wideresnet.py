@@ -6,8 +6,12 @@ convolution reads the activated input; elsewhere the identity path carries the r
 """
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.registry import register
 
 
 class Block(nn.Module):
@@ -57,14 +61,10 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, images: Tensor, return_groups: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits (B, C); with `return_groups` also what the three groups put out, before the final batch norm.
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.group3(self.group2(self.group1(self.conv1(images))))
+        return self.fc(F.relu(self.bn(x), inplace=True).mean((2, 3)))
 
-        For width k and HxW images those have the shapes (B, 16k, H, W), (B, 32k, H/2, W/2) and (B, 64k, H/4, W/4).
-        """
-        x, groups = self.conv1(images), []
-        for group in (self.group1, self.group2, self.group3):
-            x = group(x)
-            groups.append(x)
-        logits = self.fc(F.relu(self.bn(x), inplace=True).mean((2, 3)))
-        return (logits, tuple(groups)) if return_groups else logits
+
+for _depth, _width in ((16, 1), (16, 2), (28, 2), (40, 1), (40, 2)):
+    register(f"wrn{_depth}_{_width}")(partial(WideResNet, _depth, _width))

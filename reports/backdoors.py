@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.cells import DEFENSES, METHODS, Cell, Collection, in_words, method_in_words, nearness
+from reports.cells import DEFENSES, Cell, Collection, Way, in_words, nearness, way_in_words
 from reports.table import TEACHER, Head, Place, Table
 
 CLEAN = Head(("no backdoor",), "no backdoor")
+DATA = "data"  # in the place of a method: students with data
 
 
 def backdoors(collection: Collection, own: Sequence[Cell], published: dict[str, Any]) -> list[Table]:
@@ -21,14 +22,14 @@ def backdoors(collection: Collection, own: Sequence[Cell], published: dict[str, 
     made = []
     for (teacher, student), cells in pairs.items():
         methods = dict.fromkeys(_method(cell) for cell in cells)
-        for method in [method for method in methods if method != "kd"] or ["kd"]:
+        for method in [method for method in methods if method != DATA] or [DATA]:
             wanted = {cell.backdoor for cell in cells if _method(cell) == method}
-            chosen = [cell for cell in cells if _method(cell) in (method, "kd") and cell.backdoor in wanted]
-            words = "" if method == "kd" else f"{METHODS.get(method, method)} from "
+            chosen = [cell for cell in cells if _method(cell) in (method, DATA) and cell.backdoor in wanted]
+            words = "" if method == DATA else f"{way_in_words((method,))} from "
             table = _table(f"{collection.name} {method} {teacher} {student}",
                            f"{collection.title}, {words}{in_words(teacher)} to {in_words(student)}")
             made.append(_fill(table, teacher, chosen, own, {
-                trigger: {key: values for key, values in row.items() if key.split()[0] in ("teacher", "kd", method)}
+                trigger: {key: values for key, values in row.items() if key.split()[0] in ("teacher", DATA, method)}
                 for trigger, row in published.get(f"{teacher} {student}", {}).items() if method in row}))
     for teacher in dict.fromkeys(cell.network for cell in own if cell.backdoor and cell.kind == "poisoned"):
         if not any(teacher == other for other, _ in pairs):
@@ -57,13 +58,15 @@ def _fill(table: Table, teacher: str, students: Sequence[Cell], own: Sequence[Ce
     heads = {(trigger, source): Head((trigger, str(source)), trigger if triggered.count(trigger) == 1 else
                                      f"{trigger}, {source}") for trigger, source in rows}
     for cell in cells:
-        column = TEACHER if cell.kind == "poisoned" else _way(cell.method)
+        column = TEACHER if cell.kind == "poisoned" else _column(_method(cell), cell.way, cell.answers)
         table.put(Place(heads[cell.backdoor or "", _teacher(cell)], column), cell)
     for trigger, ways in published.items():
         alike = [head for (other, _), head in heads.items() if other == trigger]
         row = alike[0] if len(alike) == 1 else Head((trigger,), trigger)
         for key, values in ways.items():
-            table.published[Place(row, TEACHER if key == "teacher" else _way(key))] = tuple(values)
+            way = tuple(key.split())
+            column = TEACHER if key == "teacher" else _column(way[0], () if way == (DATA,) else way)
+            table.published[Place(row, column)] = tuple(values)
     places = [*table.cells, *table.published]
     table.rows = list(dict.fromkeys(row for row, _ in places))
     table.columns = sorted(dict.fromkeys(column for _, column in places), key=_order)
@@ -71,7 +74,8 @@ def _fill(table: Table, teacher: str, students: Sequence[Cell], own: Sequence[Ce
 
 
 def _method(cell: Cell) -> str:
-    return cell.method.partition(" ")[0]
+    """The method without data, or `DATA`."""
+    return DATA if cell.description.uses_data else cell.description.method
 
 
 def _teacher(cell: Cell) -> Path | None:
@@ -79,12 +83,14 @@ def _teacher(cell: Cell) -> Path | None:
     return cell.source if cell.kind == "student" else cell.experiment
 
 
-def _way(method: str) -> Head:
-    return Head(tuple(method.split()), method_in_words(method))
+def _column(method: str, way: Way, answers: str = "") -> Head:
+    """Students that learn in one way, with data or without, from one kind of answers."""
+    words = ["with data" if method == DATA else "", way_in_words(way), f"answers {answers}" if answers else ""]
+    return Head((method, *way[method != DATA:], *filter(None, [answers])), ", ".join(filter(None, words)))
 
 
 def _order(column: Head) -> tuple[bool, bool, int]:
-    """The teacher, the student with data, the method, the method with each defence."""
+    """The teacher, the student with data, the method, the method with each backdoor defense."""
     defense = column.key[1] if len(column.key) > 1 else ""
-    return (column != TEACHER, column.key != ("kd",),
+    return (column != TEACHER, column.key[0] != DATA,
             list(DEFENSES).index(defense) if defense in DEFENSES else len(DEFENSES))

@@ -5,25 +5,25 @@ import contextlib
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runs.directories import Run, experiment, is_seed, number
+from runs.directories import Run, experiment, is_seed
 from runs.graph import absolute
+from runs.stages import display_name
 from utils.files import sha256
+from utils.params import Description
+from utils.results import answering_role, is_number
 
-DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet", "gtsrb": "GTSRB",
-            "fashion_mnist": "Fashion-MNIST", "demo": "Fashion-MNIST (demo)"}
 NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": "ShuffleNetV2",
          "mobilenetv2": "MobileNetV2"}
-METHODS = {"zskt": "ZSKT", "ood": "OoD", "cmi": "CMI", "dafl": "DAFL", "dfq": "DFQ", "deepinversion": "DeepInversion",
-           "kd": "with data"}
 DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
 PARTS = ("baseline", "abd", "ablations")  # and kd*: what a directory of experiments is divided into
-KINDS = {"train_scratch.py": "normal", "train_nasty.py": "nasty", "train_poisoned.py": "poisoned"}
+KINDS = ("normal", "", "poisoned", "student", "unknown")  # in the order of rows; "": trained-in defenses
+Way = tuple[str, ...]  # how a student learns: (), plainly from data; (method,) or (method, backdoor defense)
 
 
 def network(name: str, channels: int) -> str:
@@ -41,10 +41,20 @@ def in_words(name: str) -> str:
     return NAMES.get(name, name)
 
 
-def method_in_words(method: str) -> str:
-    """`OoD + SV`: a way to learn and its defence."""
-    name, _, defense = method.partition(" ")
-    return METHODS.get(name, name) + (f" + {DEFENSES.get(defense, defense)}" if defense else "")
+def way_in_words(way: Way) -> str:
+    """`OoD + SV`: a method and its backdoor defense."""
+    return " + ".join([*map(display_name, way[:1]), *(DEFENSES.get(defense, defense) for defense in way[1:])])
+
+
+def rank(kind: str) -> tuple[int, str]:
+    """The order of kinds of networks: normal, protected, poisoned, students."""
+    return KINDS.index(kind if kind in KINDS else ""), kind
+
+
+def kind_of(run: Run) -> str:
+    """`normal`, a trained-in defense, `poisoned` or `student`."""
+    description = run.params.description
+    return description.kind or description.role
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Cell:
     runs: Sequence[Run]
     source: Path | None = None  # of a student: the experiment of its teacher
     origin: Path | None = None  # of a nasty teacher: the experiment of the normal one that it was made from
-    teacher_kind: str = ""  # of a student: `normal`, `nasty`, `poisoned`, `student`; `unknown` without a source
+    teacher_kind: str = ""  # of a student: as `kind`, or `unknown` without a source
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -67,8 +77,8 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        """`normal`, `nasty`, `poisoned` or `student`."""
-        return KINDS.get(self.runs[0].params.script, "student")
+        """`normal`, a trained-in defense, `poisoned` or `student`."""
+        return kind_of(self.runs[0])
 
     @property
     def teacher(self) -> str | None:
@@ -77,10 +87,21 @@ class Cell:
             if self.kind == "student" else None
 
     @property
-    def method(self) -> str:
-        """How a student learns: `kd`, or a method without data and, after it, how it is defended."""
-        defense = self.params.get("defense", "none")
-        return self.params.get("method", "kd") + ("" if defense == "none" else f" {defense}")
+    def description(self) -> Description:
+        return self.runs[0].params.description
+
+    @property
+    def way(self) -> Way:
+        """How a student learns."""
+        method, defense = self.description.method, self.description.backdoor_defense
+        return () if self.description.plain else (method,) if defense == "none" else (method, defense)
+
+    @property
+    def answers(self) -> str:
+        """What a student's teacher lets out, empty where that is its logits: `label`, `probabilities after mad:0.5`."""
+        interface, defense = self.description.interface, self.description.answer_defense
+        after = "" if defense == "none" else f"{interface} after {defense}"
+        return after or ("" if interface == "logits" else interface)
 
     @property
     def backdoor(self) -> str | None:
@@ -98,8 +119,22 @@ class Cell:
 
     def values(self, epoch: str, key: str = "test_accuracy") -> dict[int, float]:
         """Of the finished runs at their `best` or their `last` epoch, by seed."""
-        rows = {run.params.seed: run.results[epoch] for run in self.finished}
-        return {seed: row[key] for seed, row in rows.items() if number(row.get(key))}
+        rows = {run.params.seed: getattr(run.results, epoch) for run in self.finished}
+        return {seed: row[key] for seed, row in rows.items() if is_number(row.get(key))}
+
+
+class AnsweringTeacher(Cell):
+    """The teacher of a cell's students as a client meets it: behind its interface and answer defense."""
+
+    @classmethod
+    def of(cls, students: Cell) -> AnsweringTeacher:
+        return cls(**{each.name: getattr(students, each.name) for each in fields(students)})
+
+    def values(self, epoch: str, key: str = "test_accuracy") -> dict[int, float]:
+        """As the students evaluated it before they were trained, by seed; the same at either epoch."""
+        rows = {run.params.seed: run.results.evaluated_before.get(answering_role("teacher", self.answers), {})
+                for run in self.finished if run.results}
+        return {seed: row[key] for seed, row in rows.items() if is_number(row.get(key))}
 
 
 @dataclass(frozen=True)
@@ -132,7 +167,7 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
         source, origin = (_source(members[0], runs, key) for key in ("teacher_resume", "adversarial_resume"))
         named = members[0].params.checkpoints().get("teacher_resume")
         taught_by = source.experiment if source else experiment(Path(named).parent) if named else None
-        kind = KINDS.get(source.params.script, "student") if source else "unknown"
+        kind = kind_of(source) if source else "unknown"
         found.append(Cell(place, kept, taught_by, origin.experiment if origin else None, kind if named else ""))
     return sorted(found, key=lambda cell: cell.experiment), remarks
 
@@ -170,7 +205,7 @@ def _doubts(run: Run, runs: Sequence[Run]) -> list[str]:
 def _replaced(run: Run) -> list[str]:
     """The checkpoints that a finished run has read, as far as there is something else in their place."""
     replaced = []
-    for read in run.section("checkpoints_read").values():
+    for read in run.results.checkpoints_read.values() if run.results else ():
         file = Path(read["path"]) if isinstance(read, dict) and isinstance(read.get("path"), str) else None
         with contextlib.suppress(OSError):  # somebody else's, for example
             if file and file.stat().st_mtime > (run.directory / "results.json").stat().st_mtime and \
@@ -216,12 +251,15 @@ def nearness(cell: Cell, others: Sequence[Cell]) -> tuple[int, int, bool, bool]:
 def collections(cells: Sequence[Cell]) -> list[Collection]:
     """What lies in one directory that holds `baseline`, `kd*`, `abd`, `ablations`; where there is nothing of the kind,
     what lies side by side."""
+    from utils.datasets import DATASETS  # with torch, of which a report without runs has no need
+
     groups: dict[tuple[str, Path], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.params["dataset"], _parts(cell.experiment)[0]), []).append(cell)
     found = []
     for (dataset, root), members in groups.items():
-        words, alone = DATASETS.get(dataset, dataset), sum(other == dataset for other, _ in groups) == 1
+        words = DATASETS.entry(dataset).display_name if dataset in DATASETS else dataset
+        alone = sum(other == dataset for other, _ in groups) == 1
         found.append(Collection(dataset, words, dataset, members) if alone else
                      Collection(f"{dataset} {root}", f"{words}, {root}", dataset, members))
     return found

@@ -15,10 +15,11 @@ from reports.cells import Cell, Collection, cells, collections, spread
 from reports.sweeps import Sweep, sweeps
 from reports.table import Table, markdown
 from reports.tables import tables
-from runs.directories import Run, find, number
+from runs.directories import Run, find
 from runs.graph import needs
 from utils.errors import UserError
 from utils.files import write_text
+from utils.results import is_number
 
 RATES = ("asr", "triggered_accuracy", "base_rate", "target_recall")
 
@@ -144,7 +145,7 @@ def _progress(report: Report) -> str:
 
 
 def _all_remarks(report: Report) -> list[str]:
-    changed = [(run, run.section("set")) for run in report.runs if run.section("set")]
+    changed = [(run, run.results.set) for run in report.runs if run.results and run.results.set]
     return [*report.remarks, *(f"{run.directory}: run with --set " + " ".join(
         f"{key}={json.dumps(value)}" for key, value in values.items()) for run, values in changed)]
 
@@ -152,18 +153,18 @@ def _all_remarks(report: Report) -> list[str]:
 def _runs(runs: Sequence[Run]) -> list[list[str]]:
     """Heads, then what stands behind each number: a line a run."""
     lines = [["run", "last epoch", "best epoch", "time", "device", "arithmetic", "torch", "commit"]]
-    for run in runs:
-        versions = run.section("versions")
-        accuracies = [f"{row['test_accuracy']:.2f} ({row['epoch']:.0f})"
-                      for row in (run.results["last"], run.results["best"])]
-        lines.append([str(run.directory), *accuracies, _duration(run.results.get("wall_time_seconds")),
-                      str(run.results.get("device", "")), str(run.results.get("precision", "")),
-                      str(versions.get("torch", "")), str(versions.get("commit") or "")[:7]])
+    for results, run in ((run.results, run) for run in runs):
+        if results is None:
+            continue
+        accuracies = [f"{row['test_accuracy']:.2f} ({row['epoch']:.0f})" for row in (results.last, results.best)]
+        lines.append([str(run.directory), *accuracies, _duration(results.wall_time_seconds), results.device,
+                      results.precision, str(results.versions.get("torch", "")),
+                      str(results.versions.get("commit") or "")[:7]])
     return lines
 
 
 def _duration(seconds: object) -> str:
-    if not number(seconds):
+    if not is_number(seconds):
         return ""
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else \
         f"{seconds / 3600:.1f} h"
@@ -175,8 +176,8 @@ def _commands(missing: Sequence[str]) -> list[str]:
 
 def _csv(report: Report) -> str:
     """A line for each cell of each table, and for each that is in none."""
-    heads = ["table", "row", "column", "experiment", "dataset", "network", "kind", "teacher", "method", "trigger",
-             "runs", "finished", *(f"{epoch}_{key}{what}" for epoch in ("last", "best")
+    heads = ["table", "row", "column", "experiment", "dataset", "network", "kind", "teacher", "method", "answers",
+             "trigger", "runs", "finished", *(f"{epoch}_{key}{what}" for epoch in ("last", "best")
                                    for key in ("test_accuracy", *RATES) for what in ("", "_sd")), "published",
              "published_asr"]
     text = io.StringIO()
@@ -184,7 +185,7 @@ def _csv(report: Report) -> str:
     writer.writeheader()
     for table in report.tables:
         for place in dict.fromkeys([*table.cells, *table.published]):
-            row = {"table": table.title, "row": place.row.words, "column": place.column.words}
+            row: dict[str, object] = {"table": table.title, "row": place.row.words, "column": place.column.words}
             row |= dict(zip(("published", "published_asr"), table.published.get(place, ()), strict=False))
             writer.writerow(row | (_measured(table.cells[place]) if place in table.cells else {}))
     for cell in report.others:
@@ -196,7 +197,8 @@ def _measured(cell: Cell) -> dict[str, object]:
     row: dict[str, object] = {
         "experiment": cell.experiment, "dataset": cell.params["dataset"], "network": cell.network, "kind": cell.kind,
         "teacher": f"{cell.teacher_kind} {cell.teacher}" if cell.teacher else "",
-        "method": cell.method if cell.teacher else "", "trigger": cell.params.get("trigger") or "",
+        "method": " ".join(cell.way) or cell.description.method, "answers": cell.answers,
+        "trigger": cell.params.get("trigger") or "",
         "runs": len(cell.runs), "finished": len(cell.finished)}
     for epoch in ("last", "best"):
         for key in ("test_accuracy", *RATES):

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from matplotlib.colors import to_rgb
 
-from reports.cells import Cell, Collection, in_words
+from reports.cells import Cell, Collection, in_words, rank
 from reports.plots import drawable, legend, plt, save
-from reports.students import KINDS
 from reports.sweeps import KEYS, Sweep
-from reports.table import Head, Table
+from reports.table import Head, Place, Table
 from utils.errors import first_line
 
-COLOURS = {"no teacher": "0.6", "normal": "tab:blue", "nasty": "tab:red", "poisoned": "tab:purple",
-           "student": "tab:green", "unknown": "0.3"}
+COLOURS = {"no teacher": "0.6", "normal": "tab:blue", "poisoned": "tab:purple", "student": "tab:green",
+           "unknown": "0.3"}
+PROTECTED = "tab:red"  # trained-in defenses
 plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
                      "axes.grid.axis": "y", "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False})
 
@@ -73,21 +73,20 @@ def _bars(table: Table) -> plt.Figure:
     ticks: list[float] = []  # amid the bars that there are
     for group, column in enumerate(columns):
         there = [number for number, row in enumerate(table.rows)
-                 if ((row, column) in table.cells and table.cells[row, column].finished)
-                 or (row, column) in table.published]
+                 if table.is_finished(Place(row, column)) or Place(row, column) in table.published]
         ticks.append(group - 0.425 + (statistics.mean(there) + 0.5) * width)
     for number, (row, colour) in enumerate(zip(table.rows, _colours(table.rows), strict=True)):
         lefts = {column: group - 0.425 + (number + 0.5) * width for group, column in enumerate(columns)}
-        bars = {left: list(table.cells[row, column].values("last").values()) for column, left in lefts.items()
-                if (row, column) in table.cells and table.cells[row, column].finished}
+        bars = {left: list(table.cells[Place(row, column)].values("last").values()) for column, left in lefts.items()
+                if table.is_finished(Place(row, column))}
         if bars:
             means = [statistics.mean(values) for values in bars.values()]
-            drawn = axes.bar(bars.keys(), means, width * 0.92,
+            drawn = axes.bar(list(bars), means, width * 0.92,
                              yerr=[statistics.stdev(values) if len(values) > 1 else 0 for values in bars.values()],
                              color=colour, label=row.words, error_kw={"elinewidth": 1.2, "capsize": 3})
             axes.bar_label(drawn, [f"{mean + 1e-9:.1f}" for mean in means], padding=2, fontsize=9)
-        papers = [(left, table.published[row, column][0]) for column, left in lefts.items()
-                  if (row, column) in table.published]
+        papers = [(left, table.published[Place(row, column)][0]) for column, left in lefts.items()
+                  if Place(row, column) in table.published]
         if papers:
             axes.hlines([value for _, value in papers], [left - width / 2 for left, _ in papers],
                         [left + width / 2 for left, _ in papers], color="black", lw=2)
@@ -108,8 +107,13 @@ def _colours(rows: Sequence[Head]) -> list[tuple[float, float, float]]:
     colours = []
     for number, kind in enumerate(kinds):
         share = kinds[:number].count(kind) / kinds.count(kind)  # of white
-        colours.append(tuple(part + (1 - part) * 0.8 * share for part in to_rgb(COLOURS[kind])))
+        red, green, blue = (part + (1 - part) * 0.8 * share for part in to_rgb(_colour(kind)))
+        colours.append((red, green, blue))
     return colours
+
+
+def _colour(kind: str) -> str:
+    return COLOURS.get(kind, PROTECTED)
 
 
 def _lines(sweep: Sweep) -> plt.Figure:
@@ -119,7 +123,7 @@ def _lines(sweep: Sweep) -> plt.Figure:
         values = [list(cell.values("last").values()) for _, cell in line]
         axes.errorbar([x for x, _ in line], [statistics.mean(value) for value in values],
                       [statistics.stdev(value) if len(value) > 1 else 0 for value in values], marker="o", capsize=3,
-                      color=COLOURS[whose], label=whose if whose == "no teacher" else f"{whose} teacher")
+                      color=_colour(whose), label=whose if whose == "no teacher" else f"{whose} teacher")
     axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy in percent, last epoch")
     ticks = sorted({x for line in sweep.lines.values() for x, _ in line})
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
@@ -131,7 +135,7 @@ def _lines(sweep: Sweep) -> plt.Figure:
 def _curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
     """Test accuracy by epoch, a plot for each kind of run, a line a cell: the mean of its seeds."""
     groups: dict[str, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.kind == "student", KINDS.index(cell.teacher_kind or cell.kind))):
+    for cell in sorted(cells, key=lambda cell: (cell.kind == "student", rank(cell.teacher_kind or cell.kind))):
         what = f"students of {cell.teacher_kind} teachers" if cell.kind == "student" else \
             "from labels" if cell.kind == "normal" else f"{cell.kind} teachers"
         groups.setdefault(what, []).append(cell)

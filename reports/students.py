@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reports.cells import Cell, in_words, method_in_words, nearness
+from reports.cells import AnsweringTeacher, Cell, Way, in_words, nearness, rank, way_in_words
 from reports.table import TEACHER, Head, Place, Table
 
-KINDS = ("normal", "nasty", "poisoned", "student", "unknown")
 ALONE = Head(("no teacher",), "no teacher")
 ITSELF = Head(("itself",), "the teacher's own network")
 
@@ -20,6 +19,7 @@ class Group(NamedTuple):
     kind: str
     directory: Path | None = None  # where the students lie; None: nowhere, it is the paper's row
     source: Path | None = None  # the teacher's experiment
+    answers: str = ""  # what the teacher lets out, where that is not its logits
 
 
 def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], published: dict[str, Any]) -> Table:
@@ -33,7 +33,7 @@ def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], publi
     groups = _groups(students, networks)
     of_paper = _papers_groups(groups, teachers)
     rows = _heads(_in_order([*groups, *of_paper]))
-    table.columns = [TEACHER, *map(_column, baselines)]
+    table.columns = [TEACHER, *map(_papers_column, baselines)]
 
     def put(row: Head, column: Head, cell: Cell) -> None:
         place = table.put(Place(row, column), cell)
@@ -43,14 +43,16 @@ def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], publi
     for group, members in groups.items():
         for cell in members:
             itself = baselines and cell.network == cell.teacher and cell.network not in baselines
-            put(rows[group], ITSELF if itself else _column(f"{cell.network} {cell.method}"), cell)
+            put(rows[group], ITSELF if itself else _column(cell.network, cell.way), cell)
         for cell in networks:
-            if cell.experiment == group.source:
+            if cell.experiment == group.source and not group.answers:
                 put(rows[group], TEACHER, cell)
+        if members and group.answers:
+            put(rows[group], TEACHER, AnsweringTeacher.of(members[0]))
     for group, values in of_paper.items():
         for name, value in values.items():
-            table.published[Place(rows[group], _column(name))] = (value,)
-    table.published |= {Place(ALONE, _column(name)): (value,) for name, value in baselines.items()}
+            table.published[Place(rows[group], _papers_column(name))] = (value,)
+    table.published |= {Place(ALONE, _papers_column(name)): (value,) for name, value in baselines.items()}
     table.columns += [column for _, column in table.published if column not in table.columns]
     alone = [cell for cell in networks if cell.kind == "normal"]
     if not students:
@@ -68,7 +70,7 @@ def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], publi
 def _groups(students: Sequence[Cell], networks: Sequence[Cell]) -> dict[Group, list[Cell]]:
     groups: dict[Group, list[Cell]] = {}
     for cell in students:
-        group = Group(cell.teacher or "", cell.teacher_kind, cell.experiment.parent, cell.source)
+        group = Group(cell.teacher or "", cell.teacher_kind, cell.experiment.parent, cell.source, cell.answers)
         groups.setdefault(group, []).append(cell)
     taught = {cell.source for cell in students}
     for cell in networks:
@@ -83,7 +85,7 @@ def _papers_groups(groups: Iterable[Group], teachers: dict[str, Any]) -> dict[Gr
     found = {}
     for name, kinds in teachers.items():
         for kind, values in kinds.items():
-            like = [group for group in groups if (group.network, group.kind) == (name, kind)]
+            like = [group for group in groups if (group.network, group.kind, group.answers) == (name, kind, "")]
             named = [group for group in like if group.directory and group.directory.name == f"kd_{kind}_{name}"]
             its = named if len(named) == 1 else like if len(like) == 1 else [Group(name, kind)]
             found[its[0]] = values
@@ -93,21 +95,21 @@ def _papers_groups(groups: Iterable[Group], teachers: dict[str, Any]) -> dict[Gr
 def _in_order(groups: Iterable[Group]) -> list[Group]:
     groups = list(dict.fromkeys(groups))
     networks = list(dict.fromkeys(group.network for group in groups))
-    return sorted(groups, key=lambda group: (networks.index(group.network), KINDS.index(group.kind),
-                                             str(group.directory), str(group.source)))
+    return sorted(groups, key=lambda group: (networks.index(group.network), rank(group.kind), str(group.directory),
+                                             str(group.source), group.answers))
 
 
 def _heads(groups: Sequence[Group]) -> dict[Group, Head]:
     """With the directory where teachers are told apart by it, and with the teacher where even that is the same."""
     heads = {}
     for group in groups:
-        words = f"{group.kind} {in_words(group.network)}"
-        like = [other for other in groups if other[:2] == group[:2]]
+        words = f"{group.kind} {in_words(group.network)}" + (f", answers {group.answers}" if group.answers else "")
+        like = [other for other in groups if (*other[:2], other.answers) == (*group[:2], group.answers)]
         if len(like) > 1:
             words += f", {_apart(group.directory, [other.directory for other in like])}"
         if sum(other.directory == group.directory for other in like) > 1:
             words += f" from {_apart(group.source, [other.source for other in like])}"
-        heads[group] = Head((group.network, group.kind, str(group.directory), str(group.source)), words)
+        heads[group] = Head((group.network, group.kind, str(group.directory), str(group.source), group.answers), words)
     return heads
 
 
@@ -136,11 +138,14 @@ def _refer(table: Table, rows: dict[Group, Head]) -> None:
                     other in table.cells and table.cells[other].experiment == origin)]
 
 
-def _column(name: str) -> Head:
-    """`net`, `net kd`: a student with data; `net dafl`: one without."""
-    network, _, method = name.partition(" ")
+def _column(network: str, way: Way = ()) -> Head:
+    """Students of one network that learn in one way."""
+    return Head((network, *way), ", ".join(filter(None, [in_words(network), way_in_words(way)])))
+
+
+def _papers_column(name: str) -> Head:
+    """The column of a published value: `net`, from data; `net dafl`, by a method without."""
     if name in ("teacher", "itself"):
         return TEACHER if name == "teacher" else ITSELF
-    if method in ("", "kd"):
-        return Head((network,), in_words(network))
-    return Head((network, method), f"{in_words(network)}, {method_in_words(method)}")
+    network, *way = name.split()
+    return _column(network, tuple(way))

@@ -47,12 +47,12 @@ def sweeps(collections: Sequence[Collection]) -> list[Sweep]:
 def _sweeps(collection: Collection) -> list[Sweep]:
     finished = [cell for cell in collection.cells if cell.finished]
     by_experiment = {cell.experiment: cell for cell in collection.cells}
-    groups: dict[tuple[Hashable, ...], dict[float, Cell]] = {}
+    groups: dict[tuple[str, str, str, Hashable, Hashable], dict[float, Cell]] = {}
     for key in KEYS:
         for cell in finished:
             source = by_experiment.get(cell.source) if cell.source else None
             holder = source if key == "weight" else cell
-            if holder is None or key not in holder.params or cell.method != "kd" or \
+            if holder is None or key not in holder.params or not cell.description.uses_data or cell.way or \
                     (cell.kind != "student" and (key != "subset_fraction" or cell.kind != "normal")):
                 continue
             whose = cell.teacher_kind or "no teacher"

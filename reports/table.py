@@ -44,6 +44,10 @@ class Table:
     def finished(self) -> bool:
         return any(cell.finished for cell in self.cells.values())
 
+    def is_finished(self, place: Place) -> bool:
+        """Whether a cell is there and has finished runs."""
+        return place in self.cells and bool(self.cells[place].finished)
+
     def put(self, place: Place, cell: Cell) -> Place:
         """Where the cell stands: if the place is taken, in a column of its own, by its directory."""
         key, words = place.column
@@ -77,7 +81,9 @@ class Table:
 
     def _rates(self, place: Place, epoch: str, keys: Sequence[str]) -> str:
         cell = self.cells.get(place)
-        rates = [spread(values.values()) if (values := cell.values(epoch, key)) else "" for key in keys] if cell else []
+        if cell is None:
+            return ""
+        rates = [spread(values.values()) if (values := cell.values(epoch, key)) else "" for key in keys]
         if any(rates) and cell.backdoor:  # asked for, and undefined where the test images lack what it is of
             rates = [rate or "n/a" for rate in rates]
         return " / ".join(filter(None, rates))

@@ -24,10 +24,11 @@ def _tables(collection: Collection) -> list[Table]:
     of_backdoors = backdoors(collection, own, PUBLISHED["backdoors"].get(collection.dataset, {}))
     placed = {cell.experiment for table in of_backdoors for cell in table.cells.values()}
     own = [cell for cell in own if cell.experiment not in placed]
-    with_data = [cell for cell in own if cell.kind == "student" and cell.method == "kd"]
-    without = [cell for cell in own if cell.kind == "student" and cell.method != "kd"]
+    students = [cell for cell in own if cell.kind == "student"]
+    with_data = [cell for cell in students if cell.description.uses_data]
+    without = [cell for cell in students if not cell.description.uses_data]
     taught, taught_without = {cell.source for cell in with_data}, {cell.source for cell in without}
-    teachers = [cell for cell in own if cell.kind in ("nasty", "poisoned")]
+    teachers = [cell for cell in own if cell.kind not in ("normal", "student")]
     normal = [cell for cell in own if cell.kind == "normal"]
     made = []
     networks = normal + [cell for cell in teachers if cell.experiment not in taught_without - taught]

@@ -7,16 +7,18 @@ from __future__ import annotations
 import csv
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from runs.stages import recorded_params, stage_of, stage_of_script
 from utils.errors import UserError
 from utils.files import read_json
-from utils.params import METHODS, STAGES, Params, changed_keys, check_params
+from utils.params import Params, Stage, changed_keys, check_params
+from utils.results import Results
 
 Row = dict[str, float]
 
@@ -27,13 +29,13 @@ class Run:
 
     directory: Path
     params: Params  # of the finished run; else as params.json says
-    results: dict[str, Any] = field(default_factory=dict)  # results.json of a finished run; else empty
+    results: Results | None = None  # of a finished run
     history: list[Row] = field(default_factory=list)  # a row per epoch
     stale: tuple[str, ...] = ()  # how params.json differs by now from what was run, as `key (old -> new)`
 
     @property
     def finished(self) -> bool:
-        return bool(self.results)
+        return self.results is not None
 
     @property
     def command(self) -> str:
@@ -42,11 +44,6 @@ class Run:
     @property
     def experiment(self) -> Path:
         return experiment(self.directory)
-
-    def section(self, name: str) -> dict[str, Any]:
-        """An object of results.json; empty where it has none of that name."""
-        section = self.results.get(name)
-        return section if isinstance(section, dict) else {}
 
 
 def is_seed(directory: Path) -> bool:
@@ -93,51 +90,26 @@ def _read(directory: Path, remarks: list[str]) -> Run:
     values = read_json(file)
     history = _history(directory / "metrics.csv", remarks)
     try:
-        results = _finished(directory / "results.json")
+        results = Results.read(directory / "results.json")
         if results:
-            kind = next((kind for kind in STAGES.values() if kind.script == results.get("stage")), None)
-            kind = METHODS[results["params"]["method"]] if kind in METHODS.values() else kind
-            if kind is None:
-                raise UserError(f"{directory / 'results.json'} is of no stage")
-            params = kind.model_validate(results["params"])
-            now = check_params(values, file, kind, results.get("set") if isinstance(results.get("set"), dict) else {})
-            stale = changed_keys(results["params"], now)
+            params = recorded_params(results.stage, results.params)
+            now = check_params(values, file, stage_of_script(results.stage), results.set)
+            stale = changed_keys(results.params, now)
             if now.num_epochs != params.num_epochs:
                 stale.append(f"num_epochs ({params.num_epochs} -> {now.num_epochs})")
             return Run(directory, params, results, history, tuple(stale))
-    except (ValidationError, KeyError, TypeError):
+    except ValidationError:
         remarks.append(f"{directory / 'results.json'} has other parameters than its stage reads: taken as unfinished")
     except (UserError, OSError) as error:
         remarks.append(f"taken as unfinished: {error}")
-    return Run(directory, check_params(values, file, _kind(values, file), {}), history=history)
+    return Run(directory, check_params(values, file, _checked_stage(values, file), {}), history=history)
 
 
-def _kind(values: dict[str, Any], file: Path) -> type[Params] | Mapping[str, type[Params]]:
-    """The stage of a params.json, by the first of these keys that it has. Raises UserError where it is none of ours."""
+def _checked_stage(values: dict[str, Any], file: Path) -> Stage:
+    """The stage of a params.json. Raises UserError where it is none of ours."""
     if missing := [key for key in ("dataset", "model_name") if key not in values]:
         raise UserError(f"{file} is not of an experiment: it has no {' and no '.join(missing)}")
-    if "method" in values:
-        return METHODS
-    keys = {"teacher_model": "kd", "adversarial_model": "nasty", "trigger": "poisoned"}
-    return STAGES[next((stage for key, stage in keys.items() if key in values), "scratch")]
-
-
-def _finished(file: Path) -> dict[str, Any]:
-    """A whole results.json; empty where there is none. Raises UserError where it is damaged."""
-    try:
-        results = read_json(file)
-    except FileNotFoundError:
-        return {}
-    for name in ("best", "last"):
-        row = results.get(name)
-        if not isinstance(row, dict) or not all(number(row.get(key)) for key in ("epoch", "test_accuracy")):
-            raise UserError(f"{file} has no accuracy of the {name} epoch")
-    return results
-
-
-def number(value: Any) -> bool:
-    """Whether it is one that can be calculated with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+    return stage_of(values)
 
 
 def _history(file: Path, remarks: list[str]) -> list[Row]:

@@ -21,7 +21,7 @@ def write(run: Run, seed: int, siblings: Sequence[Run]) -> tuple[bool, list[str]
     if not 0 < seed < 2**31:
         raise UserError(f"{seed} is no seed that an experiment can be made with: 1 to {2**31 - 1}")
     file = run.directory / f"seed{seed}" / "params.json"
-    params = read_json(run.directory / "params.json") | run.section("set")
+    params = read_json(run.directory / "params.json") | (run.results.set if run.results else {})
     seeded = {absolute(sibling.directory) for sibling in siblings}
     wanted, remarks = {}, []
     for key in run.params.checkpoints().keys() & params.keys():

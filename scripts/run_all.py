@@ -194,7 +194,7 @@ class Pool:
             words += ["--gpu_id", str(self.gpus[slot % len(self.gpus)])]
         alone = self.jobs == 1  # its log is shown; of several, only errors are kept
         if alone:
-            return subprocess.Popen(words)
+            return subprocess.Popen(words, text=True)
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
         return subprocess.Popen(words, env=threads | os.environ | {"PYTHONIOENCODING": "utf-8"}, encoding="utf-8",
                                 errors="backslashreplace", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from runs.stages import recorded_params
 from utils import checkpoint
 from utils.cli import main
 from utils.datasets import load_dataset
@@ -25,7 +26,6 @@ from utils.errors import UserError
 
 ZOOM, GAP, HEAD, LABEL_WIDTH, TEXT = 3, 4, 44, 130, 14  # pixels on the picture for one of the image; pixels
 COLUMNS, REAL_COLUMNS, ROWS = 6, 3, 10
-KINDS = {"train_scratch.py": "normal", "train_nasty.py": "nasty", "train_poisoned.py": "poisoned"}
 
 
 class Block(NamedTuple):
@@ -47,20 +47,21 @@ def show_inversions() -> None:
     blocks: list[Block] = []
     for directory in arguments.directories:
         content = checkpoint.load(directory / "last_model.tar", "the experiment").content
-        if "pool" not in content:
+        kept = content.get("learner", content)  # of earlier versions, beside the rest
+        if "pool" not in kept:
             raise UserError(f"{directory}: its method keeps no images; deepinversion and cmi do")
         if not blocks:
             params = content["params"]
             dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"],
                                    background=params.get("background", "white"), training=False)
             blocks.append(Block(f"{dataset.name}\ntest images", dataset.test_images, dataset.test_labels, REAL_COLUMNS))
-        pool = content["pool"]
+        pool = kept["pool"]
         if tuple(content["data"]["classes"]) != dataset.classes or pool["images"].shape[1] != dataset.image_size:
             raise UserError(f"{directory} has other images or classes than {params['dataset']}")
         head = f'{_teacher(content)}\n{content["params"]["method"]}, {"/".join(directory.parts[-2:])}'
         blocks.append(Block(head, pool["images"].cpu(), pool["labels"].cpu(), COLUMNS))
     draw(blocks, dataset.classes).save(arguments.out, format="PNG")
-    print(f"what the teachers dream of, class by class: {arguments.out}")
+    print(f"inverted images, class by class: {arguments.out}")
 
 
 def _teacher(content: dict[str, Any]) -> str:
@@ -68,7 +69,8 @@ def _teacher(content: dict[str, Any]) -> str:
     source, kind = content["sources"]["teacher"], None
     if Path(source["path"]).is_file():
         teacher = checkpoint.load(source["path"], "teacher")
-        kind = KINDS.get(teacher.content.get("stage")) if teacher.sha256 == source["sha256"] else None
+        if teacher.sha256 == source["sha256"] and "stage" in teacher.content:
+            kind = recorded_params(teacher.content["stage"], teacher.content["params"]).description.kind
     student = content["history"][-1]["test_accuracy"]
     return " ".join(filter(None, ["from a", kind, f"teacher; accuracy of its student: {student:.1f} %"]))
 

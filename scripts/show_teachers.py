@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datafree.features import inside
 from model import build_model
+from model.features import capture_inputs, classifier, pooled
 from reports.plots import drawable, legend, plt, save
 from utils import augment, checkpoint
 from utils.cli import main
@@ -80,10 +80,13 @@ def _network(source: checkpoint.Checkpoint, num_classes: int) -> nn.Module:
 def _look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """What enters the classifier (N, F), and the logits (N, C)."""
     features, logits = [], []
+    layer = classifier(network, images.shape[-1])
+    if layer is None:
+        raise UserError("a network without a linear layer or convolution that computes its logits has no features")
     for batch in images.split(100):
-        with torch.inference_mode(), inside(network) as seen:
+        with torch.inference_mode(), capture_inputs(network, layer) as captured:
             logits.append(network(batch))
-        features.append(seen.penultimate.flatten(1))
+        features.append(pooled(captured[layer]))
     return torch.cat(features), torch.cat(logits)
 
 

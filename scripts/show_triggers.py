@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backdoor.triggers import TRIGGER_NAMES, build_trigger
 from utils.cli import main
-from utils.datasets import DATASET_NAMES, Dataset, load_dataset
+from utils.datasets import DATASETS, Dataset, load_dataset
 
 ZOOM, GAP, LABEL_WIDTH = 3, 4, 90  # pixels on the picture for one of the image; pixels
 COLUMNS = 6
@@ -26,13 +26,13 @@ COLUMNS = 6
 
 def show_triggers() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="demo", help=f"{', '.join(DATASET_NAMES)} or folder:PATH (default: demo)")
+    parser.add_argument("--dataset", default="demo", help=f"{', '.join(DATASETS)} or folder:PATH (default: demo)")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     parser.add_argument("--out", type=Path, default=Path("triggers.png"), metavar="FILE", help="default: triggers.png")
     arguments = parser.parse_args()
     dataset = load_dataset(arguments.dataset, arguments.data_dir, training=False)
     images = examples(dataset)
-    rows = [("original", images, None)]
+    rows: list[tuple[str, Tensor, Tensor | None]] = [("original", images, None)]
     for name in TRIGGER_NAMES:
         stamped = build_trigger(name, dataset.name).stamp(images)
         change = stamped[-1].int() - images[-1].int()

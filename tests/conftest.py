@@ -28,7 +28,7 @@ FEW = {"num_channels": 4, "learning_rate": 0.001, "batch_size": 8, "num_epochs":
 
 def pytest_collection_modifyitems(items):
     """The longest test first: as the last one it would keep a single process busy while the others have finished."""
-    items.sort(key=lambda item: item.originalname != "test_every_experiment_builds_its_networks_and_takes_a_step")
+    items.sort(key=lambda item: item.originalname != "test_one_experiment_of_each_kind_takes_a_step")
 
 
 @pytest.fixture(scope="session")

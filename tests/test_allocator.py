@@ -31,6 +31,7 @@ def share_kept(**environment):
     return float(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_stays_with_the_process_unless_the_user_has_set_the_allocator():
     assert share_kept() > 0.9

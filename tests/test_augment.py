@@ -8,14 +8,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from datafree import methods
+import datafree
 from datafree.distiller import Facts
 from datafree.ood import OoD
 from model import build_model
 from utils.augment import crop, crop_flip, normalise, pad, rotate_flip
 from utils.data import chosen_augmentation
 from utils.errors import UserError
-from utils.params import OoDParams
 
 
 def images_of(count: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -157,10 +156,10 @@ def test_1_is_the_recipe_of_the_data_set_and_a_name_replaces_it(recipe):
 @pytest.mark.parametrize("value, recipe, flips", [(1, "crop_flip", True), ("shift", "crop", False), (0, None, False)])
 def test_data_free_methods_know_whether_classes_survive_a_mirror(call, experiment, tmp_path, monkeypatch, value, recipe,
                                                                  flips):
-    def method(student, teacher, facts, params, dtype):
+    def check(self, student, teacher, facts, params, dtype):
         assert (facts.augmentation, facts.flips) == (recipe, flips)
         raise UserError("that is all")
-    monkeypatch.setitem(methods.METHODS, "cmi", method)
+    monkeypatch.setattr(datafree.REGISTRY["cmi"], "__init__", check)
     teacher = tmp_path / "teacher.tar"
     torch.save({"state_dict": build_model("net", 3, num_channels=4).state_dict()}, teacher)
     directory = experiment(method="cmi", teacher_model="net", teacher_num_channels=4, teacher_resume=str(teacher),
@@ -172,7 +171,7 @@ def test_data_free_methods_know_whether_classes_survive_a_mirror(call, experimen
 def test_patches_are_mirrored_where_images_may_be_and_never_rotated(tmp_path, recipe, patches):
     picture = tmp_path / "picture.png"
     Image.new("RGB", (64, 64)).save(picture)
-    params = OoDParams(dataset="demo", method="ood", model_name="net", teacher_model="net", teacher_resume="x",
+    params = OoD.Params(dataset="demo", method="ood", model_name="net", teacher_model="net", teacher_resume="x",
                        picture=str(picture), patches=4, batch_size=2)
     student, teacher = (build_model("net", 2, num_channels=4) for _ in range(2))
     facts = Facts(2, 32, torch.zeros(3), torch.ones(3), recipe)

@@ -207,6 +207,7 @@ def _without_the_right_to_write_anywhere():
     ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_an_unwritable_directory(stage, experiment):
     directory = experiment()
     directory.chmod(0o555)
@@ -236,6 +237,7 @@ def _with_small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_the_curves_ends_in_one_line_too(stage, experiment):
     done = stage("train_scratch", experiment(num_channels=2, batch_size=40), check=False,
                  preexec_fn=_with_small_files)

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, environment
 
 
@@ -12,6 +13,7 @@ def benchmark(*arguments):
     return subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True, env=environment()).stdout
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_a_table_and_writes_every_repeat(tmp_path):
     printed = benchmark("--stages", "kd_cached", "evaluate", "--models", "net", "--teacher", "net", "--repeats", "2",
                         "--json", str(tmp_path / "figures.json"))
@@ -22,6 +24,7 @@ def test_the_benchmark_prints_a_table_and_writes_every_repeat(tmp_path):
     assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 3
 
 
+@pytest.mark.slow
 def test_the_benchmark_names_the_operations_that_take_the_time():
     printed = benchmark("--stages", "scratch", "--models", "net", "--profile")
     assert "ours: scratch net" in printed

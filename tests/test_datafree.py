@@ -9,22 +9,20 @@ from conftest import refused, results
 from PIL import Image
 from torch import nn
 
+from datafree import REGISTRY as METHODS
+from datafree.cmi import CMI
 from datafree.distiller import Facts
 from datafree.losses import attention_loss, kl_element_mean
-from datafree.methods import METHODS
 from datafree.ood import OoD
 from datafree.retrospection import Retrospection
-from datafree.vaccine import ShuffledTeacher
-from datafree.zskt import ZSKT
+from datafree.zskt import ZSKT, with_outputs
 from model import build_model
-from utils import experiment as experiment_module
-from utils import seeds
+from runs.stages import PoisonedParams
+from utils import run as run_module
 from utils.augment import normalise
 from utils.data import training_index
 from utils.datasets import load_dataset
 from utils.errors import UserError
-from utils.params import METHODS as PARAMS
-from utils.params import CMIParams, OoDParams, PoisonedParams, ZSKTParams
 
 ZSKT_FEW = {"method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_1", "pseudo_batches": 3,
             "student_steps": 2, "latent_size": 8}
@@ -50,16 +48,23 @@ def distil(call, experiment):
     return make
 
 
-def zskt(**params):
-    """A learner on a random teacher, and its latent numbers."""
+def networks():
+    """A random student and a random teacher, the same at each call."""
     torch.manual_seed(0)
-    student, teacher = build_model("wrn16_1", 4), build_model("wrn16_1", 4).eval().requires_grad_(False)
-    params = ZSKTParams(**ZSKT_FEW, **{"dataset": "demo", "teacher_resume": "x", "batch_size": 8, **params})
+    return build_model("wrn16_1", 4), build_model("wrn16_1", 4).eval().requires_grad_(False)
+
+
+def zskt(student=None, teacher=None, **params):
+    """A learner on a random teacher, and its latent numbers. Networks that are not given are those of `networks`."""
+    drawn = networks()
+    student, teacher = student or drawn[0], teacher or drawn[1]
+    params = ZSKT.Params(**ZSKT_FEW, **{"dataset": "demo", "teacher_resume": "x", "batch_size": 8, **params})
     facts = Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip")
     learner = ZSKT(student.train(), teacher, facts, params, torch.float32)
     return learner, torch.randn(8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_without_data_is_trained_and_measured(call, distil, method):
     directory = distil(method)
@@ -80,12 +85,13 @@ def stop_in_second(epoch):
     return interrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, params", [
-    ("zskt", {}), ("zskt", {"defense": "auto", "sv_batches": 2, "sr_epochs": 1, "sr_rounds": 2}),
-    ("ood", {"defense": "sv+sr", "sr_epochs": 1, "sr_rounds": 2}),
-    ("ood", {"defense": "sr", "sr_epochs": 3, "sr_rounds": 1, "optimizer": "sgd"}),
-    ("cmi", {}), ("cmi", {"defense": "auto", "sv_batches": 3, "sr_epochs": 1, "sr_rounds": 1}), ("dafl", {}),
-    ("dfq", {"defense": "sv"}), ("deepinversion", {"defense": "sr", "sr_epochs": 1, "sr_rounds": 1})])
+    ("zskt", {}), ("zskt", {"backdoor_defense": "auto", "sv_batches": 2, "sr_epochs": 1, "sr_rounds": 2}),
+    ("ood", {"backdoor_defense": "sv+sr", "sr_epochs": 1, "sr_rounds": 2}),
+    ("ood", {"backdoor_defense": "sr", "sr_epochs": 3, "sr_rounds": 1, "optimizer": "sgd"}),
+    ("cmi", {}), ("cmi", {"backdoor_defense": "auto", "sv_batches": 3, "sr_epochs": 1, "sr_rounds": 1}), ("dafl", {}),
+    ("dfq", {"backdoor_defense": "sv"}), ("deepinversion", {"backdoor_defense": "sr", "sr_epochs": 1, "sr_rounds": 1})])
 def test_two_calls_make_what_one_makes(call, distil, method, params):
     whole, parts = distil(method, "whole", num_epochs=3, **params), distil(method, "parts", num_epochs=3, **params)
     assert call("train_datafree", whole).returncode == 0
@@ -111,8 +117,8 @@ class Guarded(torch.Tensor):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_sees_no_image_of_the_data_set(call, distil, monkeypatch, method):
-    directory = distil(method, defense="sv+sr", sr_epochs=1, sr_rounds=2)
-    load, touched = experiment_module.load_dataset, []
+    directory = distil(method, backdoor_defense="sv+sr", sr_epochs=1, sr_rounds=2)
+    load, touched = run_module.load_dataset, []
 
     def guarded(*arguments, **options):
         assert options["training"] is False
@@ -131,9 +137,9 @@ def test_a_method_sees_no_image_of_the_data_set(call, distil, monkeypatch, metho
                 Guarded.armed = False
         return call
 
-    split = experiment_module.split
-    monkeypatch.setattr(experiment_module, "load_dataset", guarded)
-    monkeypatch.setattr(experiment_module, "split", lambda *a: (parts := split(*a), touched.append(
+    split = run_module.split
+    monkeypatch.setattr(run_module, "load_dataset", guarded)
+    monkeypatch.setattr(run_module, "split", lambda *a: (parts := split(*a), touched.append(
         parts["test"].images))[0])
     for name in ("__init__", "begin", "epoch", "pictures"):
         monkeypatch.setattr(METHODS[method], name, armed(getattr(METHODS[method], name)))
@@ -143,65 +149,85 @@ def test_a_method_sees_no_image_of_the_data_set(call, distil, monkeypatch, metho
 
 
 def test_the_teachers_answers_that_are_kept_give_the_gradients_of_those_computed_anew():
-    learner, latent = zskt()
-    student, generator, teacher = learner.student, learner.generator, learner.teacher
+    student, teacher = networks()
+    learner, latent = zskt(student, teacher)
     images, logits, groups = learner.answers(latent)
     terms = learner.student_step(images, logits, groups, None)
     kept = [parameter.grad.clone() for parameter in student.parameters()]
 
-    other, _ = zskt()
-    images = other.generator(latent)  # with its graph, as published
-    teacher_logits, teacher_groups = other.teacher(images, return_groups=True)
-    student_logits, student_groups = other.student(images, return_groups=True)
+    other, other_teacher = networks()
+    same, _ = zskt(other, other_teacher)
+    images = same._generator(latent)  # with its graph, as published
+    groups = ("group1", "group2", "group3")
+    teacher_logits, teacher_groups = with_outputs(other_teacher, groups, images)
+    student_logits, student_groups = with_outputs(other, groups, images)
     loss = kl_element_mean(teacher_logits.detach(), student_logits, temperature=1) + 250 * attention_loss(
         student_groups, [group.detach() for group in teacher_groups])
     loss.backward()
-    nn.utils.clip_grad_norm_(other.student.parameters(), 5.0)
+    nn.utils.clip_grad_norm_(other.parameters(), 5.0)
     assert terms["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
-    for parameter, gradient in zip(other.student.parameters(), kept, strict=True):
+    for parameter, gradient in zip(other.parameters(), kept, strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
-    assert all(parameter.grad is None for parameter in [*generator.parameters(), *teacher.parameters()])
+    assert all(parameter.grad is None for parameter in [*learner._generator.parameters(), *teacher.parameters()])
+
+
+@pytest.mark.parametrize("student, teacher, count", [("net", "wrn16_1", 3), ("wrn16_1", "mobilenetv2", 3),
+                                                     ("shufflenetv2", "resnet18", 4)])
+def test_attention_is_transferred_between_all_networks_with_stages(student, teacher, count):
+    params = ZSKT.Params(**ZSKT_FEW | {"dataset": "demo", "teacher_resume": "x", "batch_size": 2, "model_name": student,
+                                      "teacher_model": teacher})
+    learner = ZSKT(build_model(student, 4).train(), build_model(teacher, 4).eval().requires_grad_(False),
+                   Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip"), params, torch.float32)
+    images, logits, stages = learner.answers(torch.randn(2, 8))
+    assert len(stages) == count
+    terms = learner.student_step(images, logits, stages, None)
+    assert terms["attention"] > 0
+    assert terms["loss"].item() == pytest.approx((terms["kl"] + 250 * terms["attention"]).item())
 
 
 def test_the_generator_learns_to_make_images_on_which_student_and_teacher_differ():
-    learner, latent = zskt(generator_learning_rate=0.01)
+    student, teacher = networks()
+    learner, latent = zskt(student, teacher, generator_learning_rate=0.01)
     losses = [learner.generator_step(latent)["generator_loss"].item() for _ in range(20)]
     assert losses[-1] < losses[0] < 0
-    assert all(parameter.grad is None for parameter in learner.student.parameters())
+    assert all(parameter.grad is None for parameter in student.parameters())
 
 
 def test_a_vaccine_rewards_the_generator_and_is_logged():
-    learner, latent = zskt(defense="sv")
-    same, _ = zskt(defense="none")
-    for module in (learner, same):  # agreement on all samples, so that the vaccine has something to push at
-        module.teacher.fc.bias.data[1] = 3
-    learner.defence.shuffled = ShuffledTeacher(learner.teacher, seed=0)
+    student, teacher = networks()
+    teacher.fc.bias.data[1] = 3  # agreement on all samples, so that the vaccine has something to push at
+    learner, latent = zskt(student, teacher, backdoor_defense="sv")
+    same, _ = zskt(student, teacher, backdoor_defense="none")
     terms, plain = learner.generator_step(latent), same.generator_step(latent)
     assert plain.keys() == {"generator_loss"}
     assert terms["generator_loss"].item() == pytest.approx(plain["generator_loss"].item())
     assert terms["generator_loss"] < 0
     assert terms["vaccine"] < 0
-    gradients = [parameter.grad for parameter in learner.generator.parameters()]
-    assert not all(map(torch.allclose, gradients, [parameter.grad for parameter in same.generator.parameters()]))
+    gradients = [parameter.grad for parameter in learner._generator.parameters()]
+    assert not all(map(torch.allclose, gradients, [parameter.grad for parameter in same._generator.parameters()]))
 
 
 def test_retrospection_is_on_in_the_last_epochs_with_an_optimiser_of_its_own():
-    learner, _ = zskt(defense="sr", num_epochs=4, sr_epochs=2, sr_rounds=1, sr_learning_rate=1e-4)
-    first = learner.optimizer
+    learner, _ = zskt(backdoor_defense="sr", num_epochs=4, sr_epochs=2, sr_rounds=1, sr_learning_rate=1e-4)
+
+    def steps():
+        return learner.state_dict()["optim_dict"]["state"][0]["step"]
+
+    assert "delta_norm" not in learner.epoch(0, "")
     assert "delta_norm" not in learner.epoch(1, "")
-    assert learner.optimizer is first
+    assert steps() == 12
     row = learner.epoch(2, "")
     assert row["delta_norm"] > 0
     assert row["learning_rate"] == 1e-4
-    assert learner.optimizer is not first
+    assert steps() == 6
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"method": "kegnet"}, ["method", "kegnet", "zskt, ood"]),
-    ({"method": ["zskt"]}, ["method", "zskt, ood"]),
+    ({"method": "kegnet"}, ["method", "kegnet", "ood, zskt"]),
+    ({"method": ["zskt"]}, ["method", "ood, zskt"]),
     ({"method": "zskt", "patches": 5}, ["patches", '"method" "ood"']),
-    ({"model_name": "net"}, ["attention_weight", "net"]),
-    ({"sv_layers": 99, "defense": "sv"}, ["vaccine", "99"]),
+    ({"model_name": "mlp"}, ["attention_weight", "mlp", "wrn16_1"]),
+    ({"sv_layers": 99, "backdoor_defense": "sv"}, ["vaccine", "99"]),
     ({"trigger": "square"}, ["square", "badnet_sq"]),
     ({"target": 3}, ["target", "3 classes"]),
 ])
@@ -210,8 +236,8 @@ def test_wrong_parameters_of_a_data_free_run_are_one_line(call, distil, change, 
     assert all(word in line for word in words), line
 
 
-def test_the_parameters_of_a_method_are_those_of_its_learner():
-    assert set(PARAMS) == set(METHODS)
+def test_the_old_name_of_the_backdoor_defense_is_named_with_the_new_one(call, distil):
+    assert '"defense" is now called "backdoor_defense"' in refused(call, "train_datafree", distil("ood", defense="sv"))
 
 
 def test_a_poisoned_run_records_what_it_poisoned(call, experiment):
@@ -244,9 +270,9 @@ def test_the_length_of_a_run_may_not_change_where_its_learning_rates_depend_on_i
 
 def test_what_is_trained_on_is_the_poisoned_set(call, experiment, monkeypatch):
     seen = []
-    train = experiment_module.Experiment.train
-    monkeypatch.setattr(experiment_module.Experiment, "train", lambda self, *a: seen.append(self.parts["train"]) or
-                        train(self, *a))
+    train = run_module.Run.train
+    monkeypatch.setattr(run_module.Run, "train", lambda self, *a, **options: seen.append(self.parts["train"]) or
+                        train(self, *a, **options))
     clean, poisoned = experiment("clean", num_epochs=1), experiment("poisoned", trigger="badnet_sq", target=1,
                                                                     poison_rate=0.4, num_epochs=1)
     assert call("train_scratch", clean).returncode == call("train_poisoned", poisoned).returncode == 0
@@ -282,7 +308,7 @@ def test_a_clean_classifier_is_for_adversarial_images_and_no_others(call, experi
 
 
 def test_retrospection_and_the_vaccine_act_on_patches(call, distil):
-    directory = distil("ood", defense="sv+sr", sr_epochs=1, sr_rounds=2)
+    directory = distil("ood", backdoor_defense="sv+sr", sr_epochs=1, sr_rounds=2)
     assert call("train_datafree", directory).returncode == 0
     first, last = torch.load(directory / "last_model.tar", weights_only=True)["history"]
     assert first["suspicious"] > 0
@@ -292,7 +318,7 @@ def test_retrospection_and_the_vaccine_act_on_patches(call, distil):
 
 
 def test_a_run_reports_what_its_vaccine_could_have_told_and_the_success_by_class(call, distil):
-    directory = distil("ood", defense="sv", num_epochs=1)
+    directory = distil("ood", backdoor_defense="sv", num_epochs=1)
     assert call("train_datafree", directory).returncode == 0
     details = results(directory)["details"]
     rates = details["asr_by_class"]
@@ -322,7 +348,7 @@ def test_a_teacher_with_a_weak_backdoor_is_remarked(call, distil):
 
 @pytest.mark.parametrize("classes, accuracy, doubted", [(10, 18.9, True), (10, 19.1, False), (2, 54, True)])
 def test_a_teacher_that_hardly_beats_a_guess_is_remarked(classes, accuracy, doubted):
-    assert bool(experiment_module._doubt_a_guess(classes, "teacher", {"test_accuracy": accuracy})) == doubted
+    assert bool(run_module.warn_about_chance(classes)("teacher", {"test_accuracy": accuracy})) == doubted
 
 
 def test_another_picture_under_a_run_is_refused(call, distil, tmp_path):
@@ -339,26 +365,38 @@ def test_another_picture_under_a_run_is_refused(call, distil, tmp_path):
 
 
 def test_without_a_vaccine_in_time_auto_retrospects(call, distil):
-    directory = distil("zskt", defense="auto", sv_batches=50, sr_epochs=1, sr_rounds=1)
+    directory = distil("zskt", backdoor_defense="auto", sv_batches=50, sr_epochs=1, sr_rounds=1)
     assert call("train_datafree", directory).returncode == 0
     row = results(directory)["last"]
     assert row["vaccine"] == 0
     assert row["delta_norm"] > 0
 
 
+class Recorder(nn.Module):
+    """A network that keeps the images it has seen."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.seen = network, []
+
+    def forward(self, images):
+        self.seen.append(images)
+        return self.network(images)
+
+
 def patches(**params):
-    """A learner from patches with a random teacher that prefers a few classes."""
+    """A learner from patches with a random teacher that prefers a few classes, and its student."""
     torch.manual_seed(0)
-    student, teacher = (build_model("net", 4, num_channels=4) for _ in range(2))
-    params = OoDParams(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "batch_size": 8, "num_channels": 4,
+    student, teacher = Recorder(build_model("net", 4, num_channels=4)), build_model("net", 4, num_channels=4)
+    params = OoD.Params(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "batch_size": 8, "num_channels": 4,
                                     "patches": 48, **params})
     facts = Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip")
-    return OoD(student, teacher.eval().requires_grad_(False), facts, params, torch.float32)
+    return OoD(student, teacher.eval().requires_grad_(False), facts, params, torch.float32), student
 
 
 def test_a_search_that_is_not_over_when_retrospection_begins_is_given_up(call, distil):
-    directory = distil("ood", defense="auto", sv_batches=2, sv_tail=0.99, num_epochs=3, sr_epochs=2, sr_rounds=1,
-                       batch_size=24)
+    directory = distil("ood", backdoor_defense="auto", sv_batches=2, sv_tail=0.99, num_epochs=3, sr_epochs=2,
+                       sr_rounds=1, batch_size=24)
     done = call("train_datafree", directory)
     assert done.returncode == 0
     assert "the search for a vaccine was not over and is given up" in done.stdout
@@ -379,7 +417,7 @@ def test_what_a_method_in_rounds_cannot_do_is_one_line(call, distil, change, wor
 
 @pytest.mark.parametrize("weight, words", [(1.0, "batch_norm_weight"), (0.0, "cmi")])
 def test_a_teacher_without_batch_norms_is_refused_by_methods_that_look_at_them(weight, words):
-    params = CMIParams(**FEW["cmi"] | {"dataset": "demo", "teacher_resume": "x", "teacher_model": "mlp",
+    params = CMI.Params(**FEW["cmi"] | {"dataset": "demo", "teacher_resume": "x", "teacher_model": "mlp",
                                        "batch_norm_weight": weight})
     with pytest.raises(UserError, match=f"{words}.*mlp"):
         METHODS["cmi"](build_model("mlp", 4), build_model("mlp", 4).eval(),
@@ -388,11 +426,11 @@ def test_a_teacher_without_batch_norms_is_refused_by_methods_that_look_at_them(w
 
 def test_patches_are_mixed_in_pairs_unless_that_is_off():
     for switch in (0, 1):
-        learner = patches(cutmix=switch)
-        learner.random = seeds.generator("test")
-        batch = next(learner.batches.epoch(0))
-        mixed = [learner.mixed(batch) for _ in range(5)]
-        assert any(not torch.equal(images, batch.images) for images in mixed) == bool(switch)
+        learner, student = patches(cutmix=switch)
+        learner.epoch(0, "")
+        cut = [batch.images for batch in learner.batches.epoch(0)]
+        assert [len(images) for images in student.seen] == [len(images) for images in cut]
+        assert all(map(torch.equal, student.seen, cut)) == (not switch)
 
 
 class Brightness(nn.Module):
@@ -405,11 +443,12 @@ class Brightness(nn.Module):
 def test_balanced_patches_show_the_teachers_rare_classes_more_often():
     rare = {}
     for switch in (0, 1):
-        params = OoDParams(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "patches": 300, "balance": switch})
+        params = OoD.Params(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "patches": 300, "balance": switch})
         facts = Facts(2, 32, torch.zeros(3), torch.ones(3), "crop_flip")
-        learner = OoD(build_model("net", 2), Brightness(), facts, params, torch.float32)
+        teacher = Brightness()
+        learner = OoD(build_model("net", 2), teacher, facts, params, torch.float32)
         part = learner.batches.part
-        rare[switch] = learner.teacher(normalise(part.images, part.mean, part.std)).argmax(1).sum().item()
+        rare[switch] = teacher(normalise(part.images, part.mean, part.std)).argmax(1).sum().item()
     assert 0 < rare[0] < 100
     assert rare[1] == min(6 * rare[0], 150)
 
@@ -418,8 +457,9 @@ def test_the_rates_fall_within_an_epoch():
     learner, _ = zskt(num_epochs=2, learning_rate=0.1, generator_learning_rate=0.2)
     learner.epoch(0, "")
     done = (0 + 2 / 3) / 2  # of three pseudo-batches an epoch, two were over when the last began
-    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi * done)) / 2)
-    assert learner.generator_optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * (1 + math.cos(math.pi * done)) / 2)
+    for name, initial in (("optim_dict", 0.1), ("generator_optim_dict", 0.2)):
+        rate = learner.state_dict()[name]["param_groups"][0]["lr"]
+        assert rate == pytest.approx(initial * (1 + math.cos(math.pi * done)) / 2)
 
 
 @pytest.mark.parametrize("source", ["teacher", "student"])
@@ -428,7 +468,8 @@ def test_the_perturbation_is_sought_against_the_network_that_is_named(monkeypatc
     original = Retrospection.accumulate
     monkeypatch.setattr(Retrospection, "accumulate", lambda self, student, network, *rest: asked.append(network) or
                         original(self, student, network, *rest))
-    learner, _ = zskt(defense="sr", sr_source=source, sr_epochs=1, num_epochs=1, sr_rounds=1)
+    student, teacher = networks()
+    learner, _ = zskt(student, teacher, backdoor_defense="sr", sr_source=source, sr_epochs=1, num_epochs=1, sr_rounds=1)
     learner.epoch(0, "")
     assert len(asked) == 6
-    assert all(network is getattr(learner, source) for network in asked)
+    assert all(network is {"student": student, "teacher": teacher}[source] for network in asked)

@@ -15,7 +15,7 @@ import torchvision
 from dataset_helpers import fails, noise, sound
 
 from utils import datasets
-from utils.datasets import DATASET_NAMES, load_dataset
+from utils.datasets import DATASETS, load_dataset
 
 CIFAR_NAMES = {
     "cifar10": ("CIFAR10", "labels", "label_names"),
@@ -28,7 +28,7 @@ CIFAR_NAMES = {
 def test_an_unknown_name_is_answered_with_the_choices(tmp_path):
     message = fails("cifar1O", tmp_path)
     assert "'cifar1O'" in message and "did you mean 'cifar10'?" in message
-    assert all(name in message for name in (*DATASET_NAMES, "folder:PATH"))
+    assert all(name in message for name in (*DATASETS, "folder:PATH"))
     assert "did you mean" not in fails("imagenet-21k-winter", tmp_path)
 
 

@@ -35,6 +35,7 @@ def assert_close(one, two):
         assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_network_of_one(call, experiment):
     """45 images in batches of 8: the last batch of 5 is shared as 2 and 3. PreResNet: batch statistics everywhere."""
     params = {"model_name": "preresnet20", "learning_rate": 0.001}
@@ -46,6 +47,7 @@ def test_two_processes_train_the_network_of_one(call, experiment):
     assert done.stdout.count("epoch 2/2") == 1
 
 
+@pytest.mark.slow
 def test_a_student_of_a_frozen_teacher_on_two_processes_continues_after_a_stop(call, experiment):
     teacher = experiment("teacher", num_epochs=1)
     assert call("train_scratch", teacher).returncode == 0
@@ -58,6 +60,7 @@ def test_a_student_of_a_frozen_teacher_on_two_processes_continues_after_a_stop(c
     assert_close(alone, shared)
 
 
+@pytest.mark.slow
 def test_the_synchronised_batch_norm_of_one_process_is_torchs_own(tmp_path):
     """Outputs, gradients and running statistics, for 2-D and 4-D inputs."""
     import torch.distributed as dist
@@ -84,6 +87,7 @@ def test_the_synchronised_batch_norm_of_one_process_is_torchs_own(tmp_path):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_ends_all_processes_with_one_line(experiment):
     directory = experiment(num_epochs=3, schedule=[1], gamma=1e30)
     done = launched(directory)
@@ -100,6 +104,7 @@ def launched(directory, script="train_scratch"):
                           env=environment(), capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_processes_of_gpu_id_are_those_of_torchrun(call, experiment):
     alone, shared = experiment("alone"), experiment("shared")
     assert call("train_scratch", alone).returncode == 0
@@ -109,6 +114,7 @@ def test_the_processes_of_gpu_id_are_those_of_torchrun(call, experiment):
     assert rows(shared) == [pytest.approx(row, rel=1e-2, abs=1e-2) for row in rows(alone)]
 
 
+@pytest.mark.slow
 def test_bad_input_of_several_processes_is_one_line_too(experiment):
     done = launched(experiment(model_name="resnet19"))
     assert done.returncode == 2
@@ -116,6 +122,7 @@ def test_bad_input_of_several_processes_is_one_line_too(experiment):
     assert "resnet19" in line
 
 
+@pytest.mark.slow
 def test_a_method_without_data_takes_one_process(experiment):
     done = launched(experiment(), "train_datafree")
     assert done.returncode == 2
@@ -123,6 +130,7 @@ def test_a_method_without_data_takes_one_process(experiment):
     assert "one device" in line
 
 
+@pytest.mark.slow
 def test_what_only_the_first_process_meets_ends_all_of_them_with_one_line(experiment):
     done = launched(experiment(dataset="folder:/no/such/place"))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr

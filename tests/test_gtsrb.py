@@ -14,10 +14,10 @@ from conftest import results
 from dataset_helpers import fails, noise, save_image, sound
 from PIL import Image
 
+from runs.stages import ScratchParams
 from utils import gtsrb, image_folder
 from utils.data import training_index
 from utils.datasets import Dataset, load_dataset
-from utils.params import ScratchParams
 
 HEADER = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
 TEST_LABELS = [16, 1, 38, 0, 42, 1]

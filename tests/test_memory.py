@@ -8,11 +8,11 @@ import torch
 from conftest import ROOT, command, environment, refused
 
 import train_scratch
-from utils import experiment as experiment_module
+from runs.stages import ScratchParams
+from utils import evaluation
 from utils.distributed import together
 from utils.errors import UserError
 from utils.memory import OutOfMemory, Phase, reduce
-from utils.params import ScratchParams
 
 HUGE = 2**50  # bytes: more than a process can address
 CUDA = ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB is "
@@ -125,7 +125,7 @@ def test_a_step_without_room_is_named_and_the_last_checkpoint_is_kept(call, expe
 
 
 def test_an_evaluation_without_room_is_named(call, experiment, monkeypatch):
-    monkeypatch.setattr(experiment_module, "confusion_matrix", lambda *_: np.empty(HUGE, np.uint8))
+    monkeypatch.setattr(evaluation, "confusion_matrix", lambda *_: np.empty(HUGE, np.uint8))
     done = call("train_scratch", experiment())
     assert done.returncode == 2
     assert done.stderr.startswith("error: evaluating the network: out of memory: cannot allocate 1.00 PiB")
@@ -141,6 +141,7 @@ main(train_scratch.train_scratch)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_less_address_space_than_the_images_need(experiment):
     """45 images of 512 x 512 pixels in 16 MiB."""

@@ -7,10 +7,10 @@ from conftest import results
 from PIL import Image
 
 from model import build_model
+from runs.stages import ScratchParams
 from utils.data import split
 from utils.datasets import load_dataset
 from utils.errors import UserError
-from utils.params import ScratchParams
 
 TEACHER = {"teacher_model": "net", "teacher_num_channels": 4, "teacher_resume": "teacher.tar"}
 STAGES = {
@@ -18,7 +18,7 @@ STAGES = {
     "train_nasty": {"adversarial_model": "net", "adversarial_num_channels": 4, "adversarial_resume": "teacher.tar",
                     "temperature": 4, "weight": 0.04},
     "train_kd": {**TEACHER, "temperature": 4, "alpha": 0.9},
-    "train_datafree": {**TEACHER, "method": "ood", "picture": "picture.png", "patches": 8, "defense": "sv",
+    "train_datafree": {**TEACHER, "method": "ood", "picture": "picture.png", "patches": 8, "backdoor_defense": "sv",
                        "sv_layers": 1},
 }
 BACKDOOR = {"asr", "triggered_accuracy", "base_rate"}

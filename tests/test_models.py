@@ -7,6 +7,8 @@ per module, shapes after names ("bn1: weight 64, bias 64, ..., num_batches_track
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import MODEL_NAMES, build_model
+from model.features import capture_outputs
+from model.imported import check_logits, imported_code
+from model.registry import register
 from model.wideresnet import WideResNet
 
+ROOT = Path(__file__).parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "models.json").read_text())
 ONE_PER_BLOCK_TYPE = (
     "net",
@@ -210,20 +216,12 @@ def test_a_wide_resnet_has_the_known_parameters_convolutions_and_batch_norms(nam
         assert sum(module.num_features for module in modules if isinstance(module, nn.BatchNorm2d)) == channels
 
 
-def test_a_wide_resnet_gives_its_three_groups_on_demand():
-    model = build_on_meta("wrn16_2", 10)
-    logits, groups = model(torch.empty(5, 3, 32, 32, device="meta"), return_groups=True)
-    assert logits.shape == (5, 10)
-    assert [tuple(group.shape) for group in groups] == [(5, 32, 32, 32), (5, 64, 16, 16), (5, 128, 8, 8)]
-
-
 def test_the_logits_of_a_wide_resnet_are_the_classified_mean_of_its_activated_last_group():
     torch.manual_seed(0)
     model = WideResNet(10, 1, 10).eval()
-    with torch.inference_mode():
-        logits, groups = model(small_images("wrn16_1", 2), return_groups=True)
-        assert torch.equal(logits, model.fc(model.bn(groups[2]).relu().mean((2, 3))))
-        assert torch.equal(logits, model(small_images("wrn16_1", 2)))
+    with torch.inference_mode(), capture_outputs(model, "group3") as captured:
+        logits = model(small_images("wrn16_1", 2))
+        assert torch.equal(logits, model.fc(model.bn(captured["group3"]).relu().mean((2, 3))))
 
 
 def test_a_wide_block_splits_after_the_activation_where_channels_change_and_before_it_elsewhere():
@@ -320,6 +318,170 @@ def test_an_unknown_name_is_an_error_with_the_nearest_name_and_the_choices():
 def test_a_name_like_no_other_is_an_error_without_a_guess():
     with pytest.raises(ValueError, match=r"^unknown model 'qqq'; choose from net, mlp, "):
         build_model("qqq", 10)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="two models are registered as 'net'"):
+        register("net")(nn.Identity)
+
+
+def test_the_recipe_of_a_network_is_adam_for_net_and_mlp_and_sgd_for_all_others():
+    with torch.device("meta"):
+        assert {name for name in MODEL_NAMES if build_model(name, 2).default_optimizer == "adam"} == {"net", "mlp"}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """`module(name, source)` writes a module in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        sys.modules.pop(name, None)
+
+    return write
+
+
+MINE = """
+from torch import nn
+
+class Wide(nn.Sequential):
+    def __init__(self, num_classes, *, width=1):
+        super().__init__(nn.Flatten(), nn.Linear(192, width), nn.Linear(width, num_classes))
+
+def no_network(num_classes):
+    return {"classes": num_classes}
+
+def ten_classes():
+    return Wide(10)
+
+def broken(num_classes):
+    raise KeyError("no such\\nwidth")
+
+constant = 1
+"""
+
+
+def test_a_callable_of_the_current_directory_gets_the_number_of_classes_and_its_options(module):
+    module("my_networks", MINE)
+    network = build_model("my_networks:Wide", 7, options={"width": 5})
+    assert network[2].weight.shape == (7, 5)
+    assert imported_code("my_networks:Wide") == f"my_networks ({Path('my_networks.py').absolute()})"
+
+
+def test_nothing_else_is_said_to_import_code():
+    assert imported_code("net") is imported_code("timm:resnet18") is imported_code("torchvision:resnet18") is None
+
+
+@pytest.mark.parametrize("name, words", [
+    ("no_such_module:build", "there is no module 'no_such_module', neither installed nor in "),
+    ("os.no_such_module:build", "there is no module 'os.no_such_module'"),
+    ("my_networks:Wade", "module my_networks has no 'Wade' (did you mean 'Wide'?)"),
+    ("my_networks:constant", "my_networks:constant cannot be called: it is of type int"),
+    ("my_networks:ten_classes", "my_networks:ten_classes takes no keyword argument 'num_classes'"),
+    ("my_networks:Wide", "my_networks:Wide takes no keyword argument 'depth'"),
+    ("my_networks:no_network", "my_networks:no_network returns an object of type dict, no torch.nn.Module"),
+    ("my_networks:broken", "my_networks:broken cannot be built: KeyError: 'no such\\nwidth'"),
+    ("needs_another:build", "module needs_another cannot be imported: ModuleNotFoundError: No module named 'another'"),
+    ("has_a_typo:build", "module has_a_typo cannot be imported: SyntaxError"),
+    ("ends:build", "module ends cannot be imported: SystemExit: 3"),
+    (":build", "cannot be imported"), ("torchvision:resnet19", "torchvision has no classifier 'resnet19' (did you"),
+    ("torchvision:fcn_resnet50", "torchvision has no classifier 'fcn_resnet50'"),
+    ("torchvision:alexnet", "unexpected keyword argument 'depth'")])
+def test_what_cannot_be_built_is_one_line(module, name, words):
+    for file, source in (("my_networks", MINE), ("needs_another", "import another"), ("has_a_typo", "def build(:"),
+                         ("ends", "raise SystemExit(3)")):
+        module(file, source)
+    with torch.device("meta"), pytest.raises(ValueError) as error:
+        build_model(name, 7, options={"depth": 3} if name in ("my_networks:Wide", "torchvision:alexnet") else None)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_options_of_the_zoo_are_keywords_of_the_network():
+    assert build_on_meta("net", 7, options={"num_channels": 3}).conv1.weight.shape[0] == 3
+    with pytest.raises(ValueError, match=r"^resnet18 takes no keyword argument 'width'$"):
+        build_on_meta("resnet18", 7, options={"width": 2})
+
+
+@pytest.mark.parametrize("name, option", [("torchvision:resnet18", "weights"), ("torchvision:resnet18", "num_classes"),
+                                          ("torchvision:googlenet", "aux_logits")])
+def test_what_a_network_is_given_is_no_option(name, option):
+    with pytest.raises(ValueError, match=f"^{name}: '{option}' is no option"):
+        build_model(name, 7, options={option: None})
+
+
+def test_a_torchvision_network_is_built_by_name_with_its_options():
+    from torchvision.models import mobilenet_v3_small
+    built = build_on_meta("torchvision:mobilenet_v3_small", 7, options={"dropout": 0.5})
+    with torch.device("meta"):
+        expected = mobilenet_v3_small(num_classes=7)
+    assert listing(built.state_dict()) == listing(expected.state_dict())
+    assert built.classifier[2].p == 0.5
+
+
+def test_a_torchvision_network_with_auxiliary_heads_is_built_without_them():
+    network = build_on_meta("torchvision:googlenet", 7)
+    assert network.train()(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 7)
+
+
+def test_a_timm_network_is_built_by_name_with_its_options():
+    timm = pytest.importorskip("timm")
+    built = build_on_meta("timm:resnet10t", 7, options={"drop_rate": 0.5})
+    with torch.device("meta"):
+        expected = timm.create_model("resnet10t", num_classes=7)
+    assert listing(built.state_dict()) == listing(expected.state_dict())
+    assert built.drop_rate == 0.5
+    with pytest.raises(ValueError, match=r"^timm has no model 'resnet10q' \(did you mean .*'resnet10t'"):
+        build_model("timm:resnet10q", 7)
+    for option in ("pretrained", "checkpoint_path"):  # weights would be downloaded, or unpickled
+        with pytest.raises(ValueError, match=f"'{option}' is no option"):
+            build_model("timm:resnet10t", 7, options={option: "x"})
+
+
+def test_without_timm_its_networks_are_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"^timm:resnet18 needs timm: pip install timm$"):
+        build_model("timm:resnet18", 7)
+
+
+def test_the_zoo_is_imported_without_torchvision():
+    code = "import model, sys; print('torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+class Auxiliary(nn.Module):
+    """A head of its own in training, a dropout and a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.dropout, self.fc = nn.BatchNorm2d(3), nn.Dropout(), nn.LazyLinear(4)
+
+    def forward(self, images):
+        logits = self.fc(self.dropout(self.norm(images)).flatten(1))
+        return (logits, logits) if self.training else logits
+
+
+@pytest.mark.parametrize("network, words", [
+    (Auxiliary(), "gives tuple for an image in training mode, not 4 logits"),
+    (nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), r"gives Tensor of shape \(5,\) for an image in eval mode"),
+    (nn.Conv2d(3, 4, 3), r"gives Tensor of shape \(4, 6, 6\)"), (nn.Linear(7, 4), "images of 8x8 pixels: RuntimeErr")])
+def test_a_network_whose_output_is_not_logits_is_one_line(network, words):
+    if not isinstance(network, nn.Linear):
+        network(torch.zeros(2, 3, 8, 8))  # lazy layers
+    before, state = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
+    with pytest.raises(ValueError, match=words) as error:
+        check_logits(network, 4, 8)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@one_per_block_type
+def test_networks_of_the_zoo_give_logits(name: str):
+    check_logits(build_on_meta(name, 4), 4, 32)
 
 
 @pytest.mark.parametrize("num_classes", [0, -1])

@@ -8,35 +8,26 @@ from types import SimpleNamespace
 import pytest
 from conftest import EXPERIMENTS, ROOT, environment, refused
 
+from runs.stages import DATAFREE, KD, NASTY, POISONED, SCRATCH, stage_of
 from utils.errors import UserError
-from utils.experiment import Experiment
-from utils.params import (
-    STAGES,
-    KDParams,
-    NastyParams,
-    PoisonedParams,
-    ScratchParams,
-    changed_keys,
-    load_params,
-    parse_overrides,
-    without_effect,
-)
+from utils.params import changed_keys, load_params, parse_overrides
 from utils.params.__main__ import markdown_table
 from utils.resume import Start
+from utils.run import remarks_on_size
 
-SCRATCH = {"dataset": "demo", "model_name": "net", "learning_rate": 0.001, "num_epochs": 2}
-KD = {**SCRATCH, "teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
+VALUES = {"dataset": "demo", "model_name": "net", "learning_rate": 0.001, "num_epochs": 2}
+KD_VALUES = {**VALUES, "teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
 
 
-def load(tmp_path, values, kind=ScratchParams, overrides=None):
+def load(tmp_path, values, stage=SCRATCH, overrides=None):
     path = tmp_path / "params.json"
     path.write_text(values if isinstance(values, str) else json.dumps(values))
-    return load_params(path, kind, overrides)
+    return load_params(path, stage, overrides)
 
 
-def message(tmp_path, values, kind=ScratchParams, overrides=None):
+def message(tmp_path, values, stage=SCRATCH, overrides=None):
     with pytest.raises(UserError) as error:
-        load(tmp_path, values, kind, overrides)
+        load(tmp_path, values, stage, overrides)
     text = str(error.value)
     assert "\n" not in text
     assert ("--set" if overrides else str(tmp_path / "params.json")) in text
@@ -44,17 +35,17 @@ def message(tmp_path, values, kind=ScratchParams, overrides=None):
 
 
 def test_defaults_are_the_published_recipe(tmp_path):
-    params = load(tmp_path, SCRATCH)
+    params = load(tmp_path, VALUES)
     assert (params.batch_size, params.gamma, params.augmentation, params.seed) == (128, 0.1, True, 0)
 
 
 def test_switches_are_0_and_1_or_false_and_true(tmp_path):
-    assert load(tmp_path, {**SCRATCH, "augmentation": 0}).augmentation is False
-    assert load(tmp_path, {**SCRATCH, "augmentation": True}).augmentation is True
+    assert load(tmp_path, {**VALUES, "augmentation": 0}).augmentation is False
+    assert load(tmp_path, {**VALUES, "augmentation": True}).augmentation is True
 
 
 def test_an_integer_is_a_fine_temperature_and_overrides_replace_values(tmp_path):
-    params = load(tmp_path, KD, KDParams, {"alpha": 0.5})
+    params = load(tmp_path, KD_VALUES, KD, {"alpha": 0.5})
     assert (params.temperature, params.alpha) == (4.0, 0.5)
 
 
@@ -83,12 +74,12 @@ def test_an_integer_is_a_fine_temperature_and_overrides_replace_values(tmp_path)
     ("model_name", None, ["string", "null"]),
 ])
 def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(tmp_path, key, value, words):
-    text = message(tmp_path, {**SCRATCH, key: value})
+    text = message(tmp_path, {**VALUES, key: value})
     assert all(word in text for word in [f'"{key}"', *words])
 
 
 def test_constants_of_pixels_up_to_255_are_refused_on_the_command_line_too(tmp_path):
-    text = message(tmp_path, SCRATCH, overrides=parse_overrides(["mean=[125.3,123,113.9]"]))
+    text = message(tmp_path, VALUES, overrides=parse_overrides(["mean=[125.3,123,113.9]"]))
     assert '--set: "mean" is [125.3, 123, 113.9]: should be at most 1' in text
 
 
@@ -98,14 +89,14 @@ def test_constants_of_pixels_up_to_255_are_refused_on_the_command_line_too(tmp_p
     ([0.2, 0.3, 0.0], [0.2, 0.3, 0.0001]),  # the own constants of images without blue
     ([0.5, 0.5, 0.5], None)])
 def test_constants_of_pixels_up_to_1_are_taken(tmp_path, mean, std):
-    params = load(tmp_path, {**SCRATCH, "mean": mean, "std": std})
+    params = load(tmp_path, {**VALUES, "mean": mean, "std": std})
     assert (params.mean, params.std) == (mean, std)
 
 
 def test_an_augmentation_has_a_name_and_another_one_is_a_change(tmp_path):
-    params = load(tmp_path, SCRATCH, overrides=parse_overrides(["augmentation=shift"]))
+    params = load(tmp_path, VALUES, overrides=parse_overrides(["augmentation=shift"]))
     assert params.augmentation == "shift"
-    assert changed_keys(SCRATCH, params) == ['augmentation (true -> "shift")']
+    assert changed_keys(VALUES, params) == ['augmentation (true -> "shift")']
 
 
 def test_the_schema_for_editors_takes_the_switches_of_the_published_files():
@@ -116,34 +107,34 @@ def test_the_schema_for_editors_takes_the_switches_of_the_published_files():
 
 
 def test_infinity_and_nan_are_no_numbers(tmp_path):
-    assert '"learning_rate"' in message(tmp_path, {**SCRATCH, "learning_rate": float("inf")})
-    assert '"learning_rate"' in message(tmp_path, {**SCRATCH, "learning_rate": float("nan")})
+    assert '"learning_rate"' in message(tmp_path, {**VALUES, "learning_rate": float("inf")})
+    assert '"learning_rate"' in message(tmp_path, {**VALUES, "learning_rate": float("nan")})
 
 
 def test_all_wrong_values_are_named_at_once(tmp_path):
-    text = message(tmp_path, {**SCRATCH, "learning_rate": -1, "gamma": 0})
+    text = message(tmp_path, {**VALUES, "learning_rate": -1, "gamma": 0})
     assert '"learning_rate"' in text
     assert '"gamma"' in text
 
 
 def test_an_unknown_key_is_named_with_the_nearest_valid_one(tmp_path):
-    text = message(tmp_path, {**SCRATCH, "leraning_rate": 0.1})
+    text = message(tmp_path, {**VALUES, "leraning_rate": 0.1})
     assert 'unknown key "leraning_rate"' in text
     assert 'did you mean "learning_rate"' in text
 
 
 def test_an_unknown_key_on_the_command_line_is_named_too(tmp_path):
-    assert 'did you mean "num_epochs"' in message(tmp_path, SCRATCH, overrides={"num_epoch": 3})
+    assert 'did you mean "num_epochs"' in message(tmp_path, VALUES, overrides={"num_epoch": 3})
 
 
 def test_a_key_of_another_stage_names_that_stage(tmp_path):
-    text = message(tmp_path, KD)
+    text = message(tmp_path, KD_VALUES)
     assert 'unknown key "teacher_model" (train_kd.py and train_datafree.py would read it)' in text
 
 
 def test_a_missing_key_is_named(tmp_path):
-    text = message(tmp_path, SCRATCH, NastyParams)
-    assert all(f'the key "{key}" is missing' in text for key in ("adversarial_model", "temperature", "weight"))
+    text = message(tmp_path, VALUES, NASTY)
+    assert all(f'the key "{key}" is missing' in text for key in ("adversarial_model", "adversarial_resume"))
 
 
 def test_invalid_json_is_named_with_its_line(tmp_path):
@@ -167,26 +158,26 @@ def test_what_is_no_json_object_is_an_error(tmp_path, text, words):
 def test_what_is_no_readable_file_is_not_said_to_be_absent(tmp_path):
     (tmp_path / "params.json").symlink_to("params.json")
     with pytest.raises(UserError, match="symbolic links"):
-        load_params(tmp_path / "params.json", ScratchParams)
+        load_params(tmp_path / "params.json", SCRATCH)
     (tmp_path / "params.json").unlink()
     (tmp_path / "params.json").mkdir()
     with pytest.raises(UserError, match="Is a directory"):
-        load_params(tmp_path / "params.json", ScratchParams)
+        load_params(tmp_path / "params.json", SCRATCH)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
 def test_a_file_is_read_as_windows_writes_it(tmp_path, encoding):
-    (tmp_path / "params.json").write_bytes(json.dumps({**SCRATCH, "dataset": "folder:pêche"},
+    (tmp_path / "params.json").write_bytes(json.dumps({**VALUES, "dataset": "folder:pêche"},
                                                       ensure_ascii=False).replace(" ", "\r\n").encode(encoding))
-    assert load_params(tmp_path / "params.json", ScratchParams).dataset == "folder:pêche"
+    assert load_params(tmp_path / "params.json", SCRATCH).dataset == "folder:pêche"
 
 
 def test_a_file_that_is_no_text_or_not_there_is_an_error(tmp_path):
     (tmp_path / "params.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):
-        load_params(tmp_path / "params.json", ScratchParams)
+        load_params(tmp_path / "params.json", SCRATCH)
     with pytest.raises(UserError, match="does not exist"):
-        load_params(tmp_path / "nowhere" / "params.json", ScratchParams)
+        load_params(tmp_path / "nowhere" / "params.json", SCRATCH)
 
 
 def test_overrides_are_json_or_else_words():
@@ -204,40 +195,39 @@ def test_an_option_and_set_do_not_give_the_same(call, experiment):
 
 
 def of_experiment(values):
-    """The stage of a params.json of the repository."""
-    return STAGES[values["method"]] if "method" in values else KDParams if "teacher_model" in values else \
-        NastyParams if "weight" in values else PoisonedParams if "trigger" in values else ScratchParams
+    """The parameters that a params.json of the repository may have."""
+    return stage_of(values).kind(values)
 
 
-@pytest.mark.parametrize(("kind", "values", "named"), [
-    (ScratchParams, {"num_channels": 8, "dropout_rate": 0.5, "model_name": "mlp"}, ["num_channels", "dropout_rate"]),
-    (ScratchParams, {"num_channels": 8, "gamma": 0.5, "schedule": [999]}, []),
-    (ScratchParams, {"gamma": 0.5}, ["gamma"]),
-    (ScratchParams, {"gamma": 0.1, "num_channels": 32, "model_name": "mlp"}, []),
-    (ScratchParams, {"annealing": "cosine", "schedule": [3], "gamma": 0.5}, ["schedule", "gamma"]),
-    (KDParams, {"target": 3}, ["target"]),
-    (KDParams, {"target": 3, "trigger": "badnet_sq"}, []),
-    (KDParams, {"teacher_model": "resnet18", "teacher_num_channels": 8}, ["teacher_num_channels"]),
-    (PoisonedParams, {"trigger": "sig", "surrogate_num_channels": 8}, ["surrogate_num_channels"]),
-    (STAGES["zskt"], {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "defense": "sr"}, ["sv_weight"]),
-    (STAGES["zskt"], {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "defense": "auto"}, [])])
-def test_what_is_set_without_effect_is_named(kind, values, named):
-    params = {key: value for key, value in KD.items() if key in kind.model_fields} | values
-    assert [text.split('"')[1] for text in without_effect(kind.model_validate(params))] == named
+@pytest.mark.parametrize(("stage", "values", "named"), [
+    (SCRATCH, {"num_channels": 8, "dropout_rate": 0.5, "model_name": "mlp"}, ["num_channels", "dropout_rate"]),
+    (SCRATCH, {"num_channels": 8, "gamma": 0.5, "schedule": [999]}, []),
+    (SCRATCH, {"gamma": 0.5}, ["gamma"]),
+    (SCRATCH, {"gamma": 0.1, "num_channels": 32, "model_name": "mlp"}, []),
+    (SCRATCH, {"annealing": "cosine", "schedule": [3], "gamma": 0.5}, ["schedule", "gamma"]),
+    (KD, {"target": 3}, ["target"]),
+    (KD, {"target": 3, "trigger": "badnet_sq"}, []),
+    (KD, {"teacher_model": "resnet18", "teacher_num_channels": 8}, ["teacher_num_channels"]),
+    (POISONED, {"trigger": "sig", "surrogate_num_channels": 8}, ["surrogate_num_channels"]),
+    (DATAFREE, {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "backdoor_defense": "sr"}, ["sv_weight"]),
+    (DATAFREE, {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "backdoor_defense": "auto"}, [])])
+def test_what_is_set_without_effect_is_named(stage, values, named):
+    kind = stage.kind(values)
+    params = {key: value for key, value in KD_VALUES.items() if key in kind.model_fields} | values
+    assert [text.split('"')[1] for text in kind.model_validate(params).remarks_on_effect()] == named
 
 
 def test_the_experiments_of_the_repository_set_nothing_without_effect():
     assert [name for name, values in EXPERIMENTS.items()
-            if without_effect(of_experiment(values).model_validate(values))] == []
+            if of_experiment(values).model_validate(values).remarks_on_effect()] == []
 
 
 def test_an_image_size_that_the_data_do_not_have_is_refused_but_is_no_end_of_an_older_run(call, experiment):
     text = '"image_size" 64 has no effect: the images of demo are 32x32'
     assert text in refused(call, "train_scratch", experiment(dataset="demo"), "--set", "image_size=64")
     for size, remarks in ((64, [text]), (32, [])):
-        older = SimpleNamespace(params=ScratchParams(**SCRATCH, image_size=size), start=Start(state="a checkpoint"),
-                                dataset=SimpleNamespace(image_size=32))
-        assert Experiment._image_size_remarks(older) == remarks
+        params = SCRATCH.params(**VALUES, image_size=size)
+        assert remarks_on_size(params, SimpleNamespace(image_size=32), Start(state="a checkpoint")) == remarks
 
 
 def test_the_table_is_printed_as_far_as_it_is_read():
@@ -250,9 +240,9 @@ def test_the_table_is_printed_as_far_as_it_is_read():
 
 
 def test_changed_keys_names_old_and_new_and_ignores_what_changes_no_result():
-    new = ScratchParams.model_validate({**SCRATCH, "learning_rate": 0.1, "num_epochs": 4, "cuda": 0, "num_workers": 9})
-    assert changed_keys(SCRATCH, new) == ["learning_rate (0.001 -> 0.1)"]
-    assert changed_keys({**SCRATCH, "removed": 1}, new)[-1] == "removed (1 -> null)"
+    new = SCRATCH.params.model_validate({**VALUES, "learning_rate": 0.1, "num_epochs": 4, "cuda": 0, "num_workers": 9})
+    assert changed_keys(VALUES, new) == ["learning_rate (0.001 -> 0.1)"]
+    assert changed_keys({**VALUES, "removed": 1}, new)[-1] == "removed (1 -> null)"
 
 
 def test_the_table_of_the_readme_is_the_one_of_the_code():

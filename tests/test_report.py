@@ -226,7 +226,7 @@ def test_backdoors_are_told_by_accuracy_and_success(tmp_path):
     for name, defense in (("zskt", "none"), ("zskt_sv", "sv"), ("zskt_auto", "auto")):
         write(tmp_path / "abd/badnet_grid" / name,
               {"dataset": "cifar10", "method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_2",
-               "teacher_resume": f"{teacher}/last_model.tar", "trigger": "badnet_grid", "defense": defense},
+               "teacher_resume": f"{teacher}/last_model.tar", "trigger": "badnet_grid", "backdoor_defense": defense},
               70.0, asr=5, base_rate=2, target_recall=80)
     found = rows(tmp_path, "Backdoors, CIFAR-10, ZSKT from WRN-16-2 to WRN-16-1")
     assert found["badnet_grid", "last epoch"]["teacher"] == "92.00 / 99.50"
@@ -266,6 +266,59 @@ def test_students_without_data_have_a_table_of_their_own(tmp_path):
         "method": "dafl", "dataset": "cifar10", "model_name": "net", "teacher_model": "resnet18",
         "teacher_resume": f"{normal}/best_model.tar"}, 60.0)
     assert rows(tmp_path, "Students without")["normal ResNet-18", "last epoch"]["CNN, DAFL"] == "60.00 (-26.00)"
+
+
+def test_another_attack_is_a_column_of_its_own(tmp_path):
+    """Beside the student of the default attack, and compared with the same network without a teacher."""
+    _, nasty = teachers(tmp_path)
+    plain = student(nasty)
+    del plain["alpha"]
+    write(tmp_path / "kd_nasty_resnet18/cnn_dkd", plain | {"attack": "dkd", "beta": 2.0}, 84.0)
+    write(tmp_path / "kd_nasty_resnet18/cnn_dkd/seed1", plain | {"attack": "dkd", "beta": 2.0, "seed": 1}, 86.0)
+    found = rows(tmp_path)
+    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
+    assert found["nasty ResNet-18", "last epoch"]["CNN, DKD"] == "85.00 ± 1.41 (-2.00, 1 of 2 seeds)"
+    assert found["no teacher", "last epoch"]["CNN, DKD"] == "86.00"
+    assert found["nasty ResNet-18", "paper, unchecked"]["CNN, DKD"] == ""
+    assert not [table for table in report(tmp_path).tables if table.title.startswith("Students without")]
+    told = report(tmp_path)
+    told.write(tmp_path / "out")
+    with open(tmp_path / "out/results.csv") as file:
+        lines = {(line["row"], line["column"]): line for line in csv.DictReader(file)}
+    line = lines["nasty ResNet-18", "CNN, DKD"]
+    assert (line["method"], line["kind"], line["teacher"], line["runs"]) == ("dkd", "student", "nasty resnet18", "2")
+
+
+def test_another_interface_is_a_row_of_its_own_without_the_published_values(tmp_path):
+    _, nasty = teachers(tmp_path)
+    directory = tmp_path / "kd_nasty_resnet18/cnn_probabilities"
+    write(directory, student(nasty, interface="probabilities"), 80.0)
+    results = json.loads((directory / "results.json").read_text())
+    (directory / "results.json").write_text(json.dumps(results | {"evaluated_before": {
+        "teacher network, frozen": {"test_accuracy": 94.0}, "teacher as it answers (probabilities)": {
+            "test_accuracy": 93.5}}}))  # not the teacher itself: what a client gets of it
+    found = rows(tmp_path)
+    row = "nasty ResNet-18, answers probabilities"
+    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
+    assert found["nasty ResNet-18", "paper, unchecked"]["CNN"] == "82.46 (-4.18)"
+    assert found[row, "last epoch"] == {"teacher": "93.50 (-1.50)", "CNN": "80.00 (-6.00)", "ResNetC-20": "",
+                                        "ResNetC-32": "", "ResNet-18": ""}
+    assert (row, "paper, unchecked") not in found
+    report(tmp_path).write(tmp_path / "out")
+    with open(tmp_path / "out/results.csv") as file:
+        assert {(line["row"], line["answers"]) for line in csv.DictReader(file) if line["kind"] == "student"
+                and line["teacher"].startswith("nasty")} == {("nasty ResNet-18", ""), (row, "probabilities")}
+
+
+def test_attack_and_interface_together_are_a_cell_of_their_own(tmp_path):
+    normal, _ = teachers(tmp_path)
+    plain = student(normal, interface="probabilities", attack="dkd")
+    del plain["alpha"]
+    write(tmp_path / "kd_normal_resnet18/cnn_dkd", plain, 88.0)
+    found = rows(tmp_path)
+    assert found["normal ResNet-18, answers probabilities", "last epoch"]["CNN, DKD"] == "88.00 (+2.00)"
+    assert found["normal ResNet-18, answers probabilities", "last epoch"]["CNN"] == ""
+    assert found["normal ResNet-18", "last epoch"]["CNN, DKD"] == ""
 
 
 def test_runs_that_differ_in_one_parameter_make_a_sweep(tmp_path):

@@ -58,6 +58,7 @@ def wait_for(path, process, seconds=60):
     assert path.exists()
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_of_epochs_is_the_run_that_was_not(stage, experiment):
     whole, directory = (experiment(name, **ALIKE, num_epochs=60) for name in ("whole", "killed"))
     stage("train_scratch", whole)
@@ -100,6 +101,7 @@ def killed(directory, function, call, *arguments):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_killed_while_saving_the_previous_checkpoint_loads_and_the_run_goes_on(call, experiment, function, number):
@@ -395,6 +397,7 @@ def test_a_state_that_is_damaged_is_no_state_but_weights(call, experiment, key, 
     assert "no state of a run" in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--restart",)])
 def test_two_processes_do_not_train_in_one_directory(call, experiment, arguments):
     directory = experiment(num_epochs=5000)
@@ -439,6 +442,7 @@ def test_an_interrupt_during_the_logs_of_an_epoch_leaves_them_whole(call, experi
     assert len((directory / "metrics.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_says_how_to_go_on(experiment, number):
     directory = experiment(num_epochs=5000)

@@ -86,6 +86,7 @@ def test_a_seed_without_a_teacher_of_its_seed_says_so(tree):
         tree / "y/seed1/last_model.tar")
 
 
+@pytest.mark.slow
 def test_all_are_run_once_and_in_order(tree, tmp_path):
     done = script("run_all", tree, "--jobs", 2, "--seeds", 0, 1, "--data_dir", tmp_path / "data")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -121,6 +122,7 @@ def finish(directory):
         "stage": "train_scratch.py", "params": params, "set": {}, "best": row, "last": row}))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_keeps_from_running_only_what_needs_it(tree, experiment):
     experiment("tree/a")
     (tree / "z/params.json").write_text('{"dataset": ')
@@ -136,6 +138,7 @@ def test_what_cannot_be_read_keeps_from_running_only_what_needs_it(tree, experim
     assert without(runs, [tree / "z"]) == (runs, [])
 
 
+@pytest.mark.slow
 def test_the_exit_status_says_that_something_cannot_be_read(tree, experiment):
     for directory in (tree / "z", experiment("tree/a", num_epochs=1)):
         finish(directory)
@@ -160,6 +163,7 @@ def test_what_cannot_be_is_one_line(tree, arguments, words):
     assert "Traceback" not in done.stderr and not list(tree.rglob("results.json"))
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_no_obstacle(tree):
     assert script("run_all", tree / "z").returncode == 0
     (tree / "z/results.json").unlink()
@@ -177,6 +181,7 @@ def test_a_finished_run_needs_no_teacher_any_more(tree):
     assert script("run_all", tree).stdout == "2 runs, 2 of them finished\n"
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_all_runs_and_is_no_failure(tree):
     shutil.copytree(tree / "z", tree / "w")
     for name in ("z", "w"):
@@ -193,6 +198,7 @@ def test_an_interrupt_ends_all_runs_and_is_no_failure(tree):
     assert not [file for file in Path("/proc").glob("[0-9]*/cmdline") if str(tree).encode() in content(file)]
 
 
+@pytest.mark.slow
 def test_after_a_failure_what_does_not_need_it_goes_on(tree, experiment):
     experiment("tree/a", num_epochs=1)
     params = json.loads((tree / "y/params.json").read_text())
@@ -207,6 +213,7 @@ def test_after_a_failure_what_does_not_need_it_goes_on(tree, experiment):
     assert done.stderr.endswith(f"; cannot be read: {tree / 'b/params.json'}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("demo", "count"), [("demo", 7), ("demo_theft", 4), ("demo_abd", 5)])
 def test_a_demo_runs_experiments_that_are_there_and_reports_them(demo, count):
     # the script as it is, but for what installs and runs something
@@ -229,6 +236,7 @@ def snakemake(tree, *arguments):
             f"data_dir={tree.parent / 'data'}"]
 
 
+@pytest.mark.slow
 def test_snakemake_fails_in_the_end_where_something_cannot_be_read(tree):
     pytest.importorskip("snakemake")
     finish(tree / "z")
@@ -238,6 +246,7 @@ def test_snakemake_fails_in_the_end_where_something_cannot_be_read(tree):
     assert "Execute 1 jobs" in done.stderr and "localrule all" in done.stderr
 
 
+@pytest.mark.slow
 def test_snakemake_redoes_nothing_that_is_finished(tree):
     pytest.importorskip("snakemake")
     dry = subprocess.run(snakemake(tree, "--dry-run"), capture_output=True, text=True, env=environment())

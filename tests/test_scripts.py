@@ -13,17 +13,25 @@ COLOUR = [200, 7, 90]
 
 @pytest.fixture
 def inverted(tmp_path):
-    """`inverted(name, **changes)` writes the last_model.tar of a method that keeps its images."""
+    """`inverted(name, **changes)` writes the last_model.tar of a method that keeps its images, `learner` in it."""
     def write(name, **changes):
         (tmp_path / name).mkdir()
-        content = {"state_dict": {}, "params": {"dataset": "demo", "image_size": 32, "method": "deepinversion"},
+        pool = {"images": torch.tensor(COLOUR, dtype=torch.uint8).expand(20, 32, 32, 3),
+                "labels": torch.arange(20) % 10}
+        content = {"state_dict": {"weight": torch.zeros(1)}, "learner": {"pool": pool},
+                   "params": {"dataset": "demo", "image_size": 32, "method": "deepinversion"},
                    "data": {"classes": CLASSES}, "history": [{"test_accuracy": 52.5}],
-                   "sources": {"teacher": {"path": str(tmp_path / "nowhere"), "sha256": ""}},
-                   "pool": {"images": torch.tensor(COLOUR, dtype=torch.uint8).expand(20, 32, 32, 3),
-                            "labels": torch.arange(20) % 10}, **changes}
+                   "sources": {"teacher": {"path": str(tmp_path / "nowhere"), "sha256": ""}}, **changes}
         torch.save(content, tmp_path / name / "last_model.tar")
         return tmp_path / name
     return write
+
+
+def as_earlier_versions_wrote(directory):
+    """The same run with the learner's state beside the rest, not under a key of its own."""
+    content = torch.load(directory / "last_model.tar")
+    torch.save(content | content.pop("learner"), directory / "last_model.tar")
+    return directory
 
 
 def show_inversions(*directories, out):
@@ -31,25 +39,29 @@ def show_inversions(*directories, out):
     return subprocess.run(words, capture_output=True, text=True, env=environment())
 
 
-def test_images_of_two_teachers_are_drawn_beside_test_images(inverted, tmp_path):
-    done = show_inversions(inverted("one"), inverted("two"), out=tmp_path / "picture.png")
+@pytest.mark.slow
+@pytest.mark.parametrize("earlier", [False, True])
+def test_images_of_two_teachers_are_drawn_beside_test_images(inverted, tmp_path, earlier):
+    directories = inverted("one"), inverted("two")
+    if earlier:
+        as_earlier_versions_wrote(directories[0])
+    done = show_inversions(*directories, out=tmp_path / "picture.png")
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "picture.png") as picture:
         pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     assert (pixels.view(-1, 3) == torch.tensor(COLOUR)).all(1).sum() == 2 * 20 * (3 * 32) ** 2
 
 
-def test_images_of_other_classes_and_runs_without_images_are_refused(inverted, tmp_path):
-    other, none = inverted("other", data={"classes": ["a", "b"]}), inverted("none")
-    content = torch.load(none / "last_model.tar")
-    del content["pool"]
-    torch.save(content, none / "last_model.tar")
-    for directory, words in ((other, "other images or classes"), (none, "keeps no images")):
-        done = show_inversions(directory, out=tmp_path / "picture.png")
-        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
-        assert not (tmp_path / "picture.png").exists()
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "words"), [({"data": {"classes": ["a", "b"]}}, "other images or classes"),
+                                                ({"learner": {}}, "keeps no images")])
+def test_images_of_other_classes_and_runs_without_images_are_refused(inverted, tmp_path, changes, words):
+    done = show_inversions(inverted("one", **changes), out=tmp_path / "picture.png")
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "picture.png").exists()
 
 
+@pytest.mark.slow
 def test_what_two_teachers_answer_is_drawn(call, experiment, tmp_path):
     pytest.importorskip("sklearn")
     directories = [experiment(name, dataset="demo", num_epochs=1, subset_fraction=0.01) for name in ("one", "two")]

@@ -10,11 +10,12 @@ import torch
 from conftest import COMMITTED, EXPERIMENTS, ROOT, results
 
 from backdoor.triggers import TRIGGER_NAMES
-from utils import experiment as experiment_module
+from utils import run as run_module
 from utils import seeds
 from utils.datasets import Dataset
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "experiments.json").read_text())
+CHECKPOINTS = ("init_from", "teacher_resume", "adversarial_resume", "surrogate_resume")
 CLASSES = {"demo": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "gtsrb": 43}
 
 
@@ -116,6 +117,18 @@ def test_the_published_experiments_are_in_the_repository_as_published():
     assert all(list(EXPERIMENTS[name]) == list(GOLDEN[name]) for name in GOLDEN)
 
 
+@pytest.mark.parametrize("part", sorted({name.partition("/")[0] for name in EXPERIMENTS} - set(COMMITTED)))
+def test_the_networks_of_all_experiments_are_in_one_that_takes_a_step(part):
+    """And their stages, on the data set."""
+    stepped = take_a_step().values()
+    for name, values in EXPERIMENTS.items():
+        if name.startswith(f"{part}/"):
+            assert any(other["dataset"] == values["dataset"] and script_of(other)[0] == script_of(values)[0]
+                       for other in stepped), name
+            for role in ("model_name", "teacher_model", "adversarial_model"):
+                assert any(values.get(role) in (None, other.get(role), other["model_name"]) for other in stepped), name
+
+
 def in_order_of_need():
     """Teachers before nasty teachers before students."""
     return dict(sorted(EXPERIMENTS.items(), key=lambda item: [
@@ -186,11 +199,13 @@ def test_a_student_of_the_nasty_teacher_differs_from_that_of_the_normal_one_in_i
         assert "/nasty_" in nasty["teacher_resume"] and "/baseline/" in normal["teacher_resume"]
 
 
-def needs_a_step(name):
+def is_one_of_a_kind(name):
     """Of the students, those of a nasty teacher; of the backdoor experiments on a data set, which differ in their
     trigger alone, those of one or two triggers; of theft without data, which differs in its data set alone, that of
     CIFAR-10; of the ablations, those of the demo."""
     dataset, kind, trigger, *_ = name.split("/")
+    if dataset in COMMITTED:
+        return False
     if "/kd_normal_" in name and name.replace("/kd_normal_", "/kd_nasty_") in EXPERIMENTS:
         return False
     if kind == "ablations":
@@ -201,11 +216,42 @@ def needs_a_step(name):
     return kind != "abd" or dataset not in chosen or trigger in chosen[dataset]
 
 
-@pytest.mark.parametrize("part", sorted({name.partition("/")[0] for name in EXPERIMENTS} - set(COMMITTED)))
-def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, monkeypatch, part):
-    """Through the real stages and each other's checkpoints, on two synthetic images per split.
+def shown_by(values):
+    """What a step of an experiment shows, beside numbers: its stage, methods and kinds of checkpoints, and its trained
+    network, on this data set; its frozen networks, on any."""
+    dataset, networks = values["dataset"], ("dataset", "trigger", "model_name", "teacher_model", "adversarial_model")
+    words = {key: value for key, value in values.items() if isinstance(value, str) and key not in networks}
+    methods = {key: "" if key in CHECKPOINTS else value for key, value in words.items()}
+    yield dataset, script_of(values)[0], "trigger" in values, *sorted(methods.items())
+    yield dataset, values["model_name"], values.get("num_channels", 32)
+    for role in ("teacher", "adversarial"):
+        if model := values.get(f"{role}_model"):
+            yield model, values.get(f"{role}_num_channels", 32)
 
-    Not those whose results are committed: they have run.
+
+def sources_of(name):
+    """An experiment and all experiments whose checkpoints it needs, directly or not."""
+    paths = [EXPERIMENTS[name][key] for key in CHECKPOINTS if key in EXPERIMENTS[name]]
+    return {name}.union(*(sources_of(str(Path(path).parent.relative_to("experiments"))) for path in paths))
+
+
+def take_a_step():
+    """The experiments that show something which none before them shows, with what they need, in that order."""
+    needed, shown = set(), set()
+    for name, values in in_order_of_need().items():
+        if is_one_of_a_kind(name) and (new := set(shown_by(values)) - shown):
+            needed |= sources_of(name)
+            shown |= new
+    return {name: values for name, values in in_order_of_need().items() if name in needed}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", sorted({name.partition("/")[0] for name in EXPERIMENTS} - set(COMMITTED)))
+def test_one_experiment_of_each_kind_takes_a_step(call, tmp_path, monkeypatch, part):
+    """Through the real stages and each other's checkpoints, on two synthetic images per split: one of each kind.
+
+    Not those whose results are committed, which have run, nor those that differ from one that takes a step in numbers,
+    or in which of the networks teaches which.
     """
     def synthetic(name, data_dir, **_):
         size = 64 if name == "tiny_imagenet" else 32
@@ -213,11 +259,11 @@ def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, m
         labels = torch.tensor([int(name == "gtsrb"), CLASSES[name] - 1])  # the target, and another
         return Dataset(name, pixels, labels, pixels, labels, tuple(map(str, range(CLASSES[name]))), (0.5,) * 3,
                        (0.25,) * 3, {"tiny_imagenet": "rotate_flip", "gtsrb": "crop"}.get(name, "crop_flip"))
-    monkeypatch.setattr(experiment_module, "load_dataset", synthetic)
+    monkeypatch.setattr(run_module, "load_dataset", synthetic)
     monkeypatch.chdir(tmp_path)
-    experiments = {name: values for name, values in in_order_of_need().items() if name.startswith(f"{part}/")}
-    assert {name for name in GOLDEN if name.startswith(f"{part}/")} <= experiments.keys()
-    for name, values in filter(lambda item: needs_a_step(item[0]), experiments.items()):
+    experiments = {name: values for name, values in take_a_step().items() if name.startswith(f"{part}/")}
+    assert experiments
+    for name, values in experiments.items():
         directory = tmp_path / "experiments" / name
         directory.mkdir(parents=True)
         (directory / "params.json").write_text(json.dumps(values))
@@ -234,8 +280,8 @@ def test_every_experiment_builds_its_networks_and_takes_a_step(call, tmp_path, m
 
 def test_a_student_does_not_start_from_the_weights_from_which_its_teacher_started(call, experiment, monkeypatch):
     begun = []
-    network = experiment_module.Experiment.network
-    monkeypatch.setattr(experiment_module.Experiment, "network", lambda self: begun.append(network(self)) or begun[-1])
+    network = run_module.Run.network
+    monkeypatch.setattr(run_module.Run, "network", lambda self: begun.append(network(self)) or begun[-1])
     teacher = experiment("teacher", num_epochs=1, learning_rate=1e-30)
     assert call("train_scratch", teacher).returncode == 0
     student = experiment("student", num_epochs=1, learning_rate=1e-30, temperature=4, alpha=0.9, teacher_model="net",

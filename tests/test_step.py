@@ -7,11 +7,11 @@ from conftest import results
 from torch import nn
 
 from model import build_model
+from runs.stages import KD as KD_STAGE
 from utils import seeds
 from utils.data import Images, TrainBatches
 from utils.evaluation import Frozen
 from utils.losses import kd_terms
-from utils.params import KDParams
 from utils.step import CompiledStep, GraphedStep, Step
 from utils.supervised import build_optimizer
 
@@ -36,8 +36,8 @@ def make(device="cpu", kind=Step, name="preresnet20", dtype=torch.float32):
 
     def loss(student, batch):
         return kd_terms(student(batch.images), teacher(batch), batch.labels, temperature=4, alpha=0.9)
-    optimizer = build_optimizer(KDParams(**KD | {"model_name": name}), student)
-    return student, kind(student, loss, optimizer, batches(device), dtype)
+    optimizer = build_optimizer(KD_STAGE.kind_of("kd")(**KD | {"model_name": name}), student)
+    return student, kind(student, loss, [optimizer], batches(device), dtype)
 
 
 def run(step, epochs=3):
@@ -152,7 +152,7 @@ def run_with_two_rates(step):
     records = []
     for epoch in range(8):
         torch.manual_seed(epoch)
-        for group in getattr(step, "step", step).optimizer.param_groups:
+        for group in getattr(step, "step", step).optimizers[0].param_groups:
             group["lr"] = 0.01 if epoch < 4 else 0.001
         records += [step(draw, len(draw["index"])) for draw in step_batches(step).draws(epoch, step_device(step))]
     return torch.stack(records)

@@ -14,7 +14,8 @@ from utils.teacher_cache import TeacherCache
 def cache(directory, seed=1, sha256="a", said=None, dtype=torch.float32):
     frozen = Frozen(network(seed))
     said = [] if said is None else said
-    return frozen, TeacherCache(frozen, sha256, 5, batches(), dtype, directory, said.append)
+    frozen.cache = TeacherCache(frozen.network, sha256, 5, batches(), dtype, directory, said.append)
+    return frozen, frozen.cache
 
 
 def count_rows(monkeypatch):
@@ -31,7 +32,7 @@ def test_remembered_logits_are_the_recomputed_ones(tmp_path, dtype, tolerance):
         table.start_epoch(epoch)
         for batch in batches().epoch(epoch):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                torch.testing.assert_close(frozen(batch), frozen.answer(batch.images).to(dtype), rtol=tolerance,
+                torch.testing.assert_close(frozen(batch), frozen.network(batch.images).to(dtype), rtol=tolerance,
                                            atol=tolerance)
 
 
@@ -47,7 +48,7 @@ def test_each_view_is_computed_once_for_all_runs(tmp_path, monkeypatch):
     again.network.forward = None  # is not asked
     for epoch in range(4):
         table.start_epoch(epoch)
-    assert torch.equal(again.remembered, frozen.remembered)
+    assert torch.equal(again.cache.logits, frozen.cache.logits)
 
 
 def test_what_is_remembered_does_not_depend_on_what_was_asked_before(tmp_path):
@@ -55,11 +56,12 @@ def test_what_is_remembered_does_not_depend_on_what_was_asked_before(tmp_path):
     table.start_epoch(0)
     other, table = cache(tmp_path / "some")
     half = slice(0, 37)
-    draw = {name: values[half] for name, values in batches().draws(0, torch.device("cpu"))[0].items()}
+    draw = {name: values[half] for name, values in batches().draws(0, torch.device("cpu"))[0].items()
+            if name != "epoch"}
     rows = draw["index"] * table.batches.views + table.batches.view(draw)
     table._write(rows, table._compute(draw))
     table.start_epoch(0)
-    assert torch.equal(other.remembered, frozen.remembered)
+    assert torch.equal(other.cache.logits, frozen.cache.logits)
 
 
 def test_a_directory_that_cannot_be_one_costs_the_table_and_not_the_run(tmp_path):
@@ -69,7 +71,7 @@ def test_a_directory_that_cannot_be_one_costs_the_table_and_not_the_run(tmp_path
     table.start_epoch(0)
     expected, table = cache(tmp_path / "other")
     table.start_epoch(0)
-    assert torch.equal(frozen.remembered, expected.remembered)
+    assert torch.equal(frozen.cache.logits, expected.cache.logits)
     assert "cannot be written (File exists)" in said[0]
 
 
@@ -79,7 +81,7 @@ def test_logits_of_zero_are_remembered_too(tmp_path, monkeypatch):
     table.start_epoch(0)
     monkeypatch.setattr(frozen.network, "forward", None)
     table.start_epoch(0)
-    assert not frozen.remembered.any()
+    assert not frozen.cache.logits.any()
 
 
 def test_another_network_has_a_table_of_its_own(tmp_path):
@@ -87,7 +89,7 @@ def test_another_network_has_a_table_of_its_own(tmp_path):
     table.start_epoch(0)
     other, table = cache(tmp_path, seed=2, sha256="b")
     table.start_epoch(0)
-    assert not torch.allclose(first.remembered, other.remembered)
+    assert not torch.allclose(first.cache.logits, other.cache.logits)
     assert len(contents(tmp_path)) == 2
 
 
@@ -102,7 +104,7 @@ def test_a_row_that_was_half_written_is_computed_again(tmp_path, monkeypatch):
     again, table = cache(tmp_path)
     table.start_epoch(0)
     assert written == [row]
-    assert torch.equal(again.remembered, frozen.remembered)
+    assert torch.equal(again.cache.logits, frozen.cache.logits)
 
 
 def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
@@ -117,7 +119,7 @@ def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
     assert "No such file" in line
     expected, table = cache(tmp_path / "other")
     table.start_epoch(2)
-    assert torch.equal(frozen.remembered, expected.remembered)
+    assert torch.equal(frozen.cache.logits, expected.cache.logits)
 
 
 def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):
@@ -133,7 +135,7 @@ def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):
     assert "knows 0 of the 100 answers of epoch 1" in told
     assert "No space left on device" in line
     batch = next(batches().epoch(1))
-    assert torch.allclose(frozen(batch), frozen.answer(batch.images), atol=1e-5)
+    assert torch.allclose(frozen(batch), frozen.network(batch.images), atol=1e-5)
 
 
 @pytest.mark.parametrize("script", ["train_kd", "train_nasty"])
@@ -154,7 +156,7 @@ def test_a_run_with_remembered_answers_is_the_run_without(call, experiment, scri
 
 
 def test_rotations_are_without_number_and_are_not_remembered(call, experiment, monkeypatch):
-    from utils import experiment as module
+    from utils import run as module
     load = module.load_dataset
     monkeypatch.setattr(module, "load_dataset", lambda *a, **k: dataclasses.replace(
         load(*a, **k), augmentation="rotate_flip"))

@@ -8,14 +8,14 @@ from conftest import results
 from torch import nn
 
 from model import build_model
+from runs.stages import ScratchParams
 from utils import distributed, seeds
-from utils.data import Images, TrainBatches, in_order, split
+from utils.data import Batch, Images, TrainBatches, in_order, split
 from utils.datasets import Dataset
 from utils.device import choose_dtype
 from utils.errors import UserError
 from utils.evaluation import Frozen, evaluate
 from utils.losses import cross_entropy
-from utils.params import ScratchParams
 from utils.supervised import build_optimizer, check_finite, learning_rate
 from utils.training import Progress
 
@@ -51,7 +51,7 @@ def test_the_optimiser_is_the_recipes():
     assert type(sgd) is torch.optim.SGD
     assert (sgd.defaults["momentum"], sgd.defaults["weight_decay"], sgd.defaults["nesterov"]) == (0.9, 5e-4, False)
     for name in ("net", "mlp"):
-        adam = build_optimizer(params(model_name=name), nn.Linear(2, 2))
+        adam = build_optimizer(params(), build_model(name, 4))
         assert type(adam) is torch.optim.Adam
         assert (adam.defaults["betas"], adam.defaults["weight_decay"]) == ((0.9, 0.999), 0)
 
@@ -93,8 +93,9 @@ def test_processes_cut_one_and_the_same_epoch_into_parts(monkeypatch, augmentati
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(list(TrainBatches(images(21), 8, augmentation, seed=5).epoch(2)))
     for step, batch in enumerate(whole):
-        for number, tensor in enumerate(batch):
+        for number, tensor in enumerate(batch[:3]):
             assert torch.equal(torch.cat([share[step][number] for share in shares]), tensor)
+        assert all(share[step].epoch == batch.epoch == 2 for share in shares)
 
 
 def white_pixels(count, augmentation):
@@ -146,7 +147,7 @@ def test_each_view_of_an_image_has_a_number():
 def test_batches_are_channels_last_float32_and_normalised():
     part = images()
     part = Images(part.images, part.labels, torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4]))
-    batch, labels, _ = next(TrainBatches(part, 8, "crop_flip", seed=0).epoch(0))
+    batch, labels, *_ = next(TrainBatches(part, 8, "crop_flip", seed=0).epoch(0))
     assert batch.shape == (8, 3, 32, 32)
     assert batch.dtype == torch.float32
     assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -202,7 +203,8 @@ def test_a_frozen_network_answers_in_eval_mode_and_its_logits_may_be_used_by_a_l
     network = build_model("net", 4, num_channels=4, dropout_rate=0.5).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     frozen = Frozen(network)
-    logits = frozen.answer(torch.randn(8, 3, 32, 32))
+    batch = Batch(torch.randn(8, 3, 32, 32), None, torch.arange(8), torch.tensor(0.0))
+    logits = frozen(batch)
     weights = torch.randn(8, 4, requires_grad=True)
     (logits * weights).sum().backward()
     assert torch.equal(weights.grad, logits)

@@ -304,7 +304,8 @@ def test_a_selection_keeps_no_graph():
     selection, k = Selection(), torch.ones(3, requires_grad=True)
     for _ in range(12):
         selection.observe(2 * k)
-    assert len(selection.collected) == 1 and not selection.collected[0].requires_grad
+    collected = selection.state_dict()["collected"]
+    assert len(collected) == 3 and not collected.requires_grad
 
 
 def test_a_restored_selection_goes_on_like_the_saved_one(tmp_path):

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from utils import launcher
-from utils.errors import UserError
+from utils.errors import Finished, UserError
 from utils.memory import OutOfMemory, Phase
 
 LAST = "last"  # what a bare --resume stands for
 _IN_ASCII = {"±": "+-", "–": "-"}  # what tables have beyond ASCII
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help explains)")
 
@@ -37,11 +37,10 @@ def recorded(argument: str) -> str:
     return argument
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
     """The arguments that all stages share."""
-    result = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                     epilog="The parameters of a params.json are listed in the README; "
-                            "`python -m utils.params` prints them.")
+    result = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                     epilog=f"{epilog}All parameters of a params.json: `python -m utils.params`, or the README.")
     result.add_argument("--save_path", required=True, type=lambda path: Path(recorded(path)), metavar="DIR",
                         help="experiment directory: holds params.json, receives logs and checkpoints")
     result.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
@@ -72,7 +71,7 @@ def main(stage: Callable[[], None]) -> NoReturn:
     try:
         status = _run(stage)
     except SystemExit as end:
-        status = end.code or 0
+        status = end.code if isinstance(end.code, int) else 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # the threads of a process group can abort a process that takes itself apart
@@ -82,6 +81,10 @@ def _run(stage: Callable[[], None]) -> int:
     try:
         with Phase():
             _to_the_end(stage)
+        return 0
+    except Finished as end:
+        if launcher.local_rank() == 0:
+            print(end, flush=True)
         return 0
     except UserError as error:
         return _failed(str(error), alone=isinstance(error, OutOfMemory))
@@ -111,7 +114,7 @@ def _to_the_end(stage: Callable[[], None]) -> None:
     print(end="", flush=True)
 
 
-def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
     """An error handler of codecs: signs of ours as people write them in ASCII, others as `\\u732b`."""
     if isinstance(error, UnicodeEncodeError) and (substitute := _IN_ASCII.get(error.object[error.start])):
         return substitute, error.start + 1

@@ -45,11 +45,12 @@ class Batch(NamedTuple):
 
     images: Tensor  # float32 (B, 3, H, W), channels last
     labels: Tensor  # int64 (B,)
-    index: Tensor  # int64 (B,), which images of the training part these are
+    index: Tensor  # type: ignore[assignment]  # int64 (B,): which training images; hides tuple.index
+    epoch: Tensor  # float32 (), the epoch counted from 0, on the device: a recorded step reads its present value
 
 
-# What happens to the images of a batch: tensors (B,) by name, `index` and, as the augmentation has it, `flip`, `top`,
-# `left` or `angle`.
+# Augmentation parameters of a batch, each (B,): `index` and, as the augmentation has it, `flip`, `top`, `left` or
+# `angle`; and `epoch` ().
 Draw = dict[str, Tensor]
 
 
@@ -113,11 +114,11 @@ class TrainBatches:
 
     def __init__(self, part: Images, batch_size: int, augmentation: str | None, seed: int) -> None:
         self.part, self.batch_size, self.augmentation, self.seed = part, batch_size, augmentation, seed
-        self.size = part.images.shape[1]
-        self.padding = self.size // 8
-        self.crops = augmentation in ("crop", "crop_flip")
-        self.flips = augmentation in ("crop_flip", "rotate_flip")
-        self.pixels = augment.pad(part.images, self.padding) if self.crops else part.images
+        self._size = part.images.shape[1]
+        self._padding = self._size // 8
+        self._crops = augmentation in ("crop", "crop_flip")
+        self._flips = augmentation in ("crop_flip", "rotate_flip")
+        self._pixels = augment.pad(part.images, self._padding) if self._crops else part.images
         if batch_size < distributed.world_size():
             raise UserError(f"a batch of {batch_size} images cannot be shared by {distributed.world_size()} processes")
         # Batch statistics need two images, and every process needs one: a smaller rest waits for another epoch.
@@ -140,37 +141,38 @@ class TrainBatches:
     def draws(self, epoch: int, device: torch.device) -> list[Draw]:
         """What the epoch does to which images: this process's share of each batch, on the device."""
         draw = {name: values.to(device, non_blocking=True) for name, values in self._draw(epoch).items()}
+        now = torch.tensor(float(epoch), device=device)
         rank, ranks = distributed.rank(), distributed.world_size()
         shares, start = [], 0
         for size in self.batch_sizes():
             share = slice(start + size * rank // ranks, start + size * (rank + 1) // ranks)
-            shares.append({name: values[share] for name, values in draw.items()})
+            shares.append({name: values[share] for name, values in draw.items()} | {"epoch": now})
             start += size
         return shares
 
     @property
     def views(self) -> int | None:
         """How many images the augmentation can make of one; None: without number, as angles are."""
-        shifts = (2 * self.padding + 1) ** 2
+        shifts = (2 * self._padding + 1) ** 2
         return {None: 1, "crop": shifts, "crop_flip": 2 * shifts}.get(self.augmentation)
 
     def view(self, draw: Draw) -> Tensor:
         """Which of its `views` each image is drawn in: int64 (B,)."""
         if not self.augmentation:
             return torch.zeros_like(draw["index"])
-        shift = draw["top"] * (2 * self.padding + 1) + draw["left"]
-        return shift * 2 + draw["flip"] if self.flips else shift
+        shift = draw["top"] * (2 * self._padding + 1) + draw["left"]
+        return shift * 2 + draw["flip"] if self._flips else shift
 
     def _draw(self, epoch: int) -> Draw:
         """Drawn on the CPU, so that it is the same on every device."""
         random = seeds.generator(self.seed, "epoch", epoch)
         count = len(self.part)
         draw = {"index": torch.randperm(count, generator=random)}
-        if self.flips:
+        if self._flips:
             draw["flip"] = torch.rand(count, generator=random) < 0.5
-        if self.crops:
-            draw["top"] = torch.randint(2 * self.padding + 1, (count,), generator=random)
-            draw["left"] = torch.randint(2 * self.padding + 1, (count,), generator=random)
+        if self._crops:
+            draw["top"] = torch.randint(2 * self._padding + 1, (count,), generator=random)
+            draw["left"] = torch.randint(2 * self._padding + 1, (count,), generator=random)
         elif self.augmentation == "rotate_flip":
             draw["angle"] = (torch.rand(count, generator=random) * 2 - 1) * MAX_ROTATION
         return draw
@@ -178,15 +180,15 @@ class TrainBatches:
     def make(self, draw: Draw) -> Batch:
         """The batch that was drawn, gathered, augmented and normalised on the device."""
         if self.augmentation == "crop":
-            images = augment.crop(self.pixels, draw["index"], draw["top"], draw["left"], self.size)
+            images = augment.crop(self._pixels, draw["index"], draw["top"], draw["left"], self._size)
         elif self.augmentation == "crop_flip":
-            images = augment.crop_flip(self.pixels, draw["index"], draw["top"], draw["left"], draw["flip"], self.size)
+            images = augment.crop_flip(self._pixels, draw["index"], draw["top"], draw["left"], draw["flip"], self._size)
         elif self.augmentation == "rotate_flip":
-            images = augment.rotate_flip(self.pixels, draw["index"], draw["angle"], draw["flip"])
+            images = augment.rotate_flip(self._pixels, draw["index"], draw["angle"], draw["flip"])
         else:
-            images = self.pixels[draw["index"]]
+            images = self._pixels[draw["index"]]
         images = augment.normalise(images, self.part.mean, self.part.std)
-        return Batch(images, self.part.labels[draw["index"]], draw["index"])
+        return Batch(images, self.part.labels[draw["index"]], draw["index"], draw["epoch"])
 
 
 def in_order(part: Images) -> Iterator[tuple[Tensor, Tensor]]:

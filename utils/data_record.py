@@ -28,7 +28,7 @@ def describe(dataset: Dataset, parts: Mapping[str, Images]) -> dict[str, Any]:
 def _sha256(part: Images) -> str:
     digest = hashlib.sha256()
     for tensor in (part.images, part.labels):
-        digest.update(tensor.cpu().contiguous().flatten().numpy())
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -2,14 +2,13 @@
 
     load_dataset("cifar10", "data")
 
-Adding a data set is one function that returns a `Dataset` and one line in `_LOADERS`. It may leave training images out
-where they are not wanted, and need not.
+To add a data set, write a function of the data directory and of whether training images are wanted (it need not leave
+them out) that returns a `Dataset`, with a `@DATASETS.register` line.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import lzma
 import sys
 import tarfile
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from utils import gtsrb, image_folder, seeds
 from utils.errors import UserError, first_ten
+from utils.registry import Registry
 
 DEMO_DIR = Path(__file__).resolve().parent.parent / "demo_data"
 
@@ -72,12 +72,15 @@ class Dataset:
         return self.train_images.shape[1]
 
 
+DATASETS: Registry[Callable[[Path, bool], Dataset]] = Registry("data set")
+
+
 def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, background: str = "white",
                  training: bool = True) -> Dataset:
     """Load a data set by its name.
 
     Args:
-        name: one of `DATASET_NAMES`, or `folder:PATH` for a directory of images (PATH relative to the current
+        name: one of `DATASETS`, or `folder:PATH` for a directory of images (PATH relative to the current
             directory) with PATH/train/CLASS/... and PATH/test/CLASS/... (or, where there is no `test`, `val`).
         data_dir: where the data sets lie, each in a sub-directory of its own or as torchvision lays it out in its
             `root`. The CIFARs, Fashion-MNIST and GTSRB are downloaded there when absent; decoded images are kept in
@@ -94,18 +97,21 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
     try:
         if name.startswith("folder:"):
             dataset = _folder(name, data_dir, image_size, background)
-        elif name in _LOADERS:
-            dataset = _LOADERS[name](data_dir, training)
         else:
-            near = difflib.get_close_matches(name, DATASET_NAMES, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise UserError(f"unknown data set '{name}'{hint}: choose from {', '.join(DATASET_NAMES)} and folder:PATH")
+            dataset = _loader(name)(data_dir, training)
     except OSError as error:
         raise UserError(f"{name}: {error}") from error
     if training:
         return dataset
     return dataclasses.replace(dataset, train_images=dataset.train_images[:0], train_labels=dataset.train_labels[:0],
                                train_groups=None)
+
+
+def _loader(name: str) -> Callable[[Path, bool], Dataset]:
+    try:
+        return DATASETS.entry(name).value
+    except ValueError as error:
+        raise UserError(f"{error} and folder:PATH") from None
 
 
 def _cifar(name: str, torchvision_name: str, data_dir: Path, training: bool) -> Dataset:
@@ -128,6 +134,11 @@ def _cifar(name: str, torchvision_name: str, data_dir: Path, training: bool) -> 
                    *_CIFAR_MEAN_STD, augmentation="crop_flip")
 
 
+DATASETS.register("cifar10", display_name="CIFAR-10")(partial(_cifar, "cifar10", "CIFAR10"))
+DATASETS.register("cifar100", display_name="CIFAR-100")(partial(_cifar, "cifar100", "CIFAR100"))
+
+
+@DATASETS.register("fashion_mnist", display_name="Fashion-MNIST")
 def _fashion_mnist(data_dir: Path, training: bool) -> Dataset:
     import torchvision
 
@@ -150,6 +161,7 @@ def _damaged(path: Path, name: str) -> UserError:
     return UserError(f"{path} is damaged: delete it and run again to download {name} anew")
 
 
+@DATASETS.register("demo", display_name="Fashion-MNIST (demo)")
 def _demo(data_dir: Path, training: bool) -> Dataset:
     """10,000 + 2,000 images of Fashion-MNIST that come with the code (scripts/make_demo_data.py); needs no data_dir."""
 
@@ -204,6 +216,7 @@ def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], 
                         + (by_hand or f"put it into {root} yourself and unpack it so that this path exists")) from error
 
 
+@DATASETS.register("tiny_imagenet", display_name="Tiny-ImageNet")
 def _tiny_imagenet(data_dir: Path, training: bool) -> Dataset:
     name, root = "tiny_imagenet", data_dir / "tiny-imagenet-200"
     for part in ("train", "val"):
@@ -244,6 +257,7 @@ def _tiny_annotations(val: Path) -> dict[str, list[str]]:
     return {wnid: sorted(classes[wnid]) for wnid in sorted(classes)}
 
 
+@DATASETS.register("gtsrb", display_name="GTSRB")
 def _gtsrb(data_dir: Path, training: bool) -> Dataset:
     """All 39,209 training images where GTSRB_Final_Training_Images.zip was unpacked by hand, in `Final_Training`, and
     else those of the archive that torchvision downloads, `Training`, which has 26,640 of them."""
@@ -285,7 +299,7 @@ def _folder(name: str, data_dir: Path, image_size: int, background: str) -> Data
         raise UserError(f"{train_root} holds a single class folder, {min(train)}: {found}; expected are "
                         "PATH/train/CLASS/IMAGE")
     if unknown := sorted(test.keys() - train.keys()):
-        inner = image_folder.inner_folders(test_root, chain(*map(test.get, unknown)))
+        inner = image_folder.inner_folders(test_root, chain(*(test[name] for name in unknown)))
         found = f", whose images lie in {first_ten(inner)}" if inner else ""
         raise UserError(f"{test_root} has classes that {train_root} does not have: {first_ten(unknown)}{found}")
     dataset = _from_files(name, root, train, test, tuple(train), image_size, data_dir, None, "crop_flip", background)
@@ -309,7 +323,7 @@ def _found(root: Path) -> str:
 
 def _from_files(
     name: str, root: Path, train: dict[str, list[str]], test: dict[str, list[str]], classes: tuple[str, ...], size: int,
-    data_dir: Path, mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    data_dir: Path, mean_std: tuple[tuple[float, float, float], tuple[float, float, float]] | None,
     augmentation: Augmentation, background: str = "white",
 ) -> Dataset:
     """Decode listed images, of the training part maybe none; `mean_std` None: computed from the training images."""
@@ -332,14 +346,3 @@ def _remarks(decoded: dict[str, image_folder.Decoded], background: str) -> Itera
         if transparent:
             yield f"{transparent} of {len(images)} {part} images: transparent, composed on {background}"
 
-
-# Of the directory of the data, and whether training images are wanted: a hint, for those that are a matter of minutes.
-_LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {
-    "cifar10": partial(_cifar, "cifar10", "CIFAR10"),
-    "cifar100": partial(_cifar, "cifar100", "CIFAR100"),
-    "tiny_imagenet": _tiny_imagenet,
-    "fashion_mnist": _fashion_mnist,
-    "gtsrb": _gtsrb,
-    "demo": _demo,
-}
-DATASET_NAMES = tuple(_LOADERS)

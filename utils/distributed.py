@@ -144,9 +144,12 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = _Sum.apply(wide.sum(dims)) / count
         centred = wide - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(dims)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+                momentum = 0.1 if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
         scale = (variance + self.eps).rsqrt() * self.weight
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see, and what others say in a line."""
+"""The exceptions that a user is meant to see, and what others say in a line."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,3 +21,7 @@ class UserError(Exception):
     def from_os(cls, error: OSError) -> UserError:
         """The same of a file that the system refuses."""
         return cls(f"{error.filename or 'cannot write'}: {error.strerror or error}")
+
+
+class Finished(Exception):
+    """Nothing is left to do: shown as one line on stdout, exit status 0."""

@@ -1,5 +1,8 @@
-"""Networks that only answer: frozen ones, and what any network is worth on a part of the data."""
+"""Frozen networks, and the metrics of any network on a part of the data."""
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -8,27 +11,74 @@ from utils import distributed
 from utils.augment import normalise
 from utils.data import Batch, Images, in_order
 from utils.losses import cross_entropy
+from utils.memory import Phase
+from utils.results import Row
 from utils.step import autocast
-from utils.training import Row
+from utils.teacher_cache import TeacherCache
+
+Metric = Callable[[nn.Module, Tensor], Row]  # of a network and its confusion matrix (C, C) on the test images
 
 
 class Frozen:
-    """A network that only answers: eval mode, no gradients, logits (B, C) of a batch that a loss may use."""
+    """A network in eval mode without gradients, and what it answers to the batches of a loss."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, answers: Callable[[Tensor], Tensor] | None = None) -> None:
+        """answers: what a client gets for logits (B, C), (B, C); None: the logits."""
         self.network = network.eval().requires_grad_(False)
-        self.remembered: Tensor | None = None  # (N, C), of this epoch's view of each training image
+        self.answers = answers
+        self.cache: TeacherCache | None = None  # of the logits, which serve every kind of answers
 
     def __call__(self, batch: Batch) -> Tensor:
-        if self.remembered is not None:
-            return self.remembered[batch.index]
-        return self.answer(batch.images)
+        """Answers (B, C) to a batch: log-probabilities up to a constant per row, which a loss may save for backward."""
+        if self.cache is not None:
+            logits = self.cache.logits[batch.index]
+        else:
+            with torch.inference_mode():
+                logits = self.network(batch.images)
+            logits = logits.clone()  # outside inference mode: a tensor that autograd may save
+        return self.answers(logits) if self.answers else logits
 
-    def answer(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of images (B, 3, H, W)."""
-        with torch.inference_mode():
-            logits = self.network(images)
-        return logits.clone()  # outside inference mode: a tensor that autograd may save
+    def start_epoch(self, epoch: int) -> None:
+        """Have the cached logits of an epoch, counted from 0, ready."""
+        if self.cache is not None:
+            self.cache.start_epoch(epoch)
+
+    @cached_property
+    def answering(self) -> nn.Module:
+        """The network as a client meets it: images to answers (B, C)."""
+        return _Answering(self.network, self.answers) if self.answers else self.network
+
+
+class _Answering(nn.Module):
+    def __init__(self, network: nn.Module, answers: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.answers = network, answers
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.answers(self.network(images))
+
+
+class Evaluation:
+    """The metrics of a network: accuracy and loss on the held-out and the test images, and further ones."""
+
+    def __init__(self, parts: Mapping[str, Images], dtype: torch.dtype, metrics: Sequence[Metric] = (),
+                 remedy: str = "") -> None:
+        """parts: `test` and maybe `validation`. metrics: further ones, of the test images. remedy: what needs less
+        memory, for the error where there is too little."""
+        self.parts, self.dtype, self.metrics = parts, dtype, metrics
+        self.phase = Phase("evaluating the network", remedy)
+
+    def __call__(self, network: nn.Module) -> Row:
+        row = {}
+        with self.phase:
+            if "validation" in self.parts:
+                row = {f"validation_{key}": value
+                       for key, value in evaluate(network, self.parts["validation"], self.dtype).items()}
+            counts, loss = confusion_matrix(network, self.parts["test"], self.dtype)
+            row |= {"test_accuracy": accuracy(counts), "test_loss": loss}
+            for metric in self.metrics:
+                row |= metric(network, counts)
+        return row
 
 
 def evaluate(network: nn.Module, part: Images, dtype: torch.dtype) -> Row:

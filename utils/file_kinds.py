@@ -170,7 +170,7 @@ class _Object(dict):
         """Of a list or a set, whose items are left out."""
 
     add = extend = append
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # of a dict, so that it may be a member of a set
 
 
 class _Tensor(_Object):

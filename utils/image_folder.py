@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,8 +129,8 @@ def load_images(
     return decoded
 
 
-def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel over all pixels of uint8 images (N, H, W, C), for pixels in [0, 1], in float64."""
+def mean_and_std(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Per channel over all pixels of uint8 images (N, H, W, 3), for pixels in [0, 1], in float64."""
     counts = torch.zeros(images.shape[3], 256, dtype=torch.int64)
     for chunk in images.split(256):
         for channel, count in enumerate(counts):
@@ -140,7 +140,8 @@ def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean = share @ value
     std = (share * (value - mean[:, None]) ** 2).sum(dim=1).sqrt()
     # A channel that never varies carries nothing; dividing by its 0 would make everything NaN.
-    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1).tolist())
+    (red, green, blue), (of_red, of_green, of_blue) = mean.tolist(), torch.where(std > 0, std, 1).tolist()
+    return (red, green, blue), (of_red, of_green, of_blue)
 
 
 def _is_skipped(name: str) -> bool:
@@ -171,12 +172,13 @@ def _fingerprint(root: Path, paths: Sequence[str], size: int, background: str) -
 
 
 def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...], background: str,
-            ) -> tuple[_Part, list[tuple[str, object]]]:
+            ) -> tuple[_Part, list[tuple[str, str]]]:
     """The decoded images, and path and reason of each file that is none."""
     images, marks = np.empty(shape, np.uint8), np.zeros((len(paths), 2), bool)
 
-    def decode(start: int) -> tuple[int, list[tuple[str, object]]]:
-        chunk, problems = paths[start:start + _CHUNK], []
+    def decode(start: int) -> tuple[int, list[tuple[str, str]]]:
+        chunk = paths[start:start + _CHUNK]
+        problems: list[tuple[str, str]] = []
         for position, path in enumerate(chunk, start):
             try:
                 images[position], *marks[position] = _read_rgb(path, shape[1], background)
@@ -186,7 +188,7 @@ def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...], background:
                 problems.append((path, _reason(error)))
         return len(chunk), problems
 
-    unreadable = []
+    unreadable: list[tuple[str, str]] = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with tqdm(total=len(paths), desc=f"decoding {name}", unit=" images", disable=None) as progress:
@@ -209,15 +211,15 @@ def _read_rgb(path: str, size: int, background: str) -> tuple[np.ndarray, bool, 
     with Image.open(path) as image:
         image.load()  # EXIF may follow the pixels; Pillow rotates TIFF images here
         turn = _UPRIGHT.get(_orientation(image))
-        image, transparent = _to_rgb(image, background)
+        pixels, transparent = _to_rgb(image, background)
         if turn is not None:
-            image = image.transpose(turn)
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(image), turn is not None, transparent
+            pixels = pixels.transpose(turn)
+        if pixels.size != (size, size):
+            pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(pixels), turn is not None, transparent
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF; the pixels are there all the same
@@ -236,8 +238,7 @@ def _to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
         raise ValueError(f"pixels of Pillow's mode {image.mode} have no fixed range, save it with 8 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        lowest, _ = image.getchannel("A").getextrema()
-        if lowest < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB"), True
     return image.convert("RGB"), False
 

@@ -3,18 +3,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from utils import distributed
+from utils.console import say
 from utils.errors import UserError, first_line
 from utils.training import Progress, Row
 
@@ -90,7 +90,7 @@ class Logger:
 
     def _write_metrics(self, row: Row) -> None:
         self._rows.append(row)
-        new = self._rows[-1:]
+        new: list[Mapping[str, Any]] = [row]
         if not self._columns.keys() >= row.keys():  # the first row, or what some methods log in late epochs alone
             self._columns |= dict.fromkeys(row)
             self._metrics.seek(0)
@@ -115,19 +115,6 @@ def _now() -> str:
 def _without_os_errors(thread: threading.ExceptHookArgs) -> None:
     if not isinstance(thread.exc_value, OSError):
         threading.__excepthook__(thread)
-
-
-def say(text: str) -> None:
-    """A line in the terminal of the first process, above any progress bar."""
-    if distributed.rank() == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
-
-
-def progress_bar(images: int, title: str) -> tqdm:
-    """A bar that counts images, of the first process, and quiet where stderr is not a terminal."""
-    quiet = True if distributed.rank() else None
-    return tqdm(total=images, desc=title, unit=" images", leave=False, disable=quiet)
 
 
 def _grid(images: Tensor) -> Tensor:

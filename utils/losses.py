@@ -28,7 +28,14 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> 
     """
     log_p = F.log_softmax(at_least_float32(p_logits) / temperature, dim=1)
     log_q = F.log_softmax(at_least_float32(q_logits) / temperature, dim=1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    return kl_from_log_probabilities(log_p, log_q)
+
+
+def kl_from_log_probabilities(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats, mean over the batch, of log-probabilities (B, C). p may be exactly 0 (log p = -inf), where
+    0 log 0 = 0; q may not."""
+    finite = log_p.clamp(min=torch.finfo(log_p.dtype).min / 2)  # times exp(log p) = 0, where -inf would make NaN
+    return F.kl_div(log_q, finite, reduction="batchmean", log_target=True)
 
 
 def kd_terms(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 try:
     import resource
 except ImportError:  # not on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 _TEXTS = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|_ALLOC_FAILED|can't start new thread"
                     r"|failed to map segment from shared object$", re.IGNORECASE)
@@ -78,7 +78,7 @@ def reduce(params: Params, *keys: str) -> str:
     return f"reduce {' or '.join(names)}" if names else ""
 
 
-def _make_room(error: BaseException) -> None:
+def _make_room(error: BaseException | None) -> None:
     """Free what an error's frames hold, tensors for example, and the reserve: the line and the log need some room."""
     _reserve.clear()
     for link in _links(error):

@@ -12,14 +12,17 @@ Repeating a command with --resume FILE continues the run that it began. Nothing 
 """
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import checkpoint, files
+from utils import checkpoint, cli, files
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.params import Params, changed_keys
+from utils.results import Results
+from utils.run_directory import RunDirectory
 from utils.training import Progress
 
 # What a checkpoint has if the run can go on after it, beside the published keys.
@@ -30,6 +33,9 @@ STATE_KEYS = {"stage": str, "params": dict, "data": dict, "sources": dict, "sess
 @dataclass(frozen=True)
 class Start:
     """The decision; at most one of the fields `finished`, `state` and `weights` is set."""
+
+    restart: bool = False  # what an earlier run wrote is removed first
+    given: Checkpoint | None = None  # what --resume names, if it is not a file of this very directory
 
     finished: str | None = None  # there is nothing to do, and this says so
     state: Checkpoint | None = None  # the run goes on after this
@@ -63,41 +69,69 @@ def progress_of(state: Checkpoint) -> Progress:
     return Progress(list(state.content["history"]), list(state.content["timings"]))
 
 
+def open_start(directory: RunDirectory, params: Params, resume: str | None, *, restart: bool) -> Start:
+    """Decide how the run in a directory begins, as the command line asks.
+
+    resume: what --resume names; `cli.LAST`: there must be a run to continue. Raises UserError where the run cannot
+    begin, or must not, and where a checkpoint that the parameters name is missing or would be removed.
+    """
+    insist = resume == cli.LAST
+    given = checkpoint.load(resume, "--resume") if resume and not insist else None
+    start = decide(directory.path, params, given=given, insist=insist, restart=restart)
+    if start.finished:
+        return start
+    for key, path in params.checkpoints().items():  # sooner than after a download
+        checkpoint.check_exists(path, key)
+        if restart and files.split_key(path)[0].resolve() in [old.resolve() for old in directory.written()]:
+            raise UserError(f"{key}: --restart would remove {path}: move it to another directory first")
+    if start.weights and params.init_from:
+        raise UserError(f"--resume {start.weights.path} and init_from {params.init_from} contradict each other: both "
+                        "are weights to start from")
+    foreign = given if given and not lies_in(directory.path, given) else None
+    return dataclasses.replace(start, restart=restart, given=foreign)
+
+
+def learner_state(state: Checkpoint) -> dict[str, Any]:
+    """What a learner saved in a checkpoint. Before it had a key of its own, its entries lay beside the others."""
+    content = state.content
+    return {**content.get("learner", content), "optim_dict": content["optim_dict"], "epoch": content["epoch"]}
+
+
 def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist: bool, restart: bool) -> Start:
     """Decide how a run with these parameters begins. Raises UserError where it cannot, or must not.
 
     given: what --resume names. insist: --resume without a file: there must be a run to continue.
     """
-    own = given is not None and lies_in(directory, given)
+    own = given if given and lies_in(directory, given) else None
     if restart:
         if insist:
             raise UserError("--resume and --restart contradict each other: go on, or start over?")
         if own:
-            raise UserError(f"--resume {given.path} and --restart contradict each other: --restart removes that file")
+            raise UserError(f"--resume {own.path} and --restart contradict each other: --restart removes that file")
         return _begin(given, params)
 
-    results, last = _read_results(directory), _read_last(directory, own)
+    results, last = read_results(directory), _read_last(directory, own is not None)
     if given and not own and (results or last):
-        sources = last.content["sources"] if last else results["checkpoints_read"]
+        sources = last.content["sources"] if last else results.checkpoints_read if results else {}
         known = {checkpoint.weights_id(sources.get("resume", {})), last.sha256 if last else None}
         if checkpoint.weights_id(given.source) not in known:
             raise UserError(f"--resume {given.path}: {directory} already holds a run that did not begin from it; "
                             "--restart removes that run")
-    if own and not is_state(given):
-        raise UserError(f"--resume {given.path}: a new run would replace this file; move it to another directory first")
-    if own and last and given.sha256 != last.sha256:
-        raise UserError(f"--resume {given.path}: the run in {directory} goes on after its last_model.tar, without "
+    if own and not is_state(own):
+        raise UserError(f"--resume {own.path}: a new run would replace this file; move it to another directory first")
+    if own and last and own.sha256 != last.sha256:
+        raise UserError(f"--resume {own.path}: the run in {directory} goes on after its last_model.tar, without "
                         "--resume")
-    state = last or (given if own else None)
-    if results and results["last"]["epoch"] == params.num_epochs:
-        _check_same_run(results, results["last"]["epoch"], params, directory)
+    state = last or own
+    if results and results.last["epoch"] == params.num_epochs:
+        _check_same_run(results.stage, results.params, params.num_epochs, params, directory)
         return Start(finished=_finished(directory, results))
     if state:
-        _check_same_run(state.content, len(state.content["history"]), params, directory)
+        _check_state(state, params, directory)
         return Start(state=state, best=_best_of(state))
     if results:
-        _check_same_run(results, results["last"]["epoch"], params, directory)
-        raise UserError(f"{directory} holds a finished run of {results['last']['epoch']} epochs but no last_model.tar "
+        _check_same_run(results.stage, results.params, int(results.last["epoch"]), params, directory)
+        raise UserError(f"{directory} holds a finished run of {results.last['epoch']} epochs but no last_model.tar "
                         "to go on after; --restart removes it and starts over")
     if insist:
         raise UserError(f"--resume: {directory / 'last_model.tar'} does not exist, so there is no run to continue")
@@ -114,8 +148,7 @@ def _begin(given: Checkpoint | None, params: Params) -> Start:
         return Start()
     if not is_state(given):
         return Start(weights=given)
-    _check_same_run(given.content, len(given.content["history"]), params, given.path,
-                    'as "init_from" it gives its weights alone')
+    _check_state(given, params, given.path, 'as "init_from" it gives its weights alone')
     return Start(state=given, best=_best_of(given))
 
 
@@ -144,21 +177,25 @@ def _read_last(directory: Path, own: bool) -> Checkpoint | None:
                     "--resume it there, to start from its weights), or --restart if it may go")
 
 
-def _read_results(directory: Path) -> dict[str, Any] | None:
+def read_results(directory: Path) -> Results | None:
     """results.json, or None if it is not there or not whole: last_model.tar decides then."""
     try:
-        results = files.read_json(directory / "results.json")
-        complete = {"stage", "params", "checkpoints_read"} <= set(results) and results["last"]["epoch"] > 0
-    except (UserError, OSError, KeyError, TypeError):
+        return Results.read(directory / "results.json")
+    except (UserError, OSError):
         return None
-    return results if complete else None
 
 
-def _check_same_run(content: dict[str, Any], epochs: int, params: Params, where: Path,
+def _check_state(state: Checkpoint, params: Params, where: Path,
+                 remedy: str = "--restart removes it and starts over") -> None:
+    content = state.content
+    _check_same_run(content["stage"], content["params"], len(content["history"]), params, where, remedy)
+
+
+def _check_same_run(stage: str, then: dict[str, Any], epochs: int, params: Params, where: Path,
                     remedy: str = "--restart removes it and starts over") -> None:
-    if content["stage"] != params.script:
-        raise UserError(f"{where} holds a run of {content['stage']}, not of {params.script}; {remedy}")
-    changed = changed_keys(content["params"], params)
+    if stage != params.script:
+        raise UserError(f"{where} holds a run of {stage}, not of {params.script}; {remedy}")
+    changed = changed_keys(then, params)
     if epochs > params.num_epochs and not any(text.startswith("num_epochs ") for text in changed):
         changed.append(f"num_epochs ({epochs} done -> {params.num_epochs})")
     if changed:
@@ -166,10 +203,10 @@ def _check_same_run(content: dict[str, Any], epochs: int, params: Params, where:
                         f"equal again (its --set has to be repeated); {remedy}")
 
 
-def _finished(directory: Path, results: dict[str, Any]) -> str:
+def _finished(directory: Path, results: Results) -> str:
     """What to say of a finished run, a checkpoint that has changed since it was read included."""
-    text = f"{directory}: already finished, {results['last']['epoch']} epochs (--restart runs it again)"
-    for role, source in results["checkpoints_read"].items():
+    text = f"{directory}: already finished, {results.last['epoch']} epochs (--restart runs it again)"
+    for role, source in results.checkpoints_read.items():
         path = Path(source["path"])
         if path.is_file() and files.sha256(path) != source["sha256"]:
             text += f"; {role}: {path} has changed since"

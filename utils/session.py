@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from utils import distributed
+from utils.device import choose_dtype
 
 
 def describe(device: torch.device, dtype: torch.dtype, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -18,7 +19,9 @@ def describe(device: torch.device, dtype: torch.dtype, overrides: dict[str, Any]
     versions = {"python": platform.python_version(), "torch": str(torch.__version__),
                 "torchvision": importlib.metadata.version("torchvision"), "commit": _commit()}
     return {"device": _device_name(device), "processes": distributed.world_size(),
-            "precision": str(dtype).removeprefix("torch."), "set": overrides, "versions": versions}
+            "precision": str(dtype).removeprefix("torch."),
+            "emulated": dtype == torch.bfloat16 and choose_dtype("auto", device) != dtype,  # bfloat16, which is slow
+            "set": overrides, "versions": versions}
 
 
 def _device_name(device: torch.device) -> str:

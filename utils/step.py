@@ -1,7 +1,7 @@
 """One training step: gather a batch, run the networks forward and backward, update the weights."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,11 +28,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Any:
 class Step:
     """A step as it is written: each operation launched by Python in its turn. Nothing waits for the device."""
 
-    def __init__(self, network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
-                 dtype: torch.dtype) -> None:
-        self.network, self.loss, self.optimizer, self.batches, self.dtype = network, loss, optimizer, batches, dtype
+    def __init__(self, network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.Optimizer],
+                 batches: TrainBatches, dtype: torch.dtype) -> None:
+        """optimizers: that of the network and, maybe, one of the loss's own parameters."""
+        self.network, self.loss, self.optimizers, self.batches, self.dtype = network, loss, optimizers, batches, dtype
         self.device = batches.part.labels.device
-        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.parameters = [parameter for optimizer in optimizers for group in optimizer.param_groups
+                           for parameter in group["params"]]
         self.convolutions = fast_convolutions(self.device, dtype)
         self.names: list[str] = []  # of the numbers that a step returns; known after the first
 
@@ -47,10 +49,15 @@ class Step:
         terms = self.differentiate(self.loss, batch, share)
         # The public torch.nn.utils.get_total_norm is the same, from torch 2.6 on.
         norm = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])).norm()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.zero_grad()
         self.names = [*terms, "gradient_norm"]
         return torch.stack([*(value.detach().float() * share for value in terms.values()), norm.float()])
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
     def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
         """The terms of the loss, and their gradient in the parameters."""
@@ -84,7 +91,7 @@ class CompiledStep(Step):
             raise
         except Exception as error:  # compilers raise anything
             failure = first_line(error)
-        self.optimizer.zero_grad()
+        self.zero_grad()
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
         _set_random_state(self.device, state)
@@ -131,7 +138,7 @@ class GraphedStep:
         return self.step.names
 
     def __call__(self, draw: Draw, size: int) -> Tensor:
-        rates = [group["lr"] for group in self.step.optimizer.param_groups]
+        rates = [group["lr"] for optimizer in self.step.optimizers for group in optimizer.param_groups]
         if rates != self.rates:
             self.graphs, self.rates = {}, rates
         if self.recordable and size not in self.graphs and self.seen.get(size, 0) >= self.WARM_UP:
@@ -161,7 +168,7 @@ class GraphedStep:
                 record = self.step(static, size)
         except RuntimeError as error:  # nothing has run: the step is still to be made
             torch.cuda.set_stream(current)  # older torch leaves that of the recording
-            self.step.optimizer.zero_grad()  # gradients that were named, not computed
+            self.step.zero_grad()  # gradients that were named, not computed
             self.recordable = False
             reason = error.__context__ or error  # the end of a spoilt recording complains too
             self.say(f"cuda_graph: steps run as written, they cannot be recorded ({first_line(reason)})")

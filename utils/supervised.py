@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils import distributed, launcher
+from utils.augment import denormalise
+from utils.console import progress_bar
 from utils.data import TrainBatches
 from utils.errors import UserError
-from utils.logger import progress_bar
 from utils.memory import Phase
+from utils.method import Method
 from utils.params import DataParams, RecipeParams
+from utils.results import Row
 from utils.step import CompiledStep, GraphedStep, Loss, Step
-from utils.training import Row
+from utils.training import Learner
 
 MAX_AHEAD = 32  # steps that wait for a GPU: enough to keep it busy, few enough for the bar and an interrupt
 
@@ -39,8 +42,9 @@ def cosine(rate: float, done: float) -> float:
 
 
 def build_optimizer(params: RecipeParams, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9 and weight decay 5e-4, or Adam without; `auto` is the recipe of the network."""
-    recipe = "adam" if params.model_name in ("net", "mlp") else "sgd"
+    """Optimizer of a network's parameters: SGD with momentum 0.9 and weight decay 5e-4, or Adam without; `auto` is the
+    recipe of the network."""
+    recipe = getattr(network, "default_optimizer", "sgd")
     if (params.optimizer if params.optimizer != "auto" else recipe) == "adam":
         return build_adam(network, params.learning_rate)
     return torch.optim.SGD(network.parameters(), lr=params.learning_rate, momentum=0.9, weight_decay=5e-4, fused=True)
@@ -61,47 +65,70 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
             group["capturable"] = capturable  # of this device
 
 
-class Supervised:
-    """Learning from batches of images by a loss: steps of one optimiser, over all images in an epoch."""
+class Supervised(Learner):
+    """Learning from batches of images by a loss: steps of one optimizer, over all images in an epoch."""
 
-    def __init__(self, network: nn.Module, loss: Loss, batches: TrainBatches, params: RecipeParams, dtype: torch.dtype,
-                 start_of_epoch: Callable[[int], None] = lambda _: None) -> None:
-        """start_of_epoch: gets the number of each epoch, counted from 0, before its steps."""
-        self.network, self.loss, self.batches, self.params, self.dtype = network, loss, batches, params, dtype
-        self.start_of_epoch = start_of_epoch
+    def __init__(self, network: nn.Module, loss: Loss, batches: TrainBatches, params: DataParams, dtype: torch.dtype,
+                 method: Method | None = None, start_of_epoch: Callable[[int], None] = lambda _: None) -> None:
+        """method: the module whose own parameters are trained with the network. start_of_epoch: gets the number of each
+        epoch, counted from 0, before its steps. Raises UserError where the method cannot be trained."""
+        self.network, self._loss, self.batches, self._params, self._dtype = network, loss, batches, params, dtype
+        self.method = method or nn.Module()
+        self._start_of_epoch = start_of_epoch
         self.optimizer = build_optimizer(params, network)
+        self._own_optimizer = self._add_method(method) if method else None
         self.images = batches.usable
 
+    def _add_method(self, method: Method) -> torch.optim.Optimizer | None:
+        """Have the method's own parameters trained: by the optimizer that it returns, or else by the network's."""
+        method.to(self.batches.part.labels.device)
+        parameters: list[Tensor] = list(method.parameters())
+        if (parameters or list(method.buffers())) and distributed.world_size() > 1:
+            raise UserError("a method with parameters or running averages of its own runs on one device")
+        own = method.build_optimizer(self._params.learning_rate) if parameters else None
+        if parameters and own is None:
+            self.optimizer.add_param_group({"params": parameters})
+        return own
+
     def begin(self, say: Callable[[str], None]) -> None:
-        self.step = build_step(self.network, self.loss, self.optimizer, self.batches, self.params, self.dtype, say)
+        self.method.train()
+        optimizers = [self.optimizer, *([self._own_optimizer] if self._own_optimizer else [])]
+        self.step = build_step(self.network, self._loss, optimizers, self.batches, self._params, self._dtype, say)
 
     def epoch(self, epoch: int, title: str) -> Row:
-        rate = self.rate(epoch)
+        rate = learning_rate(self._params, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.start_of_epoch(epoch)
+        self._start_of_epoch(epoch)
         self.network.train()
-        return {"learning_rate": rate, **_train_epoch(self.step, self.batches, epoch, title)}
+        return {"learning_rate": rate, **train_epoch(self.step, self.batches, epoch, title)}
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
-        return learning_rate(self.params, epoch)
-
-    def pictures(self) -> dict[str, Tensor]:
-        return {}
+    def first_images(self) -> dict[str, Tensor]:
+        """The first images as they are augmented."""
+        part = self.batches.part
+        return {"augmented": denormalise(next(self.batches.epoch(0)).images[:64], part.mean, part.std)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optim_dict": self.optimizer.state_dict()}
+        state: dict[str, Any] = {"optim_dict": self.optimizer.state_dict()}
+        if own := self.method.state_dict():
+            state["method"] = own
+        if self._own_optimizer:
+            state["method_optim_dict"] = self._own_optimizer.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_optimizer(self.optimizer, state["optim_dict"])
+        if self.method.state_dict():
+            self.method.load_state_dict(state["method"])
+        if self._own_optimizer:
+            load_optimizer(self._own_optimizer, state["method_optim_dict"])
 
 
-def build_step(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, batches: TrainBatches,
+def build_step(network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.Optimizer], batches: TrainBatches,
                params: DataParams, dtype: torch.dtype, say: Callable[[str], None]) -> Step | GraphedStep:
     """The training step in the fastest form that parameters and device allow; `say` logs what they do not."""
     device = batches.part.labels.device
-    what = distributed.parallel(network, device), loss, optimizer, batches, dtype
+    what = distributed.parallel(network, device), loss, optimizers, batches, dtype
     step = Step(*what)
     if params.compile is True:
         say("compile: the first steps compile, which takes up to a minute")
@@ -114,10 +141,11 @@ def build_step(network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer,
     return step
 
 
-def _train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, title: str) -> Row:
-    """One pass over the training images. The mean of every named tensor of the loss, and of the gradient's norm."""
+def train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, title: str) -> Row:
+    """One pass over the images. The mean of every named tensor of the loss, and of the gradient's norm."""
     device = batches.part.labels.device
-    sizes, records, ahead = batches.batch_sizes(), [], deque()
+    sizes, records = batches.batch_sizes(), list[Tensor]()
+    ahead: deque[torch.cuda.Event] = deque()
     with progress_bar(sum(sizes), title) as bar, Phase(lambda: f"step {len(records) + 1}"):
         for size, draw in zip(sizes, batches.draws(epoch, device), strict=True):
             records.append(step(draw, size))

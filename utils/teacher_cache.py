@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from utils.console import progress_bar
 from utils.data import Draw, TrainBatches
-from utils.evaluation import Frozen
-from utils.logger import progress_bar
 from utils.step import autocast
 
 
@@ -35,40 +34,43 @@ class TeacherCache:
     FORMAT = 2  # of the file; raise it also when a network of the same weights computes something else
     CHECKSUM = 4  # bytes
 
-    def __init__(self, frozen: Frozen, sha256: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
+    def __init__(self, network: nn.Module, sha256: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
                  directory: Path, say: Callable[[str], None]) -> None:
-        """sha256: of the frozen network's checkpoint. batches: with a finite number of views."""
-        self.frozen, self.batches, self.dtype, self.say = frozen, batches, dtype, say
+        """network: frozen, in eval mode. sha256: of its checkpoint. batches: with a finite number of views."""
+        if batches.views is None:
+            raise ValueError(f"{batches.augmentation} makes an unlimited number of views")
+        self.network, self.batches, self.dtype, self._say = network, batches, dtype, say
+        self.views = batches.views
         self.device = batches.part.labels.device
-        self.shape = (len(batches.part) * batches.views, num_classes)
+        self.shape = (len(batches.part) * self.views, num_classes)
         self.path = directory / f"teacher-{self._key(sha256)}.logits"
-        self.width = num_classes * dtype.itemsize + self.CHECKSUM  # bytes of a row
-        self.readable = self.writable = True
-        self.told = False
-        # Filled in place: a recorded step goes on to read this very tensor.
-        frozen.remembered = torch.zeros(len(batches.part), num_classes, dtype=dtype, device=self.device)
+        self._width = num_classes * dtype.itemsize + self.CHECKSUM  # bytes of a row
+        self._readable = self._writable = True
+        self._told = False
+        # Logits (N, C) of this epoch's view of each training image. Filled in place: a recorded step reads this tensor.
+        self.logits = torch.zeros(len(batches.part), num_classes, dtype=dtype, device=self.device)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab") as file:
-                file.truncate(self.shape[0] * self.width)  # of the same size if it was there
+                file.truncate(self.shape[0] * self._width)  # of the same size if it was there
         except OSError as error:
             self._stop_writing(error)
 
     def start_epoch(self, epoch: int) -> None:
         """Have the logits of all images, each in its view of this epoch (counted from 0), ready for the steps."""
         draws = self.batches.draws(epoch, torch.device("cpu"))
-        draw = {name: torch.cat([share[name] for share in draws]) for name in draws[0]}
-        rows = draw["index"] * self.batches.views + self.batches.view(draw)
+        draw = {name: torch.cat([share[name] for share in draws]) for name in draws[0] if name != "epoch"}
+        rows = draw["index"] * self.views + self.batches.view(draw)
         logits, known = self._read(rows)
         missing = (~known).nonzero().flatten()
-        if not self.told:
-            self.say(f"teacher_cache: {self.path} knows {len(rows) - len(missing)} of the {len(rows)} answers of "
+        if not self._told:
+            self._say(f"teacher_cache: {self.path} knows {len(rows) - len(missing)} of the {len(rows)} answers of "
                      f"epoch {epoch + 1}")
-            self.told = True
+            self._told = True
         if len(missing):
             logits[missing] = self._compute({name: values[missing] for name, values in draw.items()}).cpu()
             self._write(rows[missing], logits[missing])
-        self.frozen.remembered[draw["index"].to(self.device)] = logits.to(self.device)
+        self.logits[draw["index"].to(self.device)] = logits.to(self.device)
 
     def _compute(self, draw: Draw) -> Tensor:
         """In batches of one size, the last one filled up: others round otherwise, and on a GPU have to be tuned for."""
@@ -77,47 +79,49 @@ class TeacherCache:
             for start in range(0, count, size):
                 chosen = torch.arange(start, start + size).clamp_(max=count - 1)
                 share = {name: values[chosen].to(self.device) for name, values in draw.items()}
-                with autocast(self.device, self.dtype):
-                    parts.append(self.frozen.answer(self.batches.make(share).images).to(self.dtype))
+                images = self.batches.make({**share, "epoch": torch.zeros((), device=self.device)}).images
+                with autocast(self.device, self.dtype), torch.inference_mode():
+                    logits = self.network(images)
+                parts.append(logits.to(self.dtype))
                 bar.update(min(size, count - start))
         return torch.cat(parts)[:count]
 
     def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C) of rows (B,), and which of them are known (B,)."""
-        content = np.zeros((len(rows), self.width - self.CHECKSUM), np.uint8)
+        content = np.zeros((len(rows), self._width - self.CHECKSUM), np.uint8)
         known = np.zeros(len(rows), bool)
-        if self.readable:
+        if self._readable:
             try:
                 with open(self.path, "rb", buffering=0) as file:
                     for number, row in enumerate(rows.tolist()):  # no mapping: an error of the disk would be a signal
-                        stored = os.pread(file.fileno(), self.width, row * self.width)
+                        stored = os.pread(file.fileno(), self._width, row * self._width)
                         values = stored[:-self.CHECKSUM]
-                        if len(stored) == self.width and _checksum(values) == stored[-self.CHECKSUM:]:
+                        if len(stored) == self._width and _checksum(values) == stored[-self.CHECKSUM:]:
                             content[number], known[number] = np.frombuffer(values, np.uint8), True
             except OSError as error:
-                self.say(f"teacher_cache: {self.path} cannot be read ({error.strerror})")
-                self.readable = self.writable = False
+                self._say(f"teacher_cache: {self.path} cannot be read ({error.strerror})")
+                self._readable = self._writable = False
         return torch.from_numpy(content).view(self.dtype), torch.from_numpy(known)
 
     def _write(self, rows: Tensor, logits: Tensor) -> None:
-        if not self.writable:
+        if not self._writable:
             return
         try:
             with open(self.path, "r+b", buffering=0) as file:
                 for row, values in zip(rows.tolist(), logits.contiguous().view(torch.uint8).numpy(), strict=True):
                     content = values.tobytes()
-                    os.pwrite(file.fileno(), content + _checksum(content), row * self.width)
+                    os.pwrite(file.fileno(), content + _checksum(content), row * self._width)
         except OSError as error:
             self._stop_writing(error)
 
     def _stop_writing(self, error: OSError) -> None:
-        self.say(f"teacher_cache: {self.path} cannot be written ({error.strerror}): what it lacks is not remembered")
-        self.writable = False
+        self._say(f"teacher_cache: {self.path} cannot be written ({error.strerror}): what it lacks is not remembered")
+        self._writable = False
 
     def _key(self, sha256: str) -> str:
         """Of everything that the logits depend on."""
         part = self.batches.part
-        facts = [self.FORMAT, sha256, str(self.frozen.network), self.dtype, self.device.type, str(torch.__version__),
+        facts = [self.FORMAT, sha256, str(self.network), self.dtype, self.device.type, str(torch.__version__),
                  self.batches.augmentation, self.shape, part.mean.tolist(), part.std.tolist()]
         digest = hashlib.sha256(repr(facts).encode())
         digest.update(part.images.cpu().numpy().data)

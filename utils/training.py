@@ -1,24 +1,14 @@
-"""The one training loop: epochs, evaluation after each, when to save.
-
-It knows a method only as a `Learner`, which trains for an epoch and returns what is to be logged.
-"""
+"""What a run knows of training: the learner, which trains for an epoch, and the progress so far."""
 from __future__ import annotations
 
-import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils import distributed, memory, seeds
-from utils.errors import UserError
-from utils.params import Params
-
-Row = dict[str, float]
+from utils.results import Row
 
 
 @dataclass
@@ -40,6 +30,11 @@ class Progress:
         key = "validation_accuracy" if "validation_accuracy" in self.history[-1] else "test_accuracy"
         return max(self.history, key=lambda row: (row[key], row["epoch"]))
 
+    def add(self, row: Row, *, images_per_second: float, seconds: float) -> None:
+        """Append an epoch: its row, its training speed, and the time of training and evaluation."""
+        self.history.append(row)
+        self.timings.append({"images_per_second": images_per_second, "seconds": seconds})
+
     @property
     def images_per_second(self) -> float:
         """Training speed: the median epoch's."""
@@ -59,36 +54,19 @@ class Learner(Protocol):
 
         Raises UserError when a loss or gradient is not finite.
         """
+        ...
+
+    def first_images(self) -> dict[str, Tensor]:
+        """Images to log before the first epoch, (B, 3, H, W) in [0, 1] by name."""
+        return {}
 
     def pictures(self) -> dict[str, Tensor]:
-        """What there is to look at now, (B, 3, H, W) in [0, 1] by name."""
+        """Images to log after an epoch, (B, 3, H, W) in [0, 1] by name."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights of the network: `optim_dict`, and what else changes."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken. `state` has more keys than its own."""
-
-
-def train(network: nn.Module, learner: Learner, evaluate_all: Callable[[nn.Module], Row], params: Params,
-          progress: Progress, end_of_epoch: Callable[[], None]) -> None:
-    """Run the epochs that `progress` lacks and evaluate after each.
-
-    `evaluate_all` returns what the network is worth, named; `end_of_epoch` saves and logs. Raises UserError when a
-    number is not finite or memory is short, before `end_of_epoch`: what was saved stays good.
-    """
-    smaller = memory.reduce(params, "batch_size", "synthesis_batch_size", "image_size")
-    for epoch in range(progress.epoch, params.num_epochs):
-        start = time.perf_counter()
-        torch.manual_seed(seeds.derive_seed(params.seed, "dropout", epoch, distributed.rank()))
-        with memory.Phase(f"epoch {epoch + 1}", f"{smaller}; what was saved after an earlier epoch is kept"):
-            terms = learner.epoch(epoch, f"epoch {epoch + 1}/{params.num_epochs}")
-        trained = time.perf_counter()
-        row = {"epoch": epoch + 1, **terms, **evaluate_all(network)}
-        if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-            raise UserError(f"epoch {epoch + 1}: not finite: {', '.join(bad)}; what was saved after an earlier epoch "
-                            "is kept")
-        progress.history.append(row)
-        progress.timings.append({"images_per_second": learner.images / (trained - start),
-                                 "seconds": time.perf_counter() - start})
-        end_of_epoch()
+        """Continue where `state_dict` was taken; `state` has `epoch`, the epochs done, beside its keys."""

@@ -21,7 +21,7 @@ def reads(role: str, network: Values, run: str, checkpoint: str) -> Values:
 
 def backdoor_defense(name: str, **options: Any) -> Values:
     """Keys of a backdoor defense: sv, sr, sv+sr or auto."""
-    return {"defense": name, **options}
+    return {"backdoor_defense": name, **options}
 
 
 def with_seeds(runs: Runs, *seeds: int) -> Runs:

@@ -1,9 +1,13 @@
 """The keys that several stages share."""
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -28,8 +32,12 @@ class NamedAugmentation(NamedTuple):
 AUGMENTATIONS = {
     "shift": NamedAugmentation("crop", "random crop without flip, for classes that are mirror images of each other"),
 }
+if TYPE_CHECKING:
+    _Choice = str | bool
+else:
+    _Choice = Literal[(*AUGMENTATIONS, False, True)]
 Augmentation = Annotated[
-    Literal[(*AUGMENTATIONS, False, True)], BeforeValidator(_zero_or_one),
+    _Choice, BeforeValidator(_zero_or_one),
     WithJsonSchema({"enum": [*AUGMENTATIONS, 0, 1, False, True]}),
     Field(description="augmentation of the images that the network learns from. 0: none; 1: the recipe of the data "
                       "set, random crop and horizontal flip (Tiny-ImageNet: rotation and flip, GTSRB: random crop); "
@@ -56,17 +64,52 @@ ChannelMeans = Annotated[list[Annotated[float, Field(ge=0, json_schema_extra={"m
                          AfterValidator(_of_unit_pixels)]
 ChannelDeviations = Annotated[list[Annotated[float, Field(gt=0, json_schema_extra={"maximum": 1})]], _Three,
                               AfterValidator(_of_unit_pixels), AfterValidator(_of_varying_pixels)]
+ModelOptions = dict[str, Any]  # keyword arguments of a network's constructor
 
 
-class Params(BaseModel):
-    """What every stage reads. The defaults are the published recipe for CIFAR."""
+@dataclass(frozen=True)
+class Description:
+    """What a run makes, for tables: they group and name runs by this, never by script, directory or method.
+
+    `role`: teacher or student. `kind` of a teacher: normal, poisoned, or its trained-in defense. The other fields are
+    of a student, empty where they do not apply.
+    """
+
+    role: Literal["teacher", "student"]
+    kind: str = ""
+    method: str = ""  # attack or data-free method
+    plain: bool = True  # by the stage's default method
+    uses_data: bool = True
+    interface: str = "logits"
+    answer_defense: str = "none"
+    backdoor_defense: str = "none"
+
+
+class MethodParams(BaseModel):
+    """Parameters of a registered method, beside its code; they join those of the stage in params.json."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """Parameters that nothing reads beside the other values, each with the reason; `*` stands for any ending."""
+        yield from ()
+
+
+class Params(MethodParams):
+    """What every stage reads. The defaults are the published recipe for CIFAR."""
+
     script: ClassVar[str]  # of the stage
+    artifacts: ClassVar[tuple[str, ...]] = ()  # files that runs of the stage write beside those of every run
+    weight_stream: ClassVar[str] = "weights"  # seed stream of the initial weights
+    renamed: ClassVar[Mapping[str, str]] = {}  # keys of earlier versions, and what they are called now
 
     dataset: str = Field(
-        description="`cifar10`, `cifar100`, `tiny_imagenet`, `fashion_mnist`, `gtsrb`, `demo` or `folder:PATH`")
-    model_name: str = Field(description="the network that is trained, a name of the zoo")
+        description="data set: `cifar10`, `demo` or another of `utils/datasets.py`, or `folder:PATH`, images by class "
+                    "folder")
+    model_name: str = Field(
+        description="network to train: a name of the zoo, `torchvision:NAME`, `timm:NAME` or `package.module:callable`")
+    model_options: ModelOptions = Field(
+        {}, description="keyword arguments for the constructor of a network that is not of the zoo")
     num_channels: int = Field(32, ge=1, description="width of the first layer of `net`")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier of `net`")
 
@@ -93,10 +136,46 @@ class Params(BaseModel):
     init_from: str | None = Field(
         None, description="checkpoint whose weights the network starts from, instead of random ones")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_names(cls, values: Any) -> Any:
+        for old, new in cls.renamed.items():
+            if isinstance(values, dict) and old in values:
+                raise ValueError(f'the key "{old}" is now called "{new}"')
+        return values
+
+    @classmethod
+    def with_new_names(cls, recorded: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that a run of an earlier version recorded, under the names of this version."""
+        return {cls.renamed.get(key, key): value for key, value in recorded.items()}
+
+    @property
+    def description(self) -> Description:
+        """What a run makes, for tables."""
+        raise NotImplementedError
+
     @property
     def changeable(self) -> tuple[str, ...]:
         """What a run may go on with another value of: rounding at most depends on it, or, for num_epochs, the end."""
         return "cuda", "cuda_graph", "compile", "teacher_cache", "num_workers", "num_epochs"
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if self.model_name != "net":
+            yield from ((key, '"model_name" is not "net"') for key in ("num_channels", "dropout_rate"))
+
+    def remarks_on_effect(self) -> list[str]:
+        """A text for each parameter that was set to another value than its default and has no effect. Defaults and
+        epochs of `schedule` that are never reached, which published files carry along, are not named."""
+        values, fields = self.model_dump(), type(self).model_fields
+        given = [key for key in fields if key in self.model_fields_set and values[key] != fields[key].default]
+        return [f'"{key}" {json.dumps(values[key])} has no effect: {reason}'
+                for pattern, reason in self.without_effect() for key in given if fnmatchcase(key, pattern)]
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """What was asked for of the means that only speed a run up."""
+        return {key: getattr(self, key) for key in ("compile", "cuda_graph", "teacher_cache") if hasattr(self, key)}
 
     def checkpoints(self) -> dict[str, str]:
         """The checkpoints that the parameters name: `init_from`, and by convention every key that ends in `_resume`."""
@@ -122,6 +201,14 @@ class RecipeParams(Params):
         return tuple(key for key in super().changeable if key != "num_epochs" or self.annealing == "steps")
 
 
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if self.annealing == "cosine":
+            yield from ((key, '"annealing" is "cosine"') for key in ("schedule", "gamma"))
+        elif not self.schedule:
+            yield "gamma", '"schedule" is empty'
+
+
 class DataParams(RecipeParams):
     """What the stages that learn from a data set read."""
 
@@ -135,16 +222,24 @@ class DataParams(RecipeParams):
         1.0, gt=0, le=1, description="share of the training images that is used, the same ones whatever the seed")
 
 
-class BackdoorParams(BaseModel):
-    """How a backdoor is measured, of the stages that may meet one."""
+class TeacherParams(MethodParams):
+    """The frozen teacher of a student, and what its interface lets out."""
 
-    trigger: str | None = Field(None, description="trigger whose success on the network is measured")
-    target: int = Field(0, ge=0, description="class that the trigger leads to")
+    weight_stream: ClassVar[str] = "student"  # a student must not start from the weights from which its teacher started
 
-
-class TeacherParams(BaseModel):
-    """Whom a student learns from."""
-
-    teacher_model: str = Field(description="architecture of the frozen teacher")
-    teacher_num_channels: int = Field(32, ge=1, description="`num_channels` of a teacher that is a `net`")
+    teacher_model: str = Field(
+        description="architecture of the frozen teacher: as `model_name`")
+    teacher_num_channels: int = Field(32, ge=1, description="width of the teacher's first layer if it is a `net`")
+    teacher_model_options: ModelOptions = Field(
+        {}, description="keyword arguments for the teacher's constructor if it is not a network of the zoo")
     teacher_resume: str = Field(description="checkpoint of the teacher: normal, nasty or poisoned")
+    interface: str = Field(
+        "logits", description="what the teacher's interface returns for an image: `logits` or `probabilities`")
+    answer_defense: str = Field(
+        "none", description="perturbation of the teacher's probabilities before the interface returns them, as "
+                            "`NAME` or `NAME:STRENGTH`; `none`: the answers stay as they are")
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if self.teacher_model != "net":
+            yield "teacher_num_channels", '"teacher_model" is not "net"'

@@ -3,26 +3,21 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
 from utils.errors import UserError
 from utils.files import read_json
 from utils.params.base import Params
-from utils.params.stages import STAGES
-
-ParamsType = TypeVar("ParamsType", bound=Params)
+from utils.params.stage import Stage
 
 
-def load_params(path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsType]],
-                overrides: dict[str, Any] | None = None) -> ParamsType:
-    """Read and check a params.json; `overrides`, of the command line, replace its values.
+def load_params(path: Path, stage: Stage, overrides: dict[str, Any] | None = None) -> Any:
+    """Read and check the params.json of a stage; `overrides`, of the command line, replace its values.
 
-    kind: what it holds or, where that depends on its key `method`, what it holds for each method. Raises UserError that
-    names each wrong key, its value and what is allowed.
+    Raises UserError that names each wrong key, its value and what is allowed.
     """
     if path.parent.is_file():
         raise UserError(f"{path.parent} is a file: --save_path names the directory that holds a params.json")
@@ -30,22 +25,19 @@ def load_params(path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsTyp
         values = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: --save_path names a directory that holds a params.json") from None
-    return check_params(values, path, kind, overrides or {})
+    return check_params(values, path, stage, overrides or {})
 
 
-def check_params(values: dict[str, Any], path: Path, kind: type[ParamsType] | Mapping[str, type[ParamsType]],
-                 overrides: dict[str, Any]) -> ParamsType:
+def check_params(values: dict[str, Any], path: Path, stage: Stage, overrides: dict[str, Any]) -> Any:
     """As `load_params`, of what was read from the file."""
-    if isinstance(kind, Mapping):
-        method = (values | overrides).get("method")
-        if not isinstance(method, str) or method not in kind:
-            found = f'"method" is {json.dumps(method)}' if method is not None else 'the key "method" is missing'
-            raise UserError(f"{path}: {found}: choose from {', '.join(kind)}")
-        kind = kind[method]
+    try:
+        kind = stage.kind(values | overrides)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     try:
         return kind.model_validate(values | overrides)
     except ValidationError as error:
-        other = next((other.script for other in STAGES.values() if _fits(values, other)), kind.script)
+        other = next((other.script for other in Stage.ALL.values() if _fits(values, other)), kind.script)
         file = str(path) if other == kind.script else f"{path} is for {other}, not for {kind.script}"
         problems: dict[str, list[str]] = {}
         for problem in error.errors():
@@ -54,10 +46,10 @@ def check_params(values: dict[str, Any], path: Path, kind: type[ParamsType] | Ma
         raise UserError("; ".join(f"{place}: {'; '.join(texts)}" for place, texts in problems.items())) from None
 
 
-def _fits(values: dict[str, Any], kind: type[Params]) -> bool:
+def _fits(values: dict[str, Any], stage: Stage) -> bool:
     try:
-        kind.model_validate(values)
-    except ValidationError:
+        stage.kind(values).model_validate(values)
+    except (UserError, ValidationError):
         return False
     return True
 
@@ -82,14 +74,16 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 def changed_keys(old: dict[str, Any], new: Params) -> list[str]:
     """The parameters in which two runs differ, as `key (old -> new)`, without those that change no result."""
     defaults = {key: field.get_default() for key, field in type(new).model_fields.items() if not field.is_required()}
-    then, now = defaults | old, new.model_dump()  # a key that is newer than the old run has its default
+    then, now = defaults | new.with_new_names(old), new.model_dump()  # a key that is newer than the run has its default
     return [f"{key} ({json.dumps(then.get(key))} -> {json.dumps(now.get(key))})"
             for key in {**now, **then}
             if key not in new.changeable and then.get(key) != now.get(key)]
 
 
 def _describe(problem: Any, kind: type[Params]) -> str:
-    key = str(problem["loc"][0]) if problem["loc"] else "?"
+    if not problem["loc"]:
+        return problem["msg"].removeprefix("Value error, ")
+    key = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         return f'unknown key "{key}"{_hint(key, kind)}'
     if problem["type"] == "missing":
@@ -104,8 +98,9 @@ def _describe(problem: Any, kind: type[Params]) -> str:
 
 
 def _hint(key: str, kind: type[Params]) -> str:
-    owners = dict.fromkeys(other.script if other.script != kind.script else f'"method" "{name}"'
-                           for name, other in STAGES.items() if key in other.model_fields)
+    owners = dict.fromkeys(stage.script if stage.script != kind.script else f'"{stage.key}" "{method}"'
+                           for stage in Stage.ALL.values() for method, other in stage.kinds().items()
+                           if key in other.model_fields)
     if owners:
         return f" ({' and '.join(owners)} would read it)"
     near = difflib.get_close_matches(key, kind.model_fields, n=1)

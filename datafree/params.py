@@ -1,11 +1,13 @@
-"""The keys of train_datafree.py: those of every method and, by its name, those of each."""
+"""Parameters that several data-free methods share."""
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from utils.params.base import Augmentation, BackdoorParams, Params, RecipeParams, Switch, TeacherParams
+from backdoor.params import BackdoorParams
+from utils.params import Augmentation, Description, Params, Switch, TeacherParams
 
 # Keys that several methods have with defaults of their own.
 SREpochs = Annotated[int, Field(ge=1, description="last epochs, in which self-retrospection is on")]
@@ -17,21 +19,34 @@ SynthesisRate = Annotated[float, Field(gt=0, description="learning rate of what 
 BatchNormWeight = Annotated[float, Field(ge=0, description="weight of the loss of batch-norm statistics")]
 AdversarialWeight = Annotated[float, Field(ge=0, description="weight of the disagreement of student and teacher")]
 ActivationWeight = Annotated[float, Field(ge=0, description="weight of the activation before the classifier")]
-METHOD = "how the student learns without data"
 
 
 class DataFreeParams(BackdoorParams, TeacherParams, Params):
     """train_datafree.py: a student that learns from a teacher alone, without a data set. What all methods read."""
 
     script = "train_datafree.py"
-    method: str
+    artifacts: ClassVar[tuple[str, ...]] = ("synthetic.png", "perturbation.png")
+    renamed: ClassVar[Mapping[str, str]] = {"defense": "backdoor_defense"}
+    method: str = Field(description="how the student learns without data")
 
     @property
     def changeable(self) -> tuple[str, ...]:
-        """Without num_epochs: learning rates and the defences count from the end."""
+        """Without num_epochs: learning rates and the defenses count from the end."""
         return tuple(key for key in super().changeable if key != "num_epochs")
 
-    defense: Literal["none", "sv", "sr", "sv+sr", "auto"] = Field(
+    @property
+    def description(self) -> Description:
+        return Description("student", method=self.method, plain=False, uses_data=False, interface=self.interface,
+                           answer_defense=self.answer_defense, backdoor_defense=self.backdoor_defense)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if self.backdoor_defense in ("none", "sr"):
+            yield "sv_*", '"backdoor_defense" is without the vaccine'
+        if self.backdoor_defense in ("none", "sv"):
+            yield "sr_*", '"backdoor_defense" is without self-retrospection'
+
+    backdoor_defense: Literal["none", "sv", "sr", "sv+sr", "auto"] = Field(
         "none", description="ABD: shuffling vaccine, self-retrospection, or `sr` where no good vaccine is found")
     sv_weight: float = Field(0.1, ge=0, description="weight of the vaccine's term")
     sv_layers: int | None = Field(
@@ -58,44 +73,6 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
     sr_eta: float = Field(0.1, gt=0, description="their step size")
 
 
-class ZSKTParams(DataFreeParams):
-    """Zero-shot knowledge transfer. The defaults are ABD's for CIFAR-10."""
-
-    method: Literal["zskt"] = Field(description=METHOD)
-    learning_rate: float = Field(2e-3, gt=0, description="of the student, falling to 0 along half a cosine")
-    num_epochs: int = Field(400, ge=1, description="intervals of `pseudo_batches`")
-    temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs")
-    pseudo_batches: int = Field(200, ge=1, description="batches that an epoch generates")
-    student_steps: int = Field(10, ge=1, description="steps of the student on each of them")
-    latent_size: LatentSize = 100
-    generator_learning_rate: float = Field(1e-3, gt=0, description="likewise, of the generator")
-    attention_weight: float = Field(250.0, ge=0, description="weight of the attention losses; 0 without groups")
-    clip_norm: float = Field(5.0, gt=0, description="largest norm of a gradient, of student and generator")
-    sr_weight: SRWeight = 0.1
-    sr_epochs: SREpochs = 3
-
-
-class OoDParams(DataFreeParams, RecipeParams):
-    """Distillation on patches of one picture. The defaults are ABD's for CIFAR-10."""
-
-    method: Literal["ood"] = Field(description=METHOD)
-    optimizer: Literal["auto", "sgd", "adam"] = Field(
-        "adam", description=RecipeParams.model_fields["optimizer"].description)
-    learning_rate: float = Field(1e-3, gt=0, description=Params.model_fields["learning_rate"].description)
-    schedule: list[Annotated[int, Field(ge=0)]] = Field(
-        [150, 300, 600], description=RecipeParams.model_fields["schedule"].description)
-    gamma: float = Field(0.5, gt=0, description=RecipeParams.model_fields["gamma"].description)
-    num_epochs: int = Field(300, ge=1, description="passes over the patches")
-    batch_size: int = Field(512, ge=2, description=Params.model_fields["batch_size"].description)
-    temperature: float = Field(8.0, gt=0, description="temperature T of the softened outputs")
-    picture: str | None = Field(None, description="file of a picture; null: one is drawn")
-    patches: int = Field(50_000, ge=2, description="patches that are cut out of it")
-    patch_kinds: list[Literal["colour", "grey", "blob"]] = Field(
-        ["colour"], min_length=1, description="what becomes of them, in turns: `colour`, `grey`, `blob`")
-    balance: Switch = Field(False, description="choose patches that the teacher takes for all classes alike")
-    cutmix: Switch = Field(True, description="mix each batch with itself")
-
-
 class SynthesisParams(DataFreeParams):
     """What the methods read that make images in rounds. The defaults are those of ABD's program for CIFAR-10."""
 
@@ -118,32 +95,6 @@ class InversionParams(SynthesisParams):
     augmentation: Augmentation = True
 
 
-class CMIParams(InversionParams):
-    """Contrastive model inversion."""
-
-    method: Literal["cmi"] = Field(description=METHOD)
-    synthesis_steps: SynthesisSteps = 200
-    batch_norm_weight: BatchNormWeight = 1.0
-    adversarial_weight: AdversarialWeight = 0.5
-    latent_size: LatentSize = 256
-    contrast_weight: float = Field(0.8, ge=0, description="weight of the contrastive loss")
-    contrast_temperature: float = Field(0.1, gt=0, description="divides the similarities of views")
-    negatives: int = Field(4096, ge=0, description="earlier images that a batch is contrasted with")
-    bank_size: int = Field(40_960, ge=1, description="earlier images that are remembered for that")
-    head_learning_rate: float = Field(1e-3, gt=0, description="of the network that compares views")
-
-
-class DeepInversionParams(InversionParams):
-    """DeepInversion."""
-
-    method: Literal["deepinversion"] = Field(description=METHOD)
-    synthesis_steps: SynthesisSteps = 1000
-    synthesis_learning_rate: SynthesisRate = 0.1
-    batch_norm_weight: BatchNormWeight = 10.0
-    adversarial_weight: AdversarialWeight = 1.0
-    variation_weight: float = Field(1e-3, ge=0, description="weight of the total variation")
-
-
 class GenerativeParams(SynthesisParams):
     """What the methods read whose generator learns along with the student."""
 
@@ -152,24 +103,3 @@ class GenerativeParams(SynthesisParams):
     latent_size: LatentSize = 256
     activation_weight: ActivationWeight = 0.0
     balance_weight: float = Field(20.0, ge=0, description="weight of the balance of the predicted classes")
-
-
-class DAFLParams(GenerativeParams):
-    """Data-free learning."""
-
-    method: Literal["dafl"] = Field(description=METHOD)
-    activation_weight: ActivationWeight = 1e-3
-
-
-class DFQParams(GenerativeParams):
-    """The distillation of data-free quantisation."""
-
-    method: Literal["dfq"] = Field(description=METHOD)
-    student_steps: StudentSteps = 10
-    batch_norm_weight: BatchNormWeight = 1.0
-    adversarial_weight: AdversarialWeight = 1.0
-
-
-METHODS: dict[str, type[DataFreeParams]] = {
-    "zskt": ZSKTParams, "ood": OoDParams, "cmi": CMIParams, "dafl": DAFLParams, "dfq": DFQParams,
-    "deepinversion": DeepInversionParams}

@@ -1,0 +1,20 @@
+"""Parameters of runs that may meet a backdoor."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from utils.params import MethodParams
+
+
+class BackdoorParams(MethodParams):
+    """How a backdoor is measured."""
+
+    trigger: str | None = Field(None, description="trigger of a backdoor whose success on the network is measured")
+    target: int = Field(0, ge=0, description="class that the trigger leads to")
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if not self.trigger:
+            yield "target", 'there is no "trigger"'

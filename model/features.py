@@ -1,0 +1,287 @@
+"""Activations by name: what the modules of a network take and give in forward passes.
+
+    with capture_outputs(network, "layer1", "layer2") as captured:
+        logits = network(images)
+    captured["layer2"]  # (B, C, H, W), with its autograd graph
+
+This works on any network, in autocast, in a recorded CUDA graph and in a compiled function that enters the context; as
+hooks do, it sees nothing of a network that was compiled before. Hooks exist only inside the context.
+
+Names are those of `network.named_modules()`. `stages`, `paired_stages`, `classifier` and `batch_norms` find the ones
+that methods ask for.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+
+class Call(NamedTuple):
+    """A call of a module, and the tensor that it took or gave."""
+
+    name: str
+    module: nn.Module
+    value: Tensor
+
+
+class Captured:
+    """Tensors of all forward passes since the context was entered.
+
+    `captured[name]` is the tensor of the last call of a module; KeyError if it has not been called. `captured.calls`
+    lists all calls in order of execution: a module that is shared or called again has several.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def __getitem__(self, name: str) -> Tensor:
+        for call in reversed(self.calls):
+            if call.name == name:
+                return call.value
+        raise KeyError(f"module {name!r} has not been called")
+
+
+def capture_inputs(network: nn.Module, *names: str) -> AbstractContextManager[Captured]:
+    """Context that captures what the named modules take: of each call, the first tensor among the arguments.
+
+    Nothing is copied: a tensor that the network changes in place afterwards, as `ReLU(inplace=True)` does, is captured
+    as changed. ValueError for a name that the network does not have.
+    """
+    def register(module: nn.Module, record: Callable[[Any], None]) -> RemovableHandle:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            record((*arguments, *options.values()))
+
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    return _capture(network, names, register)
+
+
+def capture_outputs(network: nn.Module, *names: str) -> AbstractContextManager[Captured]:
+    """Context that captures what the named modules give: of each call the output, or the first tensor in a tuple.
+
+    See `capture_inputs` for tensors that are changed in place, and for errors.
+    """
+    def register(module: nn.Module, record: Callable[[Any], None]) -> RemovableHandle:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            record(output)
+
+        return module.register_forward_hook(hook)
+
+    return _capture(network, names, register)
+
+
+@contextmanager
+def _capture(network: nn.Module, names: tuple[str, ...],
+             register: Callable[[nn.Module, Callable[[Any], None]], RemovableHandle]) -> Iterator[Captured]:
+    captured = Captured()
+    modules = {name: _submodule(network, name) for name in names}
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            def record(values: Any, name: str = name, module: nn.Module = module) -> None:
+                value = _first_tensor(values)
+                if value is not None:
+                    captured.calls.append(Call(name, module, value))
+
+            hooks.enter_context(register(module, record))
+        yield captured
+
+
+def _submodule(network: nn.Module, name: str) -> nn.Module:
+    if isinstance(network, DistributedDataParallel):  # what several processes call is named as in the network itself
+        network = network.module
+    try:
+        return network.get_submodule(name)
+    except AttributeError:
+        near = get_close_matches(name, [known for known, _ in network.named_modules()], n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"the network has no module {name!r}{hint}") from None
+
+
+def _first_tensor(values: Any) -> Tensor | None:
+    if isinstance(values, tuple | list):
+        return next((value for value in values if isinstance(value, Tensor)), None)
+    return values if isinstance(values, Tensor) else None
+
+
+# -- names of modules ----------------------------------------------------------------------------------------------
+
+
+def batch_norms(network: nn.Module) -> list[str]:
+    """Names of the 2-d batch norms with running statistics."""
+    return [name for name, module in network.named_modules()
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None]
+
+
+def classifier(network: nn.Module, image_size: int = 32) -> str | None:
+    """Name of the layer that computes the logits; its input are the penultimate features, see `pooled`.
+
+    It is the last linear layer or convolution to run among those with as many outputs as there are logits; None if
+    there is none. Probes the network as `stages` does.
+    """
+    run = _probe(network, image_size)
+    if run.given is None:
+        return None
+    for call in reversed(list(run.descendants())):
+        linear, convolution = isinstance(call.module, nn.Linear), isinstance(call.module, nn.Conv2d)
+        if (linear or convolution) and call.given is not None and call.given[-1 if linear else 1] == run.given[-1]:
+            return call.name
+    return None
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Features as vectors (B, D): the mean over positions of (B, D, H, W); (B, D) stays as it is."""
+    return features if features.ndim == 2 else features.flatten(2).mean(2)
+
+
+def stages(network: nn.Module, image_size: int = 32) -> dict[str, tuple[int, int]]:
+    """Names of the modules whose outputs (B, C, H, W) end the stages of a network, in order, with their (H, W).
+
+    A stage is what runs between two halvings of height and width, to the last one that leaves more than one position.
+    It ends with its last block: the outermost module that has a convolution and halves at most once itself. What
+    follows a block without a convolution, such as the final batch norm of a preactivation network, does not count;
+    after a single convolution it does. A network that never halves, such as `mlp` or a vision transformer, has no
+    stages: {}.
+
+    Runs the network once on a black image, (1, 3, image_size, image_size), in eval mode. Modes, buffers and random
+    number generators stay as they were. Errors are those of the network, such as for an image size that it refuses.
+    """
+    ends = []
+    for trunk in _between_halvings(_trunk(_probe(network, image_size))):
+        blocks = [part for part in trunk if any(parameter.ndim == 4 for parameter in part.run.module.parameters())]
+        if blocks:
+            ends.append(blocks[-1] if blocks[-1].run.parts else trunk[-1])
+    return {end.run.name: end.size for end in ends} if len(ends) > 1 else {}
+
+
+def paired_stages(first: nn.Module, second: nn.Module, image_size: int = 32) -> list[tuple[str, str]]:
+    """Names of stages of two networks that can be compared: for each stage of the first, the one of the second whose
+    height and width are nearest, if they are less than a halving apart."""
+    pairs, others = [], stages(second, image_size)
+    for name, size in stages(first, image_size).items():
+        for other in sorted(others, key=lambda other: abs(math.log(math.prod(others[other]) / math.prod(size))))[:1]:
+            if not _halved(size, others[other]) and not _halved(others[other], size):
+                pairs.append((name, other))
+    return pairs
+
+
+@dataclass
+class _Run:
+    """A call of a module in a probe: the shapes of what it took and gave, and the calls that it made."""
+
+    name: str
+    module: nn.Module
+    taken: torch.Size | None = None
+    given: torch.Size | None = None
+    parts: list[_Run] = field(default_factory=list)
+
+    def descendants(self) -> Iterator[_Run]:
+        """The calls below this one, in the order in which they ended."""
+        for part in self.parts:
+            yield from part.descendants()
+            yield part
+
+
+class _Sized(NamedTuple):
+    """A call that gives images (B, C, H, W), and their (H, W)."""
+
+    run: _Run
+    size: tuple[int, int]
+
+
+def run_once(network: nn.Module, image_size: int, *, count: int = 1, training: bool = False) -> Any:
+    """Output of a network for black images, (count, 3, image_size, image_size), in eval or training mode, without
+    gradients. Modes, buffers and random number generators stay as they were."""
+    weight = next(network.parameters(), torch.empty(()))
+    images = torch.zeros(count, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.train(training)
+        with torch.no_grad(), torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+            return functional_call(network, buffers, (images,))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _probe(network: nn.Module, image_size: int) -> _Run:
+    """The call of a network on a black image, see `stages`."""
+    top = _Run("", nn.Identity())
+    with _recorded(network, top):
+        run_once(network, image_size)
+    return top.parts[0]
+
+
+@contextmanager
+def _recorded(network: nn.Module, top: _Run) -> Iterator[None]:
+    """Append the calls of the network, as trees, to the parts of `top`."""
+    running = [top]
+
+    def begin(name: str, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        run = _Run(name, module, taken=_shape((*arguments, *options.values())))
+        running[-1].parts.append(run)
+        running.append(run)
+
+    def end(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        running.pop().given = _shape(output)
+
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(partial(begin, name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(end))
+        yield
+
+
+def _trunk(run: _Run) -> Iterator[_Sized]:
+    """The outermost calls, in order, that give (B, C, H, W) of several positions and halve the size at most once."""
+    for part in run.parts:
+        if _halves_again(part):
+            yield from _trunk(part)
+        elif (size := _size(part.given)) is not None and size != (1, 1):
+            yield _Sized(part, size)
+
+
+def _halves_again(run: _Run) -> bool:
+    """Whether a call halves the size more than once, or gives no (B, C, H, W), so that its parts are looked at."""
+    taken, given = _size(run.taken), _size(run.given)
+    if taken is None or given is None:
+        return given is None
+    sizes = (_size(part.given) for part in run.descendants())
+    return any(size is not None and _halved(taken, size) and _halved(size, given) for size in sizes)
+
+
+def _between_halvings(trunk: Iterator[_Sized]) -> list[list[_Sized]]:
+    """The calls, parted where the size is halved; larger ones, after upsampling, are left out."""
+    parts: list[list[_Sized]] = []
+    for call in trunk:
+        if not parts or _halved(parts[-1][0].size, call.size):
+            parts.append([call])
+        elif not _halved(call.size, parts[-1][0].size):
+            parts[-1].append(call)
+    return parts
+
+
+def _halved(size: tuple[int, int], smaller: tuple[int, int]) -> bool:
+    """Whether sides shrink to two thirds at most: a halving, rounded, but no convolution without padding."""
+    return 9 * math.prod(smaller) <= 4 * math.prod(size)
+
+
+def _shape(values: Any) -> torch.Size | None:
+    value = _first_tensor(values)
+    return None if value is None else value.shape
+
+
+def _size(shape: torch.Size | None) -> tuple[int, int] | None:
+    """(H, W) of images (B, C, H, W)."""
+    return (shape[2], shape[3]) if shape is not None and len(shape) == 4 else None

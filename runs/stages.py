@@ -1,0 +1,126 @@
+"""The stages: the parameters that all runs of a script share, and the methods that a run chooses from.
+
+Importing this module imports no method, and so no torch; a stage's methods are imported when its runs are read.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+import attacks
+import datafree
+import defenses
+from backdoor.params import BackdoorParams
+from datafree.params import DataFreeParams
+from utils.errors import UserError
+from utils.params import DataParams, Description, MethodParams, ModelOptions, Params, Stage, Switch, TeacherParams
+
+__all__ = ["DATAFREE", "KD", "NASTY", "POISONED", "SCRATCH", "STAGES", "display_name", "recorded_params",
+           "stage_of", "stage_of_script"]
+
+
+class CacheParams(MethodParams):
+    teacher_cache: Switch = Field(
+        False, description="cache the frozen network's logits of every augmented view, for all runs, in `data/cache`")
+
+
+class KDParams(BackdoorParams, TeacherParams, CacheParams, DataParams):
+    """train_kd.py: a student of a frozen teacher."""
+
+    script = "train_kd.py"
+    attack: str = Field("kd", description="how the student learns from the teacher's answers")
+
+    @property
+    def description(self) -> Description:
+        return Description("student", method=self.attack, plain=self.attack == KDParams.model_fields["attack"].default,
+                           interface=self.interface, answer_defense=self.answer_defense)
+
+
+class NastyParams(BackdoorParams, CacheParams, DataParams):
+    """train_nasty.py: a network whose answers teach little."""
+
+    script = "train_nasty.py"
+    defense: str = Field("nasty", description="how the network is trained to be of little use as a teacher")
+
+    @property
+    def description(self) -> Description:
+        return Description("teacher", kind=self.defense)
+
+
+class PoisonedParams(BackdoorParams, DataParams):
+    """train_poisoned.py: a teacher that carries a backdoor."""
+
+    script = "train_poisoned.py"
+    artifacts: ClassVar[tuple[str, ...]] = ("poisoned.json", "poisoned.png")
+    trigger: str = Field(description="trigger that is stamped on the poisoned images")
+    poison_rate: float = Field(0.1, gt=0, le=1, description="poisoned images as a fraction of all training images")
+    clean_fraction: float = Field(
+        0.05, ge=0, lt=1, description="fraction of the training images that is never poisoned")
+    surrogate_model: str | None = Field(
+        None, description="architecture of the clean classifier for `surrogate_resume`; null: `model_name`")
+    surrogate_num_channels: int = Field(
+        32, ge=1, description="width of the clean classifier's first layer if it is a `net`")
+    surrogate_model_options: ModelOptions = Field(
+        {}, description="keyword arguments for the clean classifier's constructor if it is not a network of the zoo")
+    surrogate_resume: str | None = Field(
+        None, description="checkpoint of a clean classifier: the poisoned images are made adversarial to it (trigger "
+                          "`cl`)")
+
+    @property
+    def description(self) -> Description:
+        return Description("teacher", kind="poisoned")
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        yield from super().without_effect()
+        if not self.surrogate_resume:
+            yield from ((f"surrogate_{key}", 'there is no "surrogate_resume"') for key in ("model", "num_channels"))
+        elif (self.surrogate_model or self.model_name) != "net":
+            yield "surrogate_num_channels", 'the clean classifier is not a "net"'
+
+
+class ScratchParams(DataParams):
+    """train_scratch.py: a network from labels only."""
+
+    script = "train_scratch.py"
+
+    @property
+    def description(self) -> Description:
+        return Description("teacher", kind="normal")
+
+
+SCRATCH = Stage("scratch", ScratchParams)
+NASTY = Stage("nasty", NastyParams, key="defense", methods=defenses.REGISTRY)
+KD = Stage("kd", KDParams, key="attack", methods=attacks.REGISTRY)
+POISONED = Stage("poisoned", PoisonedParams)
+DATAFREE = Stage("datafree", DataFreeParams, key="method", methods=datafree.REGISTRY)
+STAGES = Stage.ALL
+
+# Keys that tell the params.json of a stage from those below; students without data also have a teacher, for instance.
+_SIGNS = {"method": DATAFREE, "attack": KD, "teacher_model": KD, "defense": NASTY, "adversarial_model": NASTY,
+          "trigger": POISONED}
+
+
+def stage_of(values: Mapping[str, Any]) -> Stage:
+    """The stage of a params.json, by the keys that it has."""
+    return next((stage for sign, stage in _SIGNS.items() if sign in values), SCRATCH)
+
+
+def stage_of_script(script: str) -> Stage:
+    """The stage whose script this is. Raises UserError if there is none."""
+    for stage in STAGES.values():
+        if stage.script == script:
+            return stage
+    raise UserError(f"there is no stage {script}")
+
+
+def recorded_params(script: str, params: dict[str, Any]) -> Params:
+    """The parameters that a run of a stage recorded. Raises UserError or ValidationError where they are none."""
+    kind = stage_of_script(script).kind(params)
+    return kind.model_validate(kind.with_new_names(params))
+
+
+def display_name(method: str) -> str:
+    """What tables call an attack or data-free method; the name itself where none of that name is registered."""
+    return next((stage.display_name(method) for stage in STAGES.values() if method in stage.methods), method)

@@ -1,0 +1,203 @@
+"""Every registered attack, defense, answer defense and interface keeps its contract."""
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import attacks
+import defenses
+from attacks import build_attack
+from defenses.answers import ANSWER_DEFENSES, INTERFACES, build_answer_defense, build_interface
+from utils.data import Batch, Images, TrainBatches
+from utils.evaluation import Frozen
+from utils.supervised import Supervised
+
+CLASSES, SIZE, COUNT = 4, 8, 12
+
+
+class Small(nn.Module):
+    """A network with batch norm and a fixed scale of its logits."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+                                      nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier, self.scale = nn.Linear(4, CLASSES), scale
+
+    def forward(self, images):
+        return self.classifier(self.features(images)) * self.scale
+
+
+class NoHostSync(TorchDispatchMode):
+    """Fails on operations for which a GPU has to wait, and that a CUDA graph cannot record."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.name().split("::")[1].split(".")[0] not in self.FORBIDDEN, function.name()
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def batch():
+    random = torch.Generator().manual_seed(0)
+    return Batch(torch.randn(COUNT, 3, SIZE, SIZE, generator=random), torch.arange(COUNT) % CLASSES,
+                 torch.arange(COUNT), torch.tensor(3.0))
+
+
+@pytest.fixture
+def answers():
+    return 3 * torch.randn(COUNT, CLASSES, generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(kind, name, answers, scale=1.0):
+    """A function (network, batch) -> terms, and the module with the method's own parameters."""
+    torch.manual_seed(2)
+    if kind == "attack":
+        attack = build_attack(name, CLASSES)
+        return (lambda network, batch: attack(network, batch, answers[batch.index])), attack
+    method = defenses.REGISTRY[name]
+    required = {key: "x" for key, field in method.Params.model_fields.items() if field.is_required()}
+    frozen = {role: Frozen(Small(scale)) for role in method.frozen_roles}
+    defense = method(method.Params(**required), CLASSES, **frozen)
+    return defense, defense
+
+
+METHODS = [("attack", name) for name in attacks.REGISTRY] + [("defense", name) for name in defenses.REGISTRY]
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+class TestEveryMethod:
+    def test_returns_a_loss_and_its_terms_as_finite_scalars(self, kind, name, batch, answers):
+        loss, _ = loss_of(kind, name, answers)
+        terms = loss(Small(), batch)
+        assert "loss" in terms and terms["loss"].requires_grad
+        assert all(value.shape == () and value.isfinite() for value in terms.values())
+
+    @pytest.mark.parametrize("case", ["bfloat16", "extreme logits", "zeros"])
+    def test_has_finite_gradients(self, kind, name, case, batch, answers):
+        scale = 1e4 if case == "extreme logits" else 1.0
+        if case == "zeros":  # an interface that gives away two classes
+            if kind == "defense":
+                pytest.skip("a defense reads no answers")
+            answers = answers.masked_fill(answers < answers.topk(2, dim=1).values[:, -1:], -torch.inf)
+        loss, _ = loss_of(kind, name, scale * answers, scale)
+        network = Small(scale)
+        with torch.autocast("cpu", torch.bfloat16, enabled=case == "bfloat16"):
+            terms = loss(network, batch)
+        terms["loss"].backward()
+        assert all(value.isfinite() for value in terms.values())
+        assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+    def test_leaves_batch_and_answers_as_they_are(self, kind, name, batch, answers):
+        before = [tensor.clone() for tensor in (*batch, answers)]
+        loss, _ = loss_of(kind, name, answers)
+        loss(Small(), batch)["loss"].backward()
+        assert all(torch.equal(now, then) for now, then in zip((*batch, answers), before, strict=True))
+
+    def test_does_not_wait_for_the_device(self, kind, name, batch, answers):
+        loss, _ = loss_of(kind, name, answers)
+        network = Small()
+        with NoHostSync():
+            loss(network, batch)["loss"].backward()
+
+    def test_trains_and_continues_bit_for_bit(self, kind, name, answers):
+        def learner():
+            torch.manual_seed(3)
+            network = Small()
+            loss, method = loss_of(kind, name, answers)
+            params = SimpleNamespace(learning_rate=0.1, annealing="steps", schedule=[], gamma=1, optimizer="sgd",
+                                     compile="auto", cuda_graph="auto", num_epochs=3)
+            made = Supervised(network, loss, batches, params, torch.float32, method)
+            made.begin(print)
+            return made
+
+        pixels = torch.randint(256, (COUNT, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(4)).byte()
+        part = Images(pixels, torch.arange(COUNT) % CLASSES, torch.zeros(3), torch.ones(3))
+        batches = TrainBatches(part, 4, "crop", seed=0)
+        first = learner()
+        first.epoch(0, "")
+        saved = copy.deepcopy((first.network.state_dict(), first.state_dict()))
+        row = first.epoch(1, "")
+        second = learner()
+        second.network.load_state_dict(saved[0])
+        second.load_state_dict({**saved[1], "epoch": 1})
+        assert second.epoch(1, "") == row
+
+
+def specifications(registry):
+    """Names that need no strength, and others with one that they take."""
+    for name in registry:
+        for strength in ("", ":1", ":2", ":0.5"):
+            try:
+                registry.entry(name).value(strength[1:])
+            except ValueError:
+                continue
+            yield name + strength
+
+
+@pytest.mark.parametrize(("build", "specification"), [
+    *((build_answer_defense, text) for text in specifications(ANSWER_DEFENSES)),
+    *((build_interface, text) for text in specifications(INTERFACES))])
+def test_every_answer_defense_and_interface_gives_probabilities(build, specification):
+    probabilities = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).mul(5).softmax(1)
+    probabilities[0] = torch.tensor([1.0, 0, 0, 0, 0])
+    before, transform = probabilities.clone(), build(specification)
+    made = transform(probabilities)
+    assert made.shape == before.shape and (made >= 0).all()
+    torch.testing.assert_close(made.sum(1), torch.ones(6))
+    assert torch.equal(probabilities, before)
+    assert torch.equal(transform(probabilities), made)
+
+
+@pytest.mark.parametrize(("build", "specification", "words"), [
+    (build_interface, "logit", "did you mean 'logits'"), (build_interface, "logits:2", "takes no strength"),
+    (build_answer_defense, "nothing", "unknown answer defense 'nothing'"), (build_answer_defense, "none:1", "none:1")])
+def test_an_unknown_or_badly_given_transform_is_named(build, specification, words):
+    with pytest.raises(ValueError, match=words):
+        build(specification)
+
+
+def test_an_attack_takes_its_own_parameters_only():
+    assert build_attack("kd", 10, temperature=2.0).params.temperature == 2.0
+    with pytest.raises(ValueError, match="beta"):
+        build_attack("kd", 10, beta=8.0)
+    with pytest.raises(ValueError, match="did you mean 'dkd'"):
+        build_attack("DKD", 10)
+
+
+def test_own_parameters_of_a_method_are_trained_with_a_rate_of_their_own():
+    class Scaled(attacks.REGISTRY["kd"]):
+        def __init__(self, params, num_classes):
+            super().__init__(params, num_classes)
+            self.scale = nn.Parameter(torch.ones(num_classes))
+
+        def forward(self, student, batch, answers):
+            return super().forward(student, batch, answers * self.scale)
+
+    class Adam(Scaled):
+        def build_optimizer(self, learning_rate):
+            return torch.optim.Adam(self.parameters(), lr=learning_rate / 100)
+
+    pixels = torch.randint(256, (COUNT, SIZE, SIZE, 3)).byte()
+    batches = TrainBatches(Images(pixels, torch.arange(COUNT) % CLASSES, torch.zeros(3), torch.ones(3)), 6, None, 0)
+    params = SimpleNamespace(learning_rate=0.1, annealing="steps", schedule=[0], gamma=0.5, optimizer="sgd",
+                             compile="auto", cuda_graph="auto", num_epochs=1)
+    answers = torch.randn(COUNT, CLASSES)
+    rates = {}
+    for kind in (Scaled, Adam):
+        attack = kind(kind.Params(), CLASSES)
+        def loss(network, batch, attack=attack):
+            return attack(network, batch, answers[batch.index])
+
+        learner = Supervised(Small(), loss, batches, params, torch.float32, attack)
+        learner.begin(print)
+        learner.epoch(0, "")
+        assert not torch.equal(attack.scale.detach(), torch.ones(CLASSES))
+        rates[kind] = [group["lr"] for optimizer in learner.step.optimizers for group in optimizer.param_groups]
+    assert rates == {Scaled: [0.05, 0.05], Adam: [0.05, 0.001]}

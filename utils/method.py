@@ -1,0 +1,45 @@
+"""What attacks and trained-in defenses share: a loss with parameters for params.json, and some to train."""
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from utils import seeds
+from utils.params import MethodParams
+from utils.params import Params as RunParams
+
+
+class Method(nn.Module):
+    """A loss as a module.
+
+    Parameters and buffers of the method itself (auxiliary heads, a Markov matrix, running class means) are trained and
+    saved with the run; they are not part of the network that the run trains. A step may be recorded as a CUDA graph, so
+    `forward` computes from tensors only: no `.item()`, no Python value that changes between steps; `batch.epoch` is a
+    tensor for that reason.
+    """
+
+    Params: ClassVar[type[MethodParams]] = MethodParams
+    frozen_roles: ClassVar[tuple[str, ...]] = ()  # frozen networks that the constructor takes, each by its role
+
+    def __init__(self, params: MethodParams, num_classes: int) -> None:
+        super().__init__()
+        self.params = params
+        self.num_classes = num_classes
+
+    @classmethod
+    def from_run(cls, params: RunParams, num_classes: int, **frozen: Any) -> Self:
+        """The method of a run, with the run's parameters; its own random weights come from the run's seed."""
+        torch.manual_seed(seeds.derive_seed(params.seed, "method"))
+        own = cls.Params(**{key: getattr(params, key) for key in cls.Params.model_fields})
+        return cls(own, num_classes, **frozen)
+
+    def build_optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
+        """Optimizer of the method's own parameters, with a constant learning rate of its own.
+
+        None (the default): the network's optimizer trains them too, at the network's learning rate.
+        learning_rate: the network's initial one.
+        """
+        return None

@@ -1,0 +1,161 @@
+"""What a run leaves in its directory: the log, a checkpoint after every epoch, and results.json at the end."""
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from utils import checkpoint, distributed, files
+from utils.data import Images
+from utils.logger import Logger, percentages
+from utils.memory import Phase
+from utils.networks import Networks
+from utils.params import Params
+from utils.results import Results, Row
+from utils.resume import Start
+from utils.run_directory import RunDirectory
+from utils.training import Learner, Progress
+
+
+class Record:
+    """The log and the checkpoints of one run; only the first of several processes writes."""
+
+    def __init__(self, directory: RunDirectory, params: Params, data: dict[str, Any],
+                 sources: Mapping[str, Any], session: dict[str, Any]) -> None:
+        """data: the record of the run's data. sources: the checkpoints that were read, by role. session: this call."""
+        self.directory, self._params, self.data = directory, params, data
+        self._sessions = [session]  # the calls that the run took, this one at the end
+        self._sources = sources
+        self._writer = checkpoint.Writer()
+        self._logger: Logger | None = None
+        self._early: list[str] = []  # lines that came before the log was open
+
+    def log(self, text: str) -> None:
+        """Write a line to the log, or keep it until the log is open."""
+        if self._logger:
+            self._logger.info(text)
+        else:
+            self._early.append(text)
+
+    def begin(self, progress: Progress, earlier: Sequence[dict[str, Any]] = ()) -> None:
+        """Note which epochs this call continues, and the calls before it."""
+        self._sessions = [*earlier, {"after_epoch": progress.epoch, **self._sessions[-1]}]
+
+    def prepare(self, start: Start, artifacts: Mapping[str, str]) -> None:
+        """Make the directory that of the run that begins: nothing of an old one, or the best model of the one that goes
+        on. artifacts: texts by file name."""
+        self.directory.prepare(restart=start.restart)
+        for name, text in artifacts.items():
+            files.write_text(self.directory / name, text)
+        best = self.directory / "best_model.tar"
+        if start.state and start.best and start.best.path.resolve() not in (best.resolve(), start.state.path.resolve()):
+            files.copy(start.best.path, best)
+
+    def open(self, progress: Progress) -> None:
+        """Open the log, after the rows of an earlier call."""
+        self._logger = Logger(self.directory.path, progress.history)
+
+    def introduce(self, network: nn.Module, progress: Progress, networks: Networks, parts: Mapping[str, Images],
+                  loaded: Sequence[str]) -> None:
+        """Write the first lines of a call: what it is, and what it works with. loaded: lines about loaded networks."""
+        now, params = self._sessions[-1], self._params
+        lines = [f"{params.script} --save_path {self.directory.path}",
+                 f"parameters: {json.dumps(params.model_dump())}"]
+        if now["set"]:
+            lines.append(f"set on the command line: {json.dumps(now['set'])}")
+        lines.append("device: {device}; processes: {processes}; precision: {precision}; torch {versions[torch]}".format(
+            **now))
+        if progress.epoch and self._sessions[-2]["precision"] != now["precision"]:
+            lines.append(f"precision: {self._sessions[-2]['precision']} until epoch {progress.epoch}")
+        if now["emulated"]:
+            lines.append("precision: this device emulates bfloat16, which is slow")
+        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+        lines.append(f"{params.dataset}: {len(self.data['classes'])} classes, images: {counts}")
+        lines.append(f"{params.model_name}: {count_parameters(network)} parameters")
+        for role, source in networks.sources.items():
+            key = f"#{source['key']}" if "key" in source else ""
+            lines.append(f"{role}: {source['path']}{key}, SHA-256 {source['sha256']}")
+        for text in (*lines, *networks.remarks, *loaded, *self._early):
+            self.log(text)
+        if progress.epoch:
+            self.log(f"continues after epoch {progress.epoch}, to epoch {params.num_epochs}")
+
+    def images(self, images: Mapping[str, Tensor], epoch: int) -> None:
+        """Log images, (B, 3, H, W) in [0, 1] by name."""
+        for name, pixels in images.items():
+            self._open_logger.images(name, pixels, epoch)
+
+    @Phase("saving the epoch", "what was saved after an earlier one is kept")
+    def epoch(self, network: nn.Module, learner: Learner, progress: Progress) -> None:
+        """Save and log the epoch that ended."""
+        self.save(network, learner, progress)
+        self._open_logger.epoch(progress, self._params.num_epochs)
+        if progress.epoch % max(1, self._params.num_epochs // 10) == 0:
+            self.images(learner.pictures(), progress.epoch)
+
+    def save(self, network: nn.Module, learner: Learner, progress: Progress, *, wait: bool = False) -> None:
+        """Write last_model.tar, and the same as best_model.tar if no epoch was better; in the background unless `wait`.
+        Raises the OSError of the save before, with `wait` also of this one."""
+        if distributed.rank():
+            return
+        best = [self.directory / "best_model.tar"] if progress.best["epoch"] == progress.epoch else []
+        state = learner.state_dict()
+        self._writer.save({
+            "epoch": progress.epoch, "state_dict": network.state_dict(), "optim_dict": state.pop("optim_dict"),
+            "learner": state, "stage": self._params.script, "params": self._params.model_dump(), "data": self.data,
+            "sources": self._sources, "sessions": self._sessions, "history": progress.history,
+            "timings": progress.timings,
+        }, self.directory / "last_model.tar", *best)
+        if wait:
+            self._writer.wait()
+
+    @Phase("evaluating the finished network")
+    def finish(self, network: nn.Module, progress: Progress, evaluated_before: dict[str, Row],
+               final: Mapping[str, Callable[[nn.Module], Any]]) -> None:
+        """Write results.json. final: further entries, computed from the trained network in all processes."""
+        self._writer.wait()
+        best, last = progress.best, progress.history[-1]
+        seconds = sum(timing["seconds"] for timing in progress.timings)
+        chosen = "validation" if "validation_accuracy" in best else "test"
+        self.log(f"finished: test accuracy {best['test_accuracy']:.2f} % at the epoch that is best on the {chosen} "
+                 f"images ({best['epoch']}), {last['test_accuracy']:.2f} % at the last; {seconds:.0f} s")
+        details = {name: entry(network) for name, entry in final.items()}
+        if distributed.rank():
+            return
+        Results(
+            stage=self._params.script, best=best, last=last, params=self._params.model_dump(), seed=self._params.seed,
+            wall_time_seconds=seconds, images_per_second=progress.images_per_second, sessions=self._sessions,
+            data=self.data, num_parameters=count_parameters(network), checkpoints_read=dict(self._sources),
+            evaluated_before=evaluated_before, details=details, finished=time.strftime("%Y-%m-%d %H:%M:%S"),
+            **{key: value for key, value in self._sessions[-1].items() if key not in ("after_epoch", "emulated")},
+        ).write(self.directory / "results.json")
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Log why the run did not finish, wait for the last save, close the log and unlock the directory."""
+        if self._logger and error:
+            self._logger.stopped(error)
+        with contextlib.suppress(OSError):  # a full disk: reported already
+            self._writer.wait()
+        if self._logger:
+            self._logger.close()
+        self.directory.unlock()
+
+    @property
+    def _open_logger(self) -> Logger:
+        assert self._logger is not None, "the log is not open"
+        return self._logger
+
+
+def loaded_lines(evaluated: Mapping[str, Row], warnings: Sequence[Callable[[str, Row], str]]) -> list[str]:
+    """What each loaded network is worth, for the log, with the warnings about it."""
+    return [f"{role}: {percentages(row)}" + "".join(f" ({text})" for warn in warnings if (text := warn(role, row)))
+            for role, row in evaluated.items()]
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+

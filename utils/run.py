@@ -1,0 +1,286 @@
+"""One run: a stage's parameters in a directory, its data and networks, and the epochs.
+
+    run = Run.open(SCRATCH, build_model, Path("experiments/mine"))
+    network = run.network()
+    run.train(network, run.supervised(network, loss))
+
+`open` reads, locks and decides; it raises `Finished` where nothing is left to do. `train` holds the loop.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from utils import checkpoint, cli, data_record, distributed, interrupts, memory, resume, seeds, session
+from utils.data import Images, TrainBatches, chosen_augmentation, split
+from utils.datasets import Dataset, load_dataset
+from utils.device import choose_device, choose_dtype, prepare_device
+from utils.errors import Finished, UserError, first_line
+from utils.evaluation import Evaluation, Frozen, Metric
+from utils.method import Method
+from utils.networks import Networks
+from utils.params import DataParams, Params, Stage, load_params, parse_overrides
+from utils.record import Record, loaded_lines
+from utils.results import Row, answering_role
+from utils.run_directory import RunDirectory
+from utils.step import Loss
+from utils.supervised import Supervised
+from utils.teacher_cache import TeacherCache
+from utils.training import Learner, Progress
+
+P = TypeVar("P", bound=Params)
+Warn = Callable[[str, Row], str]  # of a loaded network's role and its metrics: a warning, or ""
+
+
+class Run(Generic[P]):
+    """A run of one stage in one directory. Everything that can be wrong with the input is found before the first file
+    is written."""
+
+    def __init__(self, params: P, dataset: Dataset, parts: dict[str, Images], dtype: torch.dtype, *,
+                 start: resume.Start, networks: Networks, record: Record, data_dir: Path) -> None:
+        """See `open`."""
+        self.params, self.dataset, self.parts, self.dtype = params, dataset, parts, dtype
+        self._start, self._networks, self._record, self._data_dir = start, networks, record, data_dir
+        self._frozen: dict[str, Frozen] = {}
+
+    @classmethod
+    def open(cls, stage: Stage, build_model: Callable[..., nn.Module], save_path: Path, *,
+             data_dir: Path = Path("data"), overrides: Mapping[str, Any] | None = None, device: str = "auto",
+             gpu_id: Sequence[int] | None = None, resume_from: str | None = None, restart: bool = False) -> Run[Any]:
+        """Read the parameters, lock the directory, decide how the run begins, and load the data.
+
+        Args:
+            stage: whose parameters are in `save_path`/params.json.
+            build_model: as `model.build_model`.
+            overrides: values that replace those of params.json.
+            device, gpu_id, resume_from, restart: as the options of the command line.
+
+        Raises:
+            Finished: the run is finished; nothing was changed.
+            UserError: parameters, checkpoints, data or the directory do not allow the run.
+        """
+        overrides = dict(overrides or {})
+        params = load_params(save_path / "params.json", stage, overrides)
+        chosen = choose_device(device, list(gpu_id) if gpu_id else None, params.cuda)
+        distributed.initialise(chosen)
+        directory = RunDirectory(save_path, params.artifacts)
+        with distributed.together(), memory.Phase("reading checkpoints"):
+            directory.lock()
+            start = resume.open_start(directory, params, resume_from, restart=restart)
+        if start.finished:
+            distributed.shut_down()
+            raise Finished(start.finished)
+        decoding = memory.Phase("decoding the images", memory.reduce(params, "image_size"))
+        with distributed.together(first_first=True), decoding:  # the first process alone downloads and decodes
+            dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
+                                   background=params.background, training=isinstance(params, DataParams))
+        remarks = [*dataset.remarks, *params.remarks_on_effect(), *remarks_on_size(params, dataset, start)]
+        with decoding:
+            parts = split(dataset, params, chosen)
+        prepare_device(chosen, params.precision)  # after the data, whose decoding frees much for good
+        dtype, data = choose_dtype(params.precision, chosen), data_record.describe(dataset, parts)
+        networks = Networks(build_model, params, data, chosen)
+        if start.given is not None:
+            networks.sources["resume"] = start.given.source
+        now = session.describe(chosen, dtype, overrides) | {"switches": params.switches}
+        record = Record(directory, params, data, networks.sources, now)
+        for text in remarks:
+            record.log(text)
+        return cls(params, dataset, parts, dtype, start=start, networks=networks, record=record, data_dir=data_dir)
+
+    @classmethod
+    def from_command_line(cls, stage: Stage, build_model: Callable[..., nn.Module], description: str,
+                          options: Sequence[str] = ()) -> Run[Any]:
+        """`open`, as the command line of the stage asks. description: for --help. options: parameters that are options
+        of their own."""
+        parser = cli.parser(description, stage.help())
+        for option in options:
+            parser.add_argument(f"--{option}", type=cli.recorded, metavar="CHECKPOINT",
+                                help=f"replaces `{option}` of params.json")
+        arguments = parser.parse_args()
+        overrides = parse_overrides(arguments.set)
+        own = {option: value for option in options if (value := getattr(arguments, option)) is not None}
+        if twice := own.keys() & overrides.keys():
+            raise UserError(f"--set and --{twice.pop()} give the same parameter")
+        overrides |= own
+        return cls.open(stage, build_model, arguments.save_path, data_dir=arguments.data_dir, overrides=overrides,
+                        device=arguments.device, gpu_id=arguments.gpu_id, resume_from=arguments.resume,
+                        restart=arguments.restart)
+
+    def network(self) -> nn.Module:
+        """The network to train, on the device: weights from the seed, or from the checkpoint `init_from`."""
+        return self._networks.trained()
+
+    def frozen(self, role: str, answers: Callable[[Tensor], Tensor] | None = None) -> Frozen:
+        """A trained network that is not trained further, from the parameters `ROLE_model` and `ROLE_resume`.
+
+        answers: what a client gets for logits (B, C); None: the logits.
+        """
+        self._frozen[role] = Frozen(self._networks.frozen(role), answers)
+        return self._frozen[role]
+
+    def replace_training_images(self, images: Tensor, labels: Tensor) -> None:
+        """Train on these, uint8 (N, H, W, 3) and int64 (N,), in place of the images of the data set."""
+        self.parts["train"] = dataclasses.replace(self.parts["train"], images=images, labels=labels)
+
+    def supervised(self, network: nn.Module, loss: Loss, method: Method | None = None) -> Supervised:
+        """A learner that trains on the training images by a loss; `method`: the module whose own parameters are trained
+        with it."""
+        params = self.params
+        if not isinstance(params, DataParams):
+            raise TypeError(f"{params.script} does not learn from images")
+
+        def start_epoch(epoch: int) -> None:
+            for each in frozen:
+                with distributed.together():
+                    each.start_epoch(epoch)
+
+        with memory.Phase("preparing the training", memory.reduce(params, "subset_fraction", "image_size")):
+            batches = TrainBatches(self.parts["train"], params.batch_size, chosen_augmentation(self.dataset, params),
+                                   params.seed)
+            with distributed.together():
+                frozen = self._with_caches(batches)
+            return Supervised(network, loss, batches, params, self.dtype, method, start_epoch)
+
+    def log(self, text: str) -> None:
+        """Write a line to the log, or among its first lines where it is not open yet."""
+        self._record.log(text)
+
+    def train(self, network: nn.Module, learner: Learner, *, metrics: Sequence[Metric] = (),
+              warnings: Sequence[Warn] = (), final: Mapping[str, Callable[[nn.Module], Any]] | None = None,
+              images: Mapping[str, Tensor] | None = None, artifacts: Mapping[str, str] | None = None) -> None:
+        """Train to the last epoch and write everything: log, checkpoints, results.json.
+
+        The last call of a stage: processes that shared the work are separate afterwards.
+
+        Args:
+            learner: trains the network, an epoch at a time.
+            metrics: evaluated after every epoch and on every loaded network, `metric(network, confusion) -> Row`.
+            warnings: about loaded networks, `warn(role, row) -> str`.
+            final: entries of results.json under `details`, computed from the trained network.
+            images: (B, 3, H, W) in [0, 1] by name, logged before the first epoch.
+            artifacts: texts by file name, written before the first epoch.
+        """
+        params, record = self.params, self._record
+        evaluate = Evaluation(self.parts, self.dtype, metrics, memory.reduce(params, "image_size"))
+        progress = self._restore(network, learner)
+        evaluated = self._evaluate_loaded(evaluate, network, progress)
+        smaller = memory.reduce(params, "batch_size", "synthesis_batch_size", "image_size")
+        with distributed.together(), memory.Phase("preparing the training"):
+            if distributed.rank() == 0:
+                record.prepare(self._start, artifacts or {})
+                if self._start.state:  # what cannot be written is known before the first epoch
+                    record.save(network, learner, progress, wait=True)
+            record.open(progress)
+        try:
+            with memory.Phase("preparing the training"):
+                warnings = [warn_about_chance(self.dataset.num_classes), *warnings]
+                record.introduce(network, progress, self._networks, self.parts, loaded_lines(evaluated, warnings))
+                if not progress.epoch:
+                    record.images({**learner.first_images(), **(images or {})}, 0)
+                learner.begin(self.log)
+            while progress.epoch < params.num_epochs:
+                epoch, start = progress.epoch, time.perf_counter()
+                torch.manual_seed(seeds.derive_seed(params.seed, "dropout", epoch, distributed.rank()))
+                with memory.Phase(f"epoch {epoch + 1}", f"{smaller}; what was saved after an earlier epoch is kept"):
+                    terms = learner.epoch(epoch, f"epoch {epoch + 1}/{params.num_epochs}")
+                trained = time.perf_counter()
+                row = {"epoch": epoch + 1, **terms, **evaluate(network)}
+                if bad := [name for name, value in row.items() if not math.isfinite(value)]:
+                    raise UserError(f"epoch {epoch + 1}: not finite: {', '.join(bad)}; what was saved after an earlier "
+                                    "epoch is kept")
+                progress.add(row, images_per_second=learner.images / (trained - start),
+                             seconds=time.perf_counter() - start)
+                with interrupts.held(), distributed.together():
+                    record.epoch(network, learner, progress)
+            with distributed.together():
+                record.finish(network, progress, evaluated, final or {})
+        except BaseException as error:
+            record.close(error if isinstance(error, UserError | OSError | KeyboardInterrupt) else None)
+            raise
+        record.close()
+        distributed.shut_down()  # not after a failure: then the process ends, and its group with it
+
+    def _with_caches(self, batches: TrainBatches) -> list[Frozen]:
+        """The frozen networks whose logits are cached, if that is asked for and can be done."""
+        if not getattr(self.params, "teacher_cache", False):
+            return []
+        if batches.views is None:
+            self.log(f"teacher_cache: not used, {batches.augmentation} makes an unlimited number of views")
+            return []
+        for role, frozen in self._frozen.items():
+            weights = checkpoint.weights_id(self._networks.sources[role])
+            frozen.cache = TeacherCache(frozen.network, weights, self.dataset.num_classes, batches, self.dtype,
+                                        self._data_dir / "cache", self.log)
+        return list(self._frozen.values())
+
+    def _restore(self, network: nn.Module, learner: Learner) -> Progress:
+        """Weights, learner and progress of the run that goes on, or the weights that a new one starts from."""
+        state, sources = self._start.state, self._networks.sources
+        if self._start.weights:
+            checkpoint.load_weights(network, self._start.weights, "--resume")
+        if state is None:
+            self._record.begin(Progress())
+            return Progress()
+        restart = f"--restart removes the run in {self._record.directory.path} and starts over"
+        for role, then in state.content["sources"].items():
+            now = sources.setdefault(role, then)
+            if role != "resume" and checkpoint.weights_id(now) != checkpoint.weights_id(then):
+                raise UserError(f"{role}: {now['path']} is not the checkpoint that this run began with; {restart}")
+        if changed := data_record.changes(state.content["data"], self._record.data):
+            raise UserError(f"{self.params.dataset} is not what this run began with: its {', '.join(changed)} changed; "
+                            f"put the old data back, or {restart}")
+        checkpoint.load_weights(network, state, "--resume")
+        try:
+            learner.load_state_dict(resume.learner_state(state))
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(f"{state.path} does not fit: the state of its optimizer, or what else it keeps, has "
+                            f"another shape ({first_line(error)})") from None
+        progress = resume.progress_of(state)
+        self._record.begin(progress, state.content["sessions"])
+        return progress
+
+    def _evaluate_loaded(self, evaluate: Evaluation, network: nn.Module, progress: Progress) -> dict[str, Row]:
+        """The metrics of every network that was loaded, by what it is. Raises UserError if they are not finite."""
+        loaded = {}
+        for role, frozen in self._frozen.items():
+            loaded[f"{role} network, frozen"] = frozen.network
+            if frozen.answers:
+                loaded[answering_role(role, str(frozen.answers))] = frozen.answering
+        if not progress.epoch and ("init_from" in self._networks.sources or self._start.weights):
+            loaded["the network itself, before training"] = network
+        rows = {role: evaluate(each) for role, each in loaded.items()}
+        for role, row in rows.items():
+            if not all(math.isfinite(value) for name, value in row.items() if name.endswith("_loss")):
+                raise UserError(f"{role}: the outputs of the network that was loaded are not finite")
+        return rows
+
+
+def warn_about_chance(num_classes: int) -> Warn:
+    """A warning about networks that are hardly better than chance, as a network on data that it does not know is."""
+    chance = 100 / num_classes
+    threshold = chance + (100 - chance) / 10
+
+    def warn(_: str, row: Row) -> str:
+        return "hardly better than a guess: is it the right checkpoint, on the right data?" * (
+            row["test_accuracy"] < threshold)
+    return warn
+
+
+def remarks_on_size(params: Params, dataset: Dataset, start: resume.Start) -> list[str]:
+    """A remark for a run that goes on with an `image_size` that its data set does not have; of a new run an error:
+    whoever set it would train on other images than they think."""
+    asked, size = params.image_size, dataset.image_size
+    if asked == size or "image_size" not in params.model_fields_set:
+        return []
+    text = f'"image_size" {asked} has no effect: the images of {params.dataset} are {size}x{size}'
+    if not start.state:
+        raise UserError(f"{text}, and only those of folder:PATH are resized; leave it out")
+    return [text]
