@@ -1,0 +1,184 @@
+"""Evaluate checkpoints without training: accuracy, cross-entropy, calibration, entropy, agreement, backdoor.
+
+    python evaluate.py experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16
+    python evaluate.py experiments/mine/best_model.tar --against experiments/demo/baseline/net16
+    python evaluate.py weights.safetensors --model torchvision:mobilenet_v3_small --dataset folder:images
+    python evaluate.py experiments/demo/abd/teacher --trigger badnet_sq --target 0 --json teacher.json
+
+Accuracy, agreement (images with the same top class) and expected calibration error (ECE, 15 bins) are in percent of the
+test images; cross-entropy, entropy and KL(reference || network) are means in nats. With a trigger: attack success rate
+(ASR), base rate and target recall, in percent. `--interface` and `--answer_defense` evaluate the answers that a client
+gets instead of the network's own; probabilities that are exactly 0 count as 1e-6.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdoor.metrics import BackdoorTest
+from backdoor.triggers import build_trigger
+from defenses.answers import answers_of
+from reports.table import markdown
+from runs.trained import Source, read_source
+from utils import cli
+from utils.data import Images
+from utils.data_record import compare_origin
+from utils.datasets import Dataset, load_dataset
+from utils.device import choose_device, choose_dtype, prepare_device
+from utils.errors import UserError
+from utils.evaluation import Frozen, confusion_matrix
+from utils.files import write_text
+from utils.quality import agreement, answers_to, quality
+from utils.results import Row
+
+HEADS = {"accuracy": "accuracy", "cross_entropy": "cross-entropy", "calibration_error": "ECE", "entropy": "entropy",
+         "agreement": "agreement", "kl": "KL", "asr": "ASR", "triggered_accuracy": "triggered accuracy",
+         "base_rate": "base rate", "target_recall": "target recall"}
+GIVEN = {"model": "model_name", "num_channels": "num_channels", "model_options": "model_options",
+         "dataset": "dataset", "image_size": "image_size", "background": "background", "mean": "mean",
+         "std": "std"}
+
+
+def evaluate() -> None:
+    arguments = _parser().parse_args()
+    given = {key: value for option, key in GIVEN.items() if (value := getattr(arguments, option)) is not None}
+    file = "best_model.tar" if arguments.best else "last_model.tar"
+    sources = [read_source(name, file, given) for name in arguments.checkpoints]
+    reference = read_source(arguments.against, file, given) if arguments.against else None
+    test = Test(arguments, [*sources, *([reference] if reference else [])])
+    compared = test.answers(reference) if reference else None
+    rows = {source.name: test.evaluate(source, compared) for source in sources}
+    images = len(test.dataset(sources[0]).test_labels)
+    print(f"{test.name}: {images} test images")
+    for remark in test.remarks:
+        print(f"remark: {remark}")
+    print(markdown(_table(rows)))
+    if arguments.json:
+        content = {
+            "dataset": test.name, "images": images, "interface": arguments.interface,
+            "answer_defense": arguments.answer_defense, "trigger": arguments.trigger,
+            "target": arguments.target if arguments.trigger else None,
+            "against": reference.checkpoint.source if reference else None,
+            "checkpoints": {source.name: {**source.checkpoint.source, **rows[source.name]} for source in sources}}
+        write_text(arguments.json, json.dumps(content, indent=1) + "\n")
+
+
+class Test:
+    """The test images of one data set, as each network was trained to see them, and what networks are worth on them."""
+
+    def __init__(self, arguments: argparse.Namespace, sources: Sequence[Source]) -> None:
+        """Raises UserError where the sources are of several data sets, or one does not fit the data set."""
+        names = list(dict.fromkeys(source.params.dataset for source in sources))
+        if len(names) > 1:
+            raise UserError(f"the checkpoints are of several data sets, {' and '.join(names)}: --dataset chooses one")
+        self.name, self.data_dir = names[0], arguments.data_dir
+        self.device = choose_device(arguments.device, None, cuda=True)
+        prepare_device(self.device, "fp32")
+        self.dtype = choose_dtype("fp32", self.device)
+        self.protection = answers_of(arguments)
+        self.trigger = build_trigger(arguments.trigger, self.name) if arguments.trigger else None
+        self.target = arguments.target
+        self._datasets: dict[tuple[int, str], Dataset] = {}  # by image size and background
+        self.remarks: list[str] = []
+        self._networks = {source.name: self._load(source) for source in sources}
+
+    def answers(self, source: Source) -> torch.Tensor:
+        """Answers (N, C) to the test images, as log-probabilities."""
+        frozen, part = self._networks[source.name]
+        return answers_to(frozen.answering, part, self.dtype)
+
+    def evaluate(self, source: Source, compared: torch.Tensor | None) -> Row:
+        """All metrics of a network; compared: the answers of the reference. Raises UserError if one is not finite."""
+        frozen, part = self._networks[source.name]
+        answers = self.answers(source)
+        if answers.isnan().any():
+            raise UserError(f"{source.name}: the outputs of the network are not finite")
+        row = quality(answers, part.labels.cpu())
+        if compared is not None:
+            row |= agreement(answers, compared)
+        if self.trigger:
+            test = BackdoorTest(part, self.trigger, self.target, self.dtype)
+            self._remark(*test.left_out)
+            row |= test(frozen.answering, confusion_matrix(frozen.answering, part, self.dtype)[0])
+        return row
+
+    def dataset(self, source: Source) -> Dataset:
+        """The data set, with images of folders prepared as the network was trained on them."""
+        key = source.params.image_size, source.params.background
+        if key not in self._datasets:
+            found = load_dataset(self.name, self.data_dir, image_size=key[0], background=key[1], training=False)
+            self._datasets[key] = dataclasses.replace(found, test_images=found.test_images.to(self.device),
+                                                      test_labels=found.test_labels.to(self.device))
+        return self._datasets[key]
+
+    def _load(self, source: Source) -> tuple[Frozen, Images]:
+        """The network of a source, and the test images with its own constants."""
+        dataset, params = self.dataset(source), source.params
+        if self.trigger and not 0 <= self.target < dataset.num_classes:
+            raise UserError(f"--target {self.target}: {self.name} has {dataset.num_classes} classes, from 0 on")
+        mean, std = (torch.tensor(values, device=self.device) for values in (params.mean or dataset.mean,
+                                                                             params.std or dataset.std))
+        part = Images(dataset.test_images, dataset.test_labels, mean, std)
+        self._remark(*dataset.remarks, *compare_origin(
+            source.checkpoint, {"classes": dataset.classes, "image_size": dataset.image_size,
+                                "mean": part.mean.tolist(), "std": part.std.tolist()}, source.name))
+        network = source.build(dataset.num_classes, dataset.image_size)
+        if network.imported_code:
+            self._remark(f"{source.name}: {params.model_name} was imported from {network.imported_code}")
+        network.to(self.device).to(memory_format=torch.channels_last)
+        return Frozen(network, self.protection), part
+
+    def _remark(self, *texts: str) -> None:
+        self.remarks += [text for text in texts if text not in self.remarks]
+
+
+def _table(rows: dict[str, Row]) -> list[list[str]]:
+    keys = [key for key in HEADS if any(key in row for row in rows.values())]
+    nats = ("cross_entropy", "entropy", "kl")
+    return [["checkpoint", *(HEADS[key] for key in keys)],
+            *([name, *(f"{row[key]:.{3 if key in nats else 2}f}" if key in row else "" for key in keys)]
+              for name, row in rows.items())]
+
+
+def _options(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError:
+        options = None
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object, such as {{"dropout": 0.1}}')
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add: Any = parser.add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="directory of a run, or a file")
+    add("--against", metavar="CHECKPOINT", help="network to compare with: agreement and KL")
+    add("--best", action="store_true", help="of directories: the best epoch instead of the last")
+    add("--model", metavar="NAME", help="architecture, as `model_name`, of a file that does not say it")
+    add("--num_channels", type=int, metavar="N", help="width of a `net`")
+    add("--model_options", type=_options, metavar="JSON", help="keyword arguments of the network's constructor")
+    add("--dataset", metavar="NAME", help="data set, as `dataset`, where the file does not say it or for another one")
+    add("--image_size", type=int, metavar="N", help="size that images of `folder:PATH` are resized to (default: 32)")
+    add("--background", metavar="COLOR", help="behind transparent pixels of images of `folder:PATH` (default: white)")
+    add("--mean", type=float, nargs=3, metavar="M", help="of each channel, of pixels in [0, 1]")
+    add("--std", type=float, nargs=3, metavar="S", help="of each channel, of pixels in [0, 1]")
+    add("--trigger", metavar="NAME", help="trigger of a backdoor: adds ASR, base rate and target recall")
+    add("--target", type=int, default=0, metavar="N", help="class that the trigger leads to (default: 0)")
+    add("--interface", default="logits", metavar="NAME", help="what the networks' interface returns (default: logits)")
+    add("--answer_defense", default="none", metavar="NAME", help="perturbation of the answers (default: none)")
+    add("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.main(evaluate)
