@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from attacks import REGISTRY
 from attacks.base import Attack
 from utils.data import Batch
-from utils.losses import at_least_float32, cross_entropy, kl_from_log_probabilities
+from utils.losses import at_least_float32, cross_entropy, finite_log_probabilities, kl_from_log_probabilities
 from utils.params import MethodParams
-
-FLOOR = 1e-6  # probability below which an answer counts as 0: renormalizing an empty tail would be 0 / 0
 
 
 @REGISTRY.register("dkd", display_name="DKD", source="Zhao et al., CVPR 2022, arXiv:2203.08679")
@@ -48,11 +46,11 @@ def decoupled_kl(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor,
                  temperature: float) -> tuple[Tensor, Tensor]:
     """TCKD and NCKD of logits (B, C) and labels (B,): two scalars, means over the batch, T^2 included.
 
-    -inf in the teacher's logits is allowed: its probabilities are raised to at least 1e-6 and renormalized.
+    -inf in the teacher's logits is allowed: exact zeros count as probability 1e-6, since a tail of zeros has no
+    distribution.
     """
-    teacher = at_least_float32(teacher_logits / temperature).softmax(1).clamp(min=FLOOR)
-    log_teacher = (teacher / teacher.sum(1, keepdim=True)).log()
-    log_student = at_least_float32(student_logits / temperature).log_softmax(1)
+    log_teacher = (finite_log_probabilities(teacher_logits) / temperature).log_softmax(1)
+    log_student = (at_least_float32(student_logits) / temperature).log_softmax(1)
     true, others = labels[:, None], _other_classes(labels, log_student.shape[1])
     pairs, tails = zip(*(_split(log_p, true, others) for log_p in (log_teacher, log_student)), strict=True)
     return temperature**2 * kl_from_log_probabilities(*pairs), temperature**2 * kl_from_log_probabilities(*tails)

@@ -91,7 +91,7 @@ class Measurements:
         return {"asr_by_class": self.test.by_class} if self.test and len(self.test.triggered) else {}
 
 
-def measure_backdoor(run: Run[Any]) -> Measurements:
+def measure_backdoor(run: Run) -> Measurements:
     """What to measure of the backdoor that a run's parameters name, if they name one. Raises UserError if there is no
     such trigger, or no such class."""
     params = run.params

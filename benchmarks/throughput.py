@@ -48,7 +48,6 @@ from utils.evaluation import Frozen, evaluate
 from utils.losses import cross_entropy, kd_terms, nasty_terms
 from utils.session import describe
 from utils.supervised import build_optimizer, build_step
-from utils.teacher_cache import TeacherCache
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STAGES = ("scratch", "nasty", "kd", "kd_cached", "evaluate")
@@ -124,8 +123,8 @@ def ours(case: Case) -> Turn:
                       [build_optimizer(case.params, network)], batches, case.params, case.dtype, complain)
     caches = []
     if frozen and case.stage == "kd_cached":
-        frozen.cache = TeacherCache(frozen.network, "", 10, batches, case.dtype, Path(case.scratch.name), complain)
-        caches.append(frozen.cache)
+        frozen.cache_logits("", 10, batches, case.dtype, Path(case.scratch.name), complain)
+        caches.append(frozen)
 
     def turn() -> None:
         if case.stage == "evaluate":

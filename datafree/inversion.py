@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree.losses import kl_per_sample
 from model.features import Captured
-from utils.losses import at_least_float32
+from utils.losses import at_least_float32, kl_per_sample
 
 
 def disagreement(teacher_logits: Tensor, student_logits: Tensor, *, where_alike: bool = False) -> Tensor:

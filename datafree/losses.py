@@ -1,8 +1,8 @@
 """What the data-free methods measure between teacher and student, as pure functions of tensors.
 
-Three conventions of one Kullback-Leibler divergence occur in the papers: its mean over the batch (`utils.losses`), its
-value per sample, and its mean over batch *and* classes. All are from log-probabilities and in float32 at least, so
-that the gradients of both arguments are finite; a generator needs both.
+Three conventions of one Kullback-Leibler divergence occur in the papers: its mean over the batch and its value per
+sample (both in `utils.losses`), and its mean over batch *and* classes. All are from log-probabilities and in float32 at
+least, so that the gradients of both arguments are finite; a generator needs both.
 """
 from __future__ import annotations
 
@@ -13,13 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.losses import at_least_float32, kl_divergence
-
-
-def kl_per_sample(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:
-    """KL(p || q) in nats of each sample, (B,), for logits (B, C); its mean is `utils.losses.kl_divergence`."""
-    log_p = F.log_softmax(at_least_float32(p_logits) / temperature, dim=1)
-    log_q = F.log_softmax(at_least_float32(q_logits) / temperature, dim=1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
 def kl_element_mean(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from datafree import REGISTRY
 from datafree.defense import BackdoorDefense, RetrospectionEpoch
 from datafree.distiller import Distiller, Facts, Terms
-from datafree.losses import kl_per_sample
 from datafree.params import DataFreeParams
 from datafree.patches import balance, cutmix, draw_cutmix, draw_picture, load_picture, patches
 from datafree.vaccine import ascent_cap, student_loss, suspicious
@@ -31,6 +30,7 @@ from utils.console import progress_bar
 from utils.convolution import fast_convolutions
 from utils.data import Images, TrainBatches, in_order
 from utils.errors import UserError
+from utils.losses import kl_per_sample
 from utils.memory import Phase
 from utils.params import Params as RunParams
 from utils.params import RecipeParams, Switch

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from backdoor.params import BackdoorParams
-from utils.params import Augmentation, Description, Params, Switch, TeacherParams
+from utils.params import Augmentation, Description, Params, Switch, TeacherParams, name_answers
 
 # Keys that several methods have with defaults of their own.
 SREpochs = Annotated[int, Field(ge=1, description="last epochs, in which self-retrospection is on")]
@@ -36,8 +36,9 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
 
     @property
     def description(self) -> Description:
-        return Description("student", method=self.method, plain=False, uses_data=False, interface=self.interface,
-                           answer_defense=self.answer_defense, backdoor_defense=self.backdoor_defense)
+        return Description("student", method=self.method, plain=False, uses_data=False,
+                           answers=name_answers(self.interface, self.answer_defense),
+                           backdoor_defense=self.backdoor_defense)
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         yield from super().without_effect()

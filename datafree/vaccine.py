@@ -13,11 +13,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from datafree.losses import kl_per_sample
 from model.features import capture_inputs
 from utils import seeds
 from utils.errors import UserError
-from utils.losses import at_least_float32
+from utils.losses import at_least_float32, kl_per_sample
 
 SMALLEST = 1e-12  # below it the divergence of two softmax outputs is rounding, and may even be negative
 

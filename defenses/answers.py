@@ -11,7 +11,6 @@ modify their argument, and apply to every answer alike, so cached logits of a fr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.losses import at_least_float32
+from utils.params import name_answers
 from utils.registry import Registry
 
 Transform = Callable[[Tensor], Tensor]  # probabilities (B, C) to probabilities (B, C)
@@ -38,26 +38,28 @@ def build_interface(specification: str) -> Transform:
     return _build(INTERFACES, specification)
 
 
-@dataclass(frozen=True)
 class Answers:
     """What a client gets for logits (B, C): an answer defense, then an interface."""
 
-    interface: str = "logits"
-    answer_defense: str = "none"
-
-    @property
-    def changes_logits(self) -> bool:
-        """Whether answers are anything but the network's logits."""
-        return (self.interface, self.answer_defense) != ("logits", "none")
+    def __init__(self, interface: str = "logits", answer_defense: str = "none") -> None:
+        """Raises ValueError for an unknown name, or a strength out of range."""
+        self.name = name_answers(interface, answer_defense)
+        transforms = build_answer_defense(answer_defense), build_interface(interface)
+        self._transforms = [transform for transform in transforms if transform is not _unchanged]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Answers to logits (B, C), as log-probabilities; -inf where a client gets exactly 0."""
+        """Answers to logits (B, C), float32, as log-probabilities; -inf where a client gets exactly 0."""
         with torch.no_grad():
-            probabilities = build_answer_defense(self.answer_defense)(at_least_float32(logits).softmax(1))
-            return build_interface(self.interface)(probabilities).log()
+            log_p = at_least_float32(logits).log_softmax(1)
+            if not self._transforms:
+                return log_p
+            probabilities = log_p.exp()
+            for transform in self._transforms:
+                probabilities = transform(probabilities)
+            return probabilities.log()
 
     def __str__(self) -> str:
-        return self.interface + f" after {self.answer_defense}" * (self.answer_defense != "none")
+        return self.name
 
 
 class _Protected(Protocol):
@@ -73,7 +75,7 @@ def answers_of(params: _Protected) -> Answers | None:
         except ValueError as error:
             raise UserError(f'"{key}": {error}') from None
     answers = Answers(params.interface, params.answer_defense)
-    return answers if answers.changes_logits else None
+    return answers if answers.name else None
 
 
 def _build(registry: Registry[Factory], specification: str) -> Transform:
@@ -89,7 +91,11 @@ def _build(registry: Registry[Factory], specification: str) -> Transform:
 def _identity(strength: str) -> Transform:
     if strength:
         raise ValueError("takes no strength")
-    return lambda probabilities: probabilities
+    return _unchanged
+
+
+def _unchanged(probabilities: Tensor) -> Tensor:
+    return probabilities
 
 
 ANSWER_DEFENSES.register("none", display_name="no answer defense")(_identity)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ class Defense(Method):
     `ROLE_num_channels`, `ROLE_model_options` and `ROLE_resume` for each, and the constructor gets each as the keyword
     ROLE. See `utils.method.Method` for parameters of its own.
     """
+
+    frozen_roles: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:

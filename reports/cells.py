@@ -98,10 +98,8 @@ class Cell:
 
     @property
     def answers(self) -> str:
-        """What a student's teacher lets out, empty where that is its logits: `label`, `probabilities after mad:0.5`."""
-        interface, defense = self.description.interface, self.description.answer_defense
-        after = "" if defense == "none" else f"{interface} after {defense}"
-        return after or ("" if interface == "logits" else interface)
+        """What a student's teacher lets out; empty for its logits."""
+        return self.description.answers
 
     @property
     def backdoor(self) -> str | None:

@@ -15,7 +15,17 @@ import defenses
 from backdoor.params import BackdoorParams
 from datafree.params import DataFreeParams
 from utils.errors import UserError
-from utils.params import DataParams, Description, MethodParams, ModelOptions, Params, Stage, Switch, TeacherParams
+from utils.params import (
+    DataParams,
+    Description,
+    MethodParams,
+    ModelOptions,
+    Params,
+    Stage,
+    Switch,
+    TeacherParams,
+    name_answers,
+)
 
 __all__ = ["DATAFREE", "KD", "NASTY", "POISONED", "SCRATCH", "STAGES", "display_name", "recorded_params",
            "stage_of", "stage_of_script"]
@@ -35,7 +45,7 @@ class KDParams(BackdoorParams, TeacherParams, CacheParams, DataParams):
     @property
     def description(self) -> Description:
         return Description("student", method=self.attack, plain=self.attack == KDParams.model_fields["attack"].default,
-                           interface=self.interface, answer_defense=self.answer_defense)
+                           answers=name_answers(self.interface, self.answer_defense))
 
 
 class NastyParams(BackdoorParams, CacheParams, DataParams):

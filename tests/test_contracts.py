@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attacks
 import defenses
 from attacks import build_attack
-from defenses.answers import ANSWER_DEFENSES, INTERFACES, build_answer_defense, build_interface
+from defenses.answers import ANSWER_DEFENSES, INTERFACES, Answers, build_answer_defense, build_interface
 from utils.data import Batch, Images, TrainBatches
-from utils.evaluation import Frozen
+from utils.evaluation import Evaluation, Frozen
+from utils.registry import Entry
 from utils.supervised import Supervised
 
 CLASSES, SIZE, COUNT = 4, 8, 12
@@ -153,6 +154,24 @@ def test_every_answer_defense_and_interface_gives_probabilities(build, specifica
     torch.testing.assert_close(made.sum(1), torch.ones(6))
     assert torch.equal(probabilities, before)
     assert torch.equal(transform(probabilities), made)
+
+
+def test_probabilities_are_the_logits_up_to_a_constant_however_sure_the_network_is():
+    logits = torch.tensor([[2000.0, 0.0, -300.0]])
+    torch.testing.assert_close(Answers("probabilities")(logits), logits - 2000)
+
+
+def test_zeros_of_an_interface_are_no_fault_of_the_network(monkeypatch):
+    def top_1(strength):
+        return lambda probabilities: nn.functional.one_hot(probabilities.argmax(1), CLASSES).float()
+
+    monkeypatch.setitem(INTERFACES._loaded(), "one_hot", Entry("one_hot", top_1, "", ""))
+    answers = Answers("one_hot")
+    assert answers(torch.randn(4, CLASSES)).isneginf().sum() == 4 * (CLASSES - 1)
+    part = Images(torch.zeros(6, SIZE, SIZE, 3, dtype=torch.uint8), torch.arange(6) % CLASSES, torch.zeros(3),
+                  torch.ones(3))
+    row = Evaluation({"test": part}, torch.float32)(Frozen(Small(), answers).answering)
+    assert 0 < row["test_loss"] < 14  # -log 1e-6
 
 
 @pytest.mark.parametrize(("build", "specification", "words"), [

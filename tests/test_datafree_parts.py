@@ -8,11 +8,11 @@ from PIL import Image
 from torch import nn
 
 from datafree.generator import Generator
-from datafree.losses import attention_loss, attention_map, kl_element_mean, kl_per_sample
+from datafree.losses import attention_loss, attention_map, kl_element_mean
 from datafree.patches import KINDS, balance, cutmix, draw_cutmix, draw_picture, load_picture, patches
 from utils import seeds
 from utils.errors import UserError
-from utils.losses import kl_divergence
+from utils.losses import kl_divergence, kl_per_sample
 
 TEACHER = torch.tensor([[2.0, 0, -1], [0, 1, 0]])
 STUDENT = torch.tensor([[1.0, 1, 0], [0.5, 0.5, 0.5]])

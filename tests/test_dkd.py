@@ -38,3 +38,19 @@ def test_the_weight_of_the_terms_rises_over_the_warm_up(epoch, weight):
     terms = build_attack("dkd", 6)(lambda _: logits, batch, answers)
     expected = F.cross_entropy(logits, batch.labels) + weight * (terms["tckd"] + 8 * terms["nckd"])
     torch.testing.assert_close(terms["loss"], expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_nckd_does_not_depend_on_how_sure_the_teacher_is_of_the_true_class(temperature):
+    student = torch.randn(1, 6, generator=torch.Generator().manual_seed(2))
+    values = [decoupled_kl(torch.tensor([[top, 0.0, 1.0, 2.0, 3.0, 4.0]]), student, torch.tensor([0]),
+                           temperature=temperature)[1].item() for top in (5.0, 20.0, 70.0)]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-4)
+
+
+def test_bfloat16_logits_are_divided_by_the_temperature_in_float32():
+    random = torch.Generator().manual_seed(3)
+    logits = [torch.randn(4, 5, generator=random).mul(9).bfloat16() for _ in range(2)]
+    half = decoupled_kl(*logits, torch.arange(4), temperature=3.0)
+    full = decoupled_kl(*(each.float() for each in logits), torch.arange(4), temperature=3.0)
+    assert torch.equal(torch.stack(half), torch.stack(full))

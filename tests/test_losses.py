@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.losses import cross_entropy, kd_loss, kd_terms, kl_divergence, nasty_loss, nasty_terms
+from utils.losses import cross_entropy, kd_loss, kd_terms, kl_divergence, kl_per_sample, nasty_loss, nasty_terms
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
 STUDENT, TEACHER = (torch.tensor(GOLDEN[key], dtype=torch.float64)
@@ -112,3 +112,12 @@ def test_losses_are_float32_for_half_precision_logits_and_float64_stays():
         assert kd_loss(student, teacher, LABELS, temperature=4, alpha=0.9).dtype == expected
         assert nasty_loss(student, teacher, LABELS, temperature=4, weight=0.04).dtype == expected
         assert cross_entropy(student, LABELS).dtype == expected
+
+
+@pytest.mark.parametrize("divergence", [kl_divergence, kl_per_sample])
+def test_a_divergence_from_answers_with_zeros_is_finite_and_passes_gradients(divergence):
+    student = torch.zeros(1, 3, requires_grad=True)
+    value = divergence(torch.tensor([[0.0, -torch.inf, -torch.inf]]), student, temperature=1.0).sum()
+    value.backward()
+    assert value.item() == pytest.approx(math.log(3))
+    assert student.grad.isfinite().all()

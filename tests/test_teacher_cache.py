@@ -8,14 +8,13 @@ from conftest import contents, results
 from test_step import batches, network
 
 from utils.evaluation import Frozen
-from utils.teacher_cache import TeacherCache
 
 
 def cache(directory, seed=1, sha256="a", said=None, dtype=torch.float32):
     frozen = Frozen(network(seed))
     said = [] if said is None else said
-    frozen.cache = TeacherCache(frozen.network, sha256, 5, batches(), dtype, directory, said.append)
-    return frozen, frozen.cache
+    frozen.cache_logits(sha256, 5, batches(), dtype, directory, said.append)
+    return frozen, frozen._cache
 
 
 def count_rows(monkeypatch):
@@ -32,8 +31,8 @@ def test_remembered_logits_are_the_recomputed_ones(tmp_path, dtype, tolerance):
         table.start_epoch(epoch)
         for batch in batches().epoch(epoch):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                torch.testing.assert_close(frozen(batch), frozen.network(batch.images).to(dtype), rtol=tolerance,
-                                           atol=tolerance)
+                expected = frozen.network(batch.images).to(dtype).float()
+                torch.testing.assert_close(frozen(batch), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_each_view_is_computed_once_for_all_runs(tmp_path, monkeypatch):
@@ -48,7 +47,7 @@ def test_each_view_is_computed_once_for_all_runs(tmp_path, monkeypatch):
     again.network.forward = None  # is not asked
     for epoch in range(4):
         table.start_epoch(epoch)
-    assert torch.equal(again.cache.logits, frozen.cache.logits)
+    assert torch.equal(again._cache.logits, frozen._cache.logits)
 
 
 def test_what_is_remembered_does_not_depend_on_what_was_asked_before(tmp_path):
@@ -61,7 +60,7 @@ def test_what_is_remembered_does_not_depend_on_what_was_asked_before(tmp_path):
     rows = draw["index"] * table.batches.views + table.batches.view(draw)
     table._write(rows, table._compute(draw))
     table.start_epoch(0)
-    assert torch.equal(other.cache.logits, frozen.cache.logits)
+    assert torch.equal(other._cache.logits, frozen._cache.logits)
 
 
 def test_a_directory_that_cannot_be_one_costs_the_table_and_not_the_run(tmp_path):
@@ -71,7 +70,7 @@ def test_a_directory_that_cannot_be_one_costs_the_table_and_not_the_run(tmp_path
     table.start_epoch(0)
     expected, table = cache(tmp_path / "other")
     table.start_epoch(0)
-    assert torch.equal(frozen.cache.logits, expected.cache.logits)
+    assert torch.equal(frozen._cache.logits, expected._cache.logits)
     assert "cannot be written (File exists)" in said[0]
 
 
@@ -81,7 +80,7 @@ def test_logits_of_zero_are_remembered_too(tmp_path, monkeypatch):
     table.start_epoch(0)
     monkeypatch.setattr(frozen.network, "forward", None)
     table.start_epoch(0)
-    assert not frozen.cache.logits.any()
+    assert not frozen._cache.logits.any()
 
 
 def test_another_network_has_a_table_of_its_own(tmp_path):
@@ -89,7 +88,7 @@ def test_another_network_has_a_table_of_its_own(tmp_path):
     table.start_epoch(0)
     other, table = cache(tmp_path, seed=2, sha256="b")
     table.start_epoch(0)
-    assert not torch.allclose(first.cache.logits, other.cache.logits)
+    assert not torch.allclose(first._cache.logits, other._cache.logits)
     assert len(contents(tmp_path)) == 2
 
 
@@ -104,7 +103,7 @@ def test_a_row_that_was_half_written_is_computed_again(tmp_path, monkeypatch):
     again, table = cache(tmp_path)
     table.start_epoch(0)
     assert written == [row]
-    assert torch.equal(again.cache.logits, frozen.cache.logits)
+    assert torch.equal(again._cache.logits, frozen._cache.logits)
 
 
 def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
@@ -119,7 +118,7 @@ def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
     assert "No such file" in line
     expected, table = cache(tmp_path / "other")
     table.start_epoch(2)
-    assert torch.equal(frozen.cache.logits, expected.cache.logits)
+    assert torch.equal(frozen._cache.logits, expected._cache.logits)
 
 
 def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from datafree.losses import kl_per_sample
 from datafree.vaccine import (
     Selection,
     ShuffledTeacher,
@@ -22,6 +21,7 @@ from datafree.vaccine import (
 from model import build_model
 from model.wideresnet import WideResNet
 from utils.errors import UserError
+from utils.losses import kl_per_sample
 
 TEACHER = torch.diag(torch.full((3,), 3.0))
 SHUFFLED = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])

@@ -3,14 +3,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from utils import distributed
 from utils.augment import normalise
-from utils.data import Batch, Images, in_order
-from utils.losses import cross_entropy
+from utils.data import Batch, Images, TrainBatches, in_order
+from utils.losses import at_least_float32, cross_entropy, finite_log_probabilities
 from utils.memory import Phase
 from utils.results import Row
 from utils.step import autocast
@@ -26,26 +27,33 @@ class Frozen:
         """answers: what a client gets for logits (B, C), (B, C); None: the logits."""
         self.network = network.eval().requires_grad_(False)
         self.answers = answers
-        self.cache: TeacherCache | None = None  # of the logits, which serve every kind of answers
+        self._cache: TeacherCache | None = None  # of the logits, which serve every kind of answers
+
+    def cache_logits(self, weights: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype, directory: Path,
+                     say: Callable[[str], None]) -> None:
+        """Answer batches of these training images from a table of logits; see `TeacherCache`."""
+        self._cache = TeacherCache(self.network, weights, num_classes, batches, dtype, directory, say)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Answers (B, C) to a batch: log-probabilities up to a constant per row, which a loss may save for backward."""
-        if self.cache is not None:
-            logits = self.cache.logits[batch.index]
+        """Answers (B, C) to a batch, float32: log-probabilities up to a constant per row, which a loss may save for
+        backward. With cached logits they are those of the images as the batch was augmented."""
+        if self._cache is not None:
+            logits = self._cache.logits[batch.index]
         else:
             with torch.inference_mode():
                 logits = self.network(batch.images)
             logits = logits.clone()  # outside inference mode: a tensor that autograd may save
-        return self.answers(logits) if self.answers else logits
+        return self.answers(logits) if self.answers else at_least_float32(logits)
 
     def start_epoch(self, epoch: int) -> None:
         """Have the cached logits of an epoch, counted from 0, ready."""
-        if self.cache is not None:
-            self.cache.start_epoch(epoch)
+        if self._cache is not None:
+            self._cache.start_epoch(epoch)
 
     @cached_property
     def answering(self) -> nn.Module:
-        """The network as a client meets it: images to answers (B, C)."""
+        """The network as a client meets it: images to answers (B, C). Behind an interface, probabilities that are
+        exactly 0 count as 1e-6."""
         return _Answering(self.network, self.answers) if self.answers else self.network
 
 
@@ -55,7 +63,7 @@ class _Answering(nn.Module):
         self.network, self.answers = network, answers
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.answers(self.network(images))
+        return finite_log_probabilities(self.answers(self.network(images)))  # for a cross-entropy that is finite
 
 
 class Evaluation:

@@ -4,9 +4,13 @@ All are means over the batch, computed in float32 at least: bfloat16 and float16
 """
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+FLOOR = 1e-6  # probability that an exact 0 counts as, where a loss or a metric would be infinite
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
@@ -31,11 +35,29 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> 
     return kl_from_log_probabilities(log_p, log_q)
 
 
+def finite_log_probabilities(answers: Tensor) -> Tensor:
+    """Log-probabilities (B, C) of answers that may hold -inf: exact zeros count as probability 1e-6, the row
+    renormalized. Other entries keep their ratios."""
+    log_p = at_least_float32(answers).log_softmax(1)
+    return log_p.masked_fill(log_p.isneginf(), math.log(FLOOR)).log_softmax(1)
+
+
 def kl_from_log_probabilities(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) in nats, mean over the batch, of log-probabilities (B, C). p may be exactly 0 (log p = -inf), where
     0 log 0 = 0; q may not."""
-    finite = log_p.clamp(min=torch.finfo(log_p.dtype).min / 2)  # times exp(log p) = 0, where -inf would make NaN
-    return F.kl_div(log_q, finite, reduction="batchmean", log_target=True)
+    return F.kl_div(log_q, _without_infinity(log_p), reduction="batchmean", log_target=True)
+
+
+def kl_per_sample(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:
+    """KL(p || q) in nats of each sample, (B,), for logits (B, C); its mean is `kl_divergence`."""
+    log_p = F.log_softmax(at_least_float32(p_logits) / temperature, dim=1)
+    log_q = F.log_softmax(at_least_float32(q_logits) / temperature, dim=1)
+    return F.kl_div(log_q, _without_infinity(log_p), reduction="none", log_target=True).sum(1)
+
+
+def _without_infinity(log_p: Tensor) -> Tensor:
+    """log 0 as a number so low that it is 0 times exp(log p) = 0, where -inf would make NaN."""
+    return log_p.clamp(min=torch.finfo(log_p.dtype).min / 2)
 
 
 def kd_terms(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *,

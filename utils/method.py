@@ -22,7 +22,6 @@ class Method(nn.Module):
     """
 
     Params: ClassVar[type[MethodParams]] = MethodParams
-    frozen_roles: ClassVar[tuple[str, ...]] = ()  # frozen networks that the constructor takes, each by its role
 
     def __init__(self, params: MethodParams, num_classes: int) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class Method(nn.Module):
     def build_optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
         """Optimizer of the method's own parameters, with a constant learning rate of its own.
 
-        None (the default): the network's optimizer trains them too, at the network's learning rate.
-        learning_rate: the network's initial one.
+        None (the default): the network's optimizer trains them too, at the network's learning rate and with its weight
+        decay. learning_rate: the network's initial one.
         """
         return None

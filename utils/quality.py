@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from utils.data import Images, in_order
-from utils.losses import at_least_float32
+from utils.losses import at_least_float32, finite_log_probabilities
 from utils.results import Row
 from utils.step import autocast
 
-FLOOR = 1e-6  # probability that an exact 0 counts as
 BINS = 15  # of the confidence, for the calibration error
 
 
@@ -30,7 +29,7 @@ def quality(answers: Tensor, labels: Tensor) -> Row:
     Guo et al., ICML 2017, arXiv:1706.04599), of answers (N, C) and labels int64 (N,)."""
     from torchmetrics.functional.classification import multiclass_calibration_error  # takes a second to import
 
-    log_p = _log_probabilities(answers)
+    log_p = finite_log_probabilities(answers)
     error = multiclass_calibration_error(log_p.exp(), labels, num_classes=log_p.shape[1], n_bins=BINS, norm="l1")
     return {
         "accuracy": 100 * (answers.argmax(1) == labels).sum().item() / len(labels),
@@ -43,14 +42,6 @@ def quality(answers: Tensor, labels: Tensor) -> Row:
 def agreement(answers: Tensor, reference: Tensor) -> Row:
     """How often two networks' top classes agree (percent), and KL(reference || network) in nats, mean over the images;
     both of answers (N, C). The lowest index wins a tie."""
-    log_p, log_q = _log_probabilities(reference), _log_probabilities(answers)
+    log_p, log_q = finite_log_probabilities(reference), finite_log_probabilities(answers)
     return {"agreement": 100 * (answers.argmax(1) == reference.argmax(1)).double().mean().item(),
             "kl": (log_p.exp() * (log_p - log_q)).double().sum(1).mean().item()}
-
-
-def _log_probabilities(answers: Tensor) -> Tensor:
-    log_p = answers.log_softmax(1)
-    zero = log_p.isneginf()
-    if not zero.any():
-        return log_p
-    return log_p.masked_fill(zero, torch.tensor(FLOOR).log().item()).log_softmax(1)

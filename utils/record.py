@@ -136,13 +136,15 @@ class Record:
 
     def close(self, error: BaseException | None = None) -> None:
         """Log why the run did not finish, wait for the last save, close the log and unlock the directory."""
-        if self._logger and error:
-            self._logger.stopped(error)
-        with contextlib.suppress(OSError):  # a full disk: reported already
-            self._writer.wait()
-        if self._logger:
-            self._logger.close()
-        self.directory.unlock()
+        try:
+            if self._logger and error:
+                self._logger.stopped(error)
+            with contextlib.suppress(OSError):  # a full disk: reported already
+                self._writer.wait()
+            if self._logger:
+                self._logger.close()
+        finally:
+            self.directory.unlock()
 
     @property
     def _open_logger(self) -> Logger:

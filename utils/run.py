@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +32,16 @@ from utils.results import Row, answering_role
 from utils.run_directory import RunDirectory
 from utils.step import Loss
 from utils.supervised import Supervised
-from utils.teacher_cache import TeacherCache
 from utils.training import Learner, Progress
 
-P = TypeVar("P", bound=Params)
 Warn = Callable[[str, Row], str]  # of a loaded network's role and its metrics: a warning, or ""
 
 
-class Run(Generic[P]):
+class Run:
     """A run of one stage in one directory. Everything that can be wrong with the input is found before the first file
     is written."""
 
-    def __init__(self, params: P, dataset: Dataset, parts: dict[str, Images], dtype: torch.dtype, *,
+    def __init__(self, params: Any, dataset: Dataset, parts: dict[str, Images], dtype: torch.dtype, *,
                  start: resume.Start, networks: Networks, record: Record, data_dir: Path) -> None:
         """See `open`."""
         self.params, self.dataset, self.parts, self.dtype = params, dataset, parts, dtype
@@ -53,7 +51,7 @@ class Run(Generic[P]):
     @classmethod
     def open(cls, stage: Stage, build_model: Callable[..., nn.Module], save_path: Path, *,
              data_dir: Path = Path("data"), overrides: Mapping[str, Any] | None = None, device: str = "auto",
-             gpu_id: Sequence[int] | None = None, resume_from: str | None = None, restart: bool = False) -> Run[Any]:
+             gpu_id: Sequence[int] | None = None, resume_from: str | None = None, restart: bool = False) -> Run:
         """Read the parameters, lock the directory, decide how the run begins, and load the data.
 
         Args:
@@ -71,6 +69,17 @@ class Run(Generic[P]):
         chosen = choose_device(device, list(gpu_id) if gpu_id else None, params.cuda)
         distributed.initialise(chosen)
         directory = RunDirectory(save_path, params.artifacts)
+        try:
+            return cls._open(params, directory, build_model, chosen, data_dir, overrides, resume_from, restart)
+        except BaseException:
+            directory.unlock()
+            raise
+
+    @classmethod
+    def _open(cls, params: Params, directory: RunDirectory, build_model: Callable[..., nn.Module],
+              device: torch.device, data_dir: Path, overrides: dict[str, Any], resume_from: str | None,
+              restart: bool) -> Run:
+        """See `open`."""
         with distributed.together(), memory.Phase("reading checkpoints"):
             directory.lock()
             start = resume.open_start(directory, params, resume_from, restart=restart)
@@ -83,13 +92,13 @@ class Run(Generic[P]):
                                    background=params.background, training=isinstance(params, DataParams))
         remarks = [*dataset.remarks, *params.remarks_on_effect(), *remarks_on_size(params, dataset, start)]
         with decoding:
-            parts = split(dataset, params, chosen)
-        prepare_device(chosen, params.precision)  # after the data, whose decoding frees much for good
-        dtype, data = choose_dtype(params.precision, chosen), data_record.describe(dataset, parts)
-        networks = Networks(build_model, params, data, chosen)
+            parts = split(dataset, params, device)
+        prepare_device(device, params.precision)  # after the data, whose decoding frees much for good
+        dtype, data = choose_dtype(params.precision, device), data_record.describe(dataset, parts)
+        networks = Networks(build_model, params, data, device)
         if start.given is not None:
             networks.sources["resume"] = start.given.source
-        now = session.describe(chosen, dtype, overrides) | {"switches": params.switches}
+        now = session.describe(device, dtype, overrides) | {"switches": params.switches}
         record = Record(directory, params, data, networks.sources, now)
         for text in remarks:
             record.log(text)
@@ -97,7 +106,7 @@ class Run(Generic[P]):
 
     @classmethod
     def from_command_line(cls, stage: Stage, build_model: Callable[..., nn.Module], description: str,
-                          options: Sequence[str] = ()) -> Run[Any]:
+                          options: Sequence[str] = ()) -> Run:
         """`open`, as the command line of the stage asks. description: for --help. options: parameters that are options
         of their own."""
         parser = cli.parser(description, stage.help())
@@ -113,6 +122,13 @@ class Run(Generic[P]):
         return cls.open(stage, build_model, arguments.save_path, data_dir=arguments.data_dir, overrides=overrides,
                         device=arguments.device, gpu_id=arguments.gpu_id, resume_from=arguments.resume,
                         restart=arguments.restart)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the directory free, for a run that is not trained."""
+        self._record.close()
 
     def network(self) -> nn.Module:
         """The network to train, on the device: weights from the seed, or from the checkpoint `init_from`."""
@@ -169,17 +185,17 @@ class Run(Generic[P]):
             artifacts: texts by file name, written before the first epoch.
         """
         params, record = self.params, self._record
-        evaluate = Evaluation(self.parts, self.dtype, metrics, memory.reduce(params, "image_size"))
-        progress = self._restore(network, learner)
-        evaluated = self._evaluate_loaded(evaluate, network, progress)
         smaller = memory.reduce(params, "batch_size", "synthesis_batch_size", "image_size")
-        with distributed.together(), memory.Phase("preparing the training"):
-            if distributed.rank() == 0:
-                record.prepare(self._start, artifacts or {})
-                if self._start.state:  # what cannot be written is known before the first epoch
-                    record.save(network, learner, progress, wait=True)
-            record.open(progress)
+        evaluate = Evaluation(self.parts, self.dtype, metrics, memory.reduce(params, "image_size"))
         try:
+            progress = self._restore(network, learner)
+            evaluated = self._evaluate_loaded(evaluate, network, progress)
+            with distributed.together(), memory.Phase("preparing the training"):
+                if distributed.rank() == 0:
+                    record.prepare(self._start, artifacts or {})
+                    if self._start.state:  # what cannot be written is known before the first epoch
+                        record.save(network, learner, progress, wait=True)
+                record.open(progress)
             with memory.Phase("preparing the training"):
                 warnings = [warn_about_chance(self.dataset.num_classes), *warnings]
                 record.introduce(network, progress, self._networks, self.parts, loaded_lines(evaluated, warnings))
@@ -217,8 +233,8 @@ class Run(Generic[P]):
             return []
         for role, frozen in self._frozen.items():
             weights = checkpoint.weights_id(self._networks.sources[role])
-            frozen.cache = TeacherCache(frozen.network, weights, self.dataset.num_classes, batches, self.dtype,
-                                        self._data_dir / "cache", self.log)
+            frozen.cache_logits(weights, self.dataset.num_classes, batches, self.dtype, self._data_dir / "cache",
+                                self.log)
         return list(self._frozen.values())
 
     def _restore(self, network: nn.Module, learner: Learner) -> Progress:

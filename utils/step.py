@@ -29,8 +29,9 @@ class Step:
     """A step as it is written: each operation launched by Python in its turn. Nothing waits for the device."""
 
     def __init__(self, network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.Optimizer],
-                 batches: TrainBatches, dtype: torch.dtype) -> None:
-        """optimizers: that of the network and, maybe, one of the loss's own parameters."""
+                 batches: TrainBatches, dtype: torch.dtype, method: nn.Module | None = None) -> None:
+        """optimizers: that of the network and, maybe, one of the loss's own parameters. method: the module of those."""
+        self.method = method or nn.Module()
         self.network, self.loss, self.optimizers, self.batches, self.dtype = network, loss, optimizers, batches, dtype
         self.device = batches.part.labels.device
         self.parameters = [parameter for optimizer in optimizers for group in optimizer.param_groups
@@ -81,7 +82,8 @@ class CompiledStep(Step):
         size = len(batch.labels)
         if self.compiled is loss or size in self.proven:
             return super().differentiate(self.compiled, batch, share)
-        buffers, state = [buffer.clone() for buffer in self.network.buffers()], _random_state(self.device)
+        before = [(buffer, buffer.clone()) for module in (self.network, self.method) for buffer in module.buffers()]
+        state = _random_state(self.device)
         try:  # forward and backward, which is compiled when it is first called
             with Phase():
                 terms = super().differentiate(self.compiled, batch, share)
@@ -92,8 +94,8 @@ class CompiledStep(Step):
         except Exception as error:  # compilers raise anything
             failure = first_line(error)
         self.zero_grad()
-        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        for buffer, value in before:
+            buffer.copy_(value)
         _set_random_state(self.device, state)
         self.convolutions = self.convolutions_as_written
         terms = super().differentiate(loss, batch, share)  # raises what is wrong with the loss itself

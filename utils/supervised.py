@@ -66,7 +66,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 class Supervised(Learner):
-    """Learning from batches of images by a loss: steps of one optimizer, over all images in an epoch."""
+    """Learning from batches of images by a loss: steps of its optimizers, over all images in an epoch."""
 
     def __init__(self, network: nn.Module, loss: Loss, batches: TrainBatches, params: DataParams, dtype: torch.dtype,
                  method: Method | None = None, start_of_epoch: Callable[[int], None] = lambda _: None) -> None:
@@ -86,6 +86,9 @@ class Supervised(Learner):
         if (parameters or list(method.buffers())) and distributed.world_size() > 1:
             raise UserError("a method with parameters or running averages of its own runs on one device")
         own = method.build_optimizer(self._params.learning_rate) if parameters else None
+        for group in own.param_groups if own else ():
+            if "capturable" in group:
+                group["capturable"] = parameters[0].is_cuda  # a step may be recorded as a CUDA graph
         if parameters and own is None:
             self.optimizer.add_param_group({"params": parameters})
         return own
@@ -93,7 +96,8 @@ class Supervised(Learner):
     def begin(self, say: Callable[[str], None]) -> None:
         self.method.train()
         optimizers = [self.optimizer, *([self._own_optimizer] if self._own_optimizer else [])]
-        self.step = build_step(self.network, self._loss, optimizers, self.batches, self._params, self._dtype, say)
+        self.step = build_step(self.network, self._loss, optimizers, self.batches, self._params, self._dtype, say,
+                               self.method)
 
     def epoch(self, epoch: int, title: str) -> Row:
         rate = learning_rate(self._params, epoch)
@@ -125,10 +129,12 @@ class Supervised(Learner):
 
 
 def build_step(network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.Optimizer], batches: TrainBatches,
-               params: DataParams, dtype: torch.dtype, say: Callable[[str], None]) -> Step | GraphedStep:
-    """The training step in the fastest form that parameters and device allow; `say` logs what they do not."""
+               params: DataParams, dtype: torch.dtype, say: Callable[[str], None],
+               method: nn.Module | None = None) -> Step | GraphedStep:
+    """The training step in the fastest form that parameters and device allow; `say` logs what they do not. method: the
+    module of the loss's own parameters."""
     device = batches.part.labels.device
-    what = distributed.parallel(network, device), loss, optimizers, batches, dtype
+    what = distributed.parallel(network, device), loss, optimizers, batches, dtype, method
     step = Step(*what)
     if params.compile is True:
         say("compile: the first steps compile, which takes up to a minute")

@@ -10,10 +10,11 @@ from utils.params.base import (
     RecipeParams,
     Switch,
     TeacherParams,
+    name_answers,
 )
 from utils.params.file import changed_keys, check_params, load_params, parse_overrides
 from utils.params.stage import Stage
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "DataParams", "Description", "MethodParams", "ModelOptions", "Params",
            "RecipeParams", "Stage", "Switch", "TeacherParams", "changed_keys", "check_params", "load_params",
-           "parse_overrides"]
+           "name_answers", "parse_overrides"]

@@ -80,9 +80,15 @@ class Description:
     method: str = ""  # attack or data-free method
     plain: bool = True  # by the stage's default method
     uses_data: bool = True
-    interface: str = "logits"
-    answer_defense: str = "none"
+    answers: str = ""  # what the teacher lets out, see `name_answers`
     backdoor_defense: str = "none"
+
+
+def name_answers(interface: str, answer_defense: str) -> str:
+    """What a teacher lets out, for logs and tables: `label`, `probabilities after mad:0.5`; empty for its logits."""
+    if answer_defense != "none":
+        return f"{interface} after {answer_defense}"
+    return "" if interface == "logits" else interface
 
 
 class MethodParams(BaseModel):
