@@ -207,6 +207,7 @@ def test_a_vaccine_rewards_the_generator_and_is_logged():
     assert not all(map(torch.allclose, gradients, [parameter.grad for parameter in same._generator.parameters()]))
 
 
+@pytest.mark.slow
 def test_retrospection_is_on_in_the_last_epochs_with_an_optimiser_of_its_own():
     learner, _ = zskt(backdoor_defense="sr", num_epochs=4, sr_epochs=2, sr_rounds=1, sr_learning_rate=1e-4)
 
@@ -288,6 +289,7 @@ def test_what_is_trained_on_is_the_poisoned_set(call, experiment, monkeypatch):
     assert torch.equal(before.labels[rest], after.labels[rest])
 
 
+@pytest.mark.slow
 def test_a_poisoned_teacher_has_its_backdoor_and_is_otherwise_a_good_network(call, experiment):
     directory = experiment(dataset="demo", num_channels=16, trigger="badnet_sq", num_epochs=1, batch_size=64,
                            learning_rate=0.002)
@@ -364,6 +366,7 @@ def test_another_picture_under_a_run_is_refused(call, distil, tmp_path):
     assert "picture.png is not the picture that this run began with" in line
 
 
+@pytest.mark.slow
 def test_without_a_vaccine_in_time_auto_retrospects(call, distil):
     directory = distil("zskt", backdoor_defense="auto", sv_batches=50, sr_epochs=1, sr_rounds=1)
     assert call("train_datafree", directory).returncode == 0
