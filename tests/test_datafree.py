@@ -185,6 +185,7 @@ def test_attention_is_transferred_between_all_networks_with_stages(student, teac
     assert terms["loss"].item() == pytest.approx((terms["kl"] + 250 * terms["attention"]).item())
 
 
+@pytest.mark.slow
 def test_the_generator_learns_to_make_images_on_which_student_and_teacher_differ():
     student, teacher = networks()
     learner, latent = zskt(student, teacher, generator_learning_rate=0.01)
@@ -465,6 +466,7 @@ def test_the_rates_fall_within_an_epoch():
         assert rate == pytest.approx(initial * (1 + math.cos(math.pi * done)) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["teacher", "student"])
 def test_the_perturbation_is_sought_against_the_network_that_is_named(monkeypatch, source):
     asked = []

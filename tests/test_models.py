@@ -50,6 +50,7 @@ WIDE_RESNETS = {
     "wrn40_2": ({10: 2243546, 43: 2247803, 100: 2255156}, 40, 2704),
 }
 
+DEEP = ("resnet101", "resnet152", "densenet161", "densenet201", "resnext29")  # seconds for a forward pass
 published_models = pytest.mark.parametrize("name", GOLDEN)
 all_models = pytest.mark.parametrize("name", MODEL_NAMES)
 one_per_block_type = pytest.mark.parametrize("name", ONE_PER_BLOCK_TYPE)
@@ -118,7 +119,7 @@ def test_parameter_count_is_the_published_one(name: str, num_classes: int):
     assert count == GOLDEN[name]["parameters"][str(num_classes)]
 
 
-@published_models
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in DEEP)) for name in GOLDEN])
 def test_logits_are_the_published_ones(name: str):
     model = build_on_meta(name, 10).eval()
     model.load_state_dict(golden_weights(model), assign=True)

@@ -221,6 +221,7 @@ def test_a_chain_of_directories_may_continue_one_run(call, experiment):
     assert_same_run(whole, parts[2])
 
 
+@pytest.mark.slow
 def test_a_continued_run_killed_in_its_first_epoch_here_continues_with_the_same_command(call, experiment):
     whole, first, second = (experiment(name, num_epochs=4) for name in ("whole", "first", "second"))
     assert call("train_scratch", whole).returncode == 0
@@ -288,6 +289,7 @@ def test_a_finished_run_without_its_checkpoints_does_not_silently_start_over(cal
     assert "no last_model.tar to go on after" in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_finished_any_more_once_it_goes_on(experiment, call):
     directory = experiment(num_epochs=4)
     assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0

@@ -64,6 +64,7 @@ def test_a_finished_teacher_without_its_checkpoint_is_named_before_anything_is_r
         check_sources(find([tree])[0])
 
 
+@pytest.mark.slow
 def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
     assert "3 written" in script("seeds", 1, tree).stdout
     params = json.loads((tree / "y/seed1/params.json").read_text())
@@ -78,6 +79,7 @@ def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
     assert script("seeds", 0, tree).returncode == script("seeds", 2**31, tree).returncode == 2
 
 
+@pytest.mark.slow
 def test_a_seed_without_a_teacher_of_its_seed_says_so(tree):
     done = script("seeds", 1, tree / "y")
     assert f"y/seed1 reads {tree / 'z/last_model.tar'}, as that has no seed 1" in done.stdout
@@ -175,6 +177,7 @@ def test_what_a_kill_leaves_is_no_obstacle(tree):
     assert "metrics.csv is damaged" in done.stdout and (tree / "x/results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_needs_no_teacher_any_more(tree):
     assert script("run_all", tree).returncode == 0
     shutil.rmtree(tree / "z")

@@ -117,18 +117,6 @@ def test_the_published_experiments_are_in_the_repository_as_published():
     assert all(list(EXPERIMENTS[name]) == list(GOLDEN[name]) for name in GOLDEN)
 
 
-@pytest.mark.parametrize("part", sorted({name.partition("/")[0] for name in EXPERIMENTS} - set(COMMITTED)))
-def test_the_networks_of_all_experiments_are_in_one_that_takes_a_step(part):
-    """And their stages, on the data set."""
-    stepped = take_a_step().values()
-    for name, values in EXPERIMENTS.items():
-        if name.startswith(f"{part}/"):
-            assert any(other["dataset"] == values["dataset"] and script_of(other)[0] == script_of(values)[0]
-                       for other in stepped), name
-            for role in ("model_name", "teacher_model", "adversarial_model"):
-                assert any(values.get(role) in (None, other.get(role), other["model_name"]) for other in stepped), name
-
-
 def in_order_of_need():
     """Teachers before nasty teachers before students."""
     return dict(sorted(EXPERIMENTS.items(), key=lambda item: [

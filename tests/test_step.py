@@ -76,6 +76,7 @@ def test_a_step_is_the_plain_loop_over_float32_batches():
     torch.testing.assert_close(student.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["forward", "backward"])
 def test_where_the_compiler_fails_one_line_says_so_and_the_step_is_as_written(monkeypatch, part):
     class Broken(torch.autograd.Function):
@@ -113,6 +114,7 @@ def test_an_error_of_the_loss_itself_is_not_blamed_on_the_compiler(monkeypatch):
     assert not said
 
 
+@pytest.mark.slow
 def test_where_a_step_cannot_be_recorded_one_line_says_so_and_the_steps_are_as_written(monkeypatch):
     class Nothing:
         def __init__(self, *_, **__):
