@@ -43,7 +43,7 @@ def build_model(name: str, num_classes: int, *, num_channels: int = 32, dropout_
         name: of the zoo, `MODEL_NAMES`; `torchvision:NAME` or `timm:NAME`, without pretrained weights; or
             `package.module:callable`, which is imported and called with the keyword `num_classes`.
         num_channels, dropout_rate: concern `net` only.
-        options: keyword arguments of the network's own.
+        options: keyword arguments of a network that is not of the zoo.
         image_size: height and width in pixels for which a network that is not of the zoo must give logits.
 
     Raises:
@@ -56,8 +56,10 @@ def build_model(name: str, num_classes: int, *, num_channels: int = 32, dropout_
         build, fixed = find(name)
     elif name in REGISTRY:
         build, fixed = REGISTRY[name].build, {}
+        if taken := [key for key in options if _takes(build, key)]:
+            raise ValueError(f"{name}: {taken[0]!r} is no option, networks of the zoo have none")
         widths = {"num_channels": num_channels, "dropout_rate": dropout_rate}
-        options = {key: value for key, value in widths.items() if _takes(build, key)} | options
+        options |= {key: value for key, value in widths.items() if _takes(build, key)}
     else:
         nearest = [known for known in MODEL_NAMES if known.endswith(name.lower())] or \
             get_close_matches(name.lower(), MODEL_NAMES, n=1)

@@ -20,6 +20,7 @@ from utils.errors import first_line
 COLOURS = {"no teacher": "0.6", "normal": "tab:blue", "poisoned": "tab:purple", "student": "tab:green",
            "unknown": "0.3"}
 PROTECTED = "tab:red"  # trained-in defenses
+STYLES = ("-", "--", ":", "-.")
 plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
                      "axes.grid.axis": "y", "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False})
 
@@ -119,11 +120,15 @@ def _colour(kind: str) -> str:
 def _lines(sweep: Sweep) -> plt.Figure:
     """Test accuracy at the last epoch against the parameter, with the standard deviation of the seeds."""
     figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    kinds: list[str] = []
     for whose, line in sweep.lines.items():
+        kind = line[0][1].teacher_kind or "no teacher"
+        style = STYLES[kinds.count(kind) % len(STYLES)]  # of lines of one kind, which have one color
+        kinds.append(kind)
         values = [list(cell.values("last").values()) for _, cell in line]
         axes.errorbar([x for x, _ in line], [statistics.mean(value) for value in values],
                       [statistics.stdev(value) if len(value) > 1 else 0 for value in values], marker="o", capsize=3,
-                      color=_colour(whose), label=whose if whose == "no teacher" else f"{whose} teacher")
+                      color=_colour(kind), linestyle=style, label=sweep.label(whose))
     axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy in percent, last epoch")
     ticks = sorted({x for line in sweep.lines.values() for x, _ in line})
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])

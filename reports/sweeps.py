@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from reports.cells import Cell, Collection, in_words, spread
+from reports.cells import Cell, Collection, in_words, spread, way_in_words
 
 # Parameters that are swept, in words; `weight` is that of a student's nasty teacher.
 KEYS = {"weight": "weight of the nasty teacher's KL term", "temperature": "temperature of the student",
@@ -16,7 +16,8 @@ Line = list[tuple[float, Cell]]  # by value
 
 @dataclass
 class Sweep:
-    """One figure: a line for each kind of teacher, or `no teacher`."""
+    """One figure: a line for each kind of teacher, or `no teacher`, and for each interface and attack other than the
+    default: `nasty`, `nasty teacher, answers label, DKD`."""
 
     name: str  # for files
     where: str  # the collection
@@ -28,14 +29,18 @@ class Sweep:
     def title(self) -> str:
         return f"{in_words(self.network)} against the {KEYS[self.key]}, {self.where}, last epoch"
 
+    @staticmethod
+    def label(whose: str) -> str:
+        """A line's name in words."""
+        return whose if "teacher" in whose else f"{whose} teacher"
+
     def table(self) -> list[list[str]]:
         """Heads, then accuracies at the last epoch: a line for each kind of teacher, a column a value."""
         values = sorted({value for line in self.lines.values() for value, _ in line})
         table = [["", *(f"{value:g}" for value in values)]]
         for whose, line in self.lines.items():
             texts = {value: spread(cell.values("last").values()) for value, cell in line}
-            table.append([whose if whose == "no teacher" else f"{whose} teacher",
-                          *(texts.get(value, "") for value in values)])
+            table.append([self.label(whose), *(texts.get(value, "") for value in values)])
         return table
 
 
@@ -52,10 +57,12 @@ def _sweeps(collection: Collection) -> list[Sweep]:
         for cell in finished:
             source = by_experiment.get(cell.source) if cell.source else None
             holder = source if key == "weight" else cell
-            if holder is None or key not in holder.params or not cell.description.uses_data or cell.way or \
+            if holder is None or key not in holder.params or not cell.description.uses_data or \
                     (cell.kind != "student" and (key != "subset_fraction" or cell.kind != "normal")):
                 continue
             whose = cell.teacher_kind or "no teacher"
+            if others := [f"answers {cell.answers}"] * bool(cell.answers) + [way_in_words(cell.way)] * bool(cell.way):
+                whose = ", ".join([Sweep.label(whose), *others])
             what = (key, cell.network, whose, _rest(cell, key),
                     _rest(source, key) if source and key == "weight" else cell.source)
             groups.setdefault(what, {})[holder.params[key]] = cell

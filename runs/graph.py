@@ -38,7 +38,7 @@ def without(runs: Sequence[Run], unreadable: Sequence[Path]) -> tuple[list[Run],
 
     def is_lost(source: Path) -> bool:
         directory = absolute(source.parent)
-        return directory in lost or (directory in unread and not source.exists())
+        return directory in lost or (directory in unread and not split_key(source)[0].exists())
 
     kept, texts = list(runs), []
     while waiting := {run.directory: source for run in kept if not run.finished

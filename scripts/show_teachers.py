@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model import build_model
 from model.features import capture_inputs, classifier, pooled
 from reports.plots import drawable, legend, plt, save
-from utils import augment, checkpoint
+from runs.trained import Source, read_source
+from utils import augment
 from utils.cli import main
 from utils.datasets import Dataset, load_dataset
 from utils.errors import UserError
@@ -37,30 +37,28 @@ def show_teachers() -> None:
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     arguments = parser.parse_args()
-    contents = [checkpoint.load(directory / "last_model.tar", "the experiment") for directory in arguments.directories]
-    for directory, source in zip(arguments.directories, contents, strict=True):
-        if not {"params", "data"} <= source.content.keys():
-            raise UserError(f"{source.path} is not of a run of this repository: it does not say which network it is")
-        if source.content["params"]["dataset"] != contents[0].content["params"]["dataset"]:
-            raise UserError(f"{directory} is on other data than {arguments.directories[0]}")
-    params, data = contents[0].content["params"], contents[0].content["data"]
-    dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"],
-                           background=params.get("background", "white"), training=False)
-    mean, std = torch.tensor(data["mean"]), torch.tensor(data["std"])
-    networks = [_network(source, len(data["classes"])) for source in contents]
+    sources = [read_source(str(directory)) for directory in arguments.directories]
+    first = sources[0].params
+    for source in sources:
+        if source.params.dataset != first.dataset:
+            raise UserError(f"{source.name} is on other data than {sources[0].name}")
+    dataset = load_dataset(first.dataset, arguments.data_dir, image_size=first.image_size, background=first.background,
+                           training=False)
+    networks = [source.build(dataset.num_classes, dataset.image_size) for source in sources]
     names = ["/".join(directory.parts[-2:]) for directory in arguments.directories]
 
-    def pixels(index: Tensor) -> Tensor:
-        return augment.normalise(dataset.test_images[index], mean, std)
+    def pixels(source: Source, index: Tensor) -> Tensor:
+        mean, std = source.params.mean or dataset.mean, source.params.std or dataset.std
+        return augment.normalise(dataset.test_images[index], torch.tensor(mean), torch.tensor(std))
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     chosen = torch.stack([(dataset.test_labels == label).nonzero()[0, 0]
                           for label in dataset.test_labels.unique()[:IMAGES]])
     with torch.inference_mode():
-        answers = [network(pixels(chosen)) for network in networks]
+        answers = [network(pixels(source, chosen)) for source, network in zip(sources, networks, strict=True)]
     _draw(responses(dataset, chosen, answers, names), arguments.out / "responses.png")
     some = balanced(dataset.test_labels)
-    seen = [_look(network, pixels(some)) for network in networks]
+    seen = [_look(network, pixels(source, some)) for source, network in zip(sources, networks, strict=True)]
     _draw(embeddings(seen, dataset.test_labels[some], names, dataset.classes), arguments.out / "embeddings.png")
 
 
@@ -68,13 +66,6 @@ def balanced(labels: Tensor) -> Tensor:
     """The indices of up to `POINTS` images, the first ones of each class, of all classes as many."""
     classes = labels.unique()
     return torch.cat([(labels == label).nonzero()[:max(1, POINTS // len(classes)), 0] for label in classes])
-
-
-def _network(source: checkpoint.Checkpoint, num_classes: int) -> nn.Module:
-    params = source.content["params"]
-    network = build_model(params["model_name"], num_classes, num_channels=params["num_channels"])
-    checkpoint.load_weights(network, source, "the experiment")
-    return network.eval()
 
 
 def _look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

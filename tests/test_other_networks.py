@@ -12,6 +12,8 @@ from PIL import Image
 from test_evaluate import run as evaluated  # noqa: F401
 
 from model import build_model
+from runs.stages import ScratchParams
+from utils.networks import Networks
 
 # Trains a network on class folders of JPEGs, saves its weights in two formats, and prints its accuracy.
 SCRIPT = """
@@ -186,3 +188,12 @@ def test_one_of_three_candidate_keys_is_chosen_by_its_name(elsewhere, experiment
     directory = experiment("student", **STUDENT | {"teacher_resume": "three.pt#model_ema", "num_channels": 4})
     assert call("train_kd", directory).returncode == 0
     assert results(directory)["checkpoints_read"]["teacher"]["key"] == "model_ema"
+
+
+def test_another_build_model_needs_to_say_nothing_of_its_networks():
+    params = ScratchParams(dataset="demo", model_name="linear", learning_rate=0.1, num_epochs=1)
+
+    def build(name, num_classes, **options):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, num_classes))
+    networks = Networks(build, params, {"classes": ["a", "b"], "image_size": 2}, torch.device("cpu"))
+    assert networks.trained()[1].out_features == 2 and not networks.remarks

@@ -330,6 +330,21 @@ def test_runs_that_differ_in_one_parameter_make_a_sweep(tmp_path):
     assert [value for value, _ in sweep.lines["nasty"]] == [0.1, 0.5, 0.7, 0.9]
 
 
+def test_another_interface_and_another_attack_are_lines_of_their_own_in_a_sweep(tmp_path):
+    _, nasty = teachers(tmp_path)
+    for number, temperature in enumerate((2, 8, 20)):
+        for name, changes in (("plain", {}), ("soft", {"interface": "probabilities"}), ("dkd", {"attack": "dkd"})):
+            params = student(nasty, temperature=temperature) | changes
+            if name == "dkd":
+                del params["alpha"]
+            write(tmp_path / f"ablations/{name}/{number}", params, 80.0 + number)
+    sweep, = report(tmp_path).sweeps
+    assert {line[0]: line[1:] for line in sweep.table()} == {
+        "": ["2", "4", "8", "20"], "nasty teacher": ["80.00", "82.00", "81.00", "82.00"],
+        "nasty teacher, answers probabilities": ["80.00", "", "81.00", "82.00"],
+        "nasty teacher, DKD": ["80.00", "", "81.00", "82.00"]}
+
+
 def test_what_is_in_no_table_and_no_figure_is_named(tmp_path):
     _, nasty = teachers(tmp_path)
     write(tmp_path / "ablations/alpha/0.1/nasty_cnn", student(nasty, alpha=0.1), 80.0)

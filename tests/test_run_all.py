@@ -116,6 +116,16 @@ def test_a_directory_of_which_nothing_can_be_read_is_an_error_beside_a_good_one(
     assert done.returncode == 2 and f"{tree / 'y'} holds no experiment" in done.stderr
 
 
+def test_a_state_dict_of_a_finished_run_that_cannot_be_read_is_not_lost(tree):
+    params = json.loads((tree / "y/params.json").read_text())
+    (tree / "y/params.json").write_text(json.dumps(params | {"teacher_resume": str(tree / "z/last_model.tar#ema")}))
+    (tree / "z/params.json").write_text('{"dataset": ')
+    for name in ("last_model.tar", "results.json"):
+        (tree / "z" / name).write_text("")
+    runs, _ = find([tree])
+    assert without(runs, [tree / "z"]) == (runs, [])
+
+
 def finish(directory):
     """Leave a results.json as of a finished run."""
     params = json.loads((directory / "params.json").read_text())

@@ -72,3 +72,14 @@ def test_what_two_teachers_answer_is_drawn(call, experiment, tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeddings.png", "responses.png"]
+
+
+def test_code_that_only_a_checkpoint_names_is_not_imported(tmp_path):
+    (tmp_path / "theirs.py").write_text("open('was_imported', 'w')")
+    (tmp_path / "run").mkdir()
+    torch.save({"state_dict": {"weight": torch.zeros(1)}, "params": {"dataset": "demo", "model_name": "theirs:build"}},
+               tmp_path / "run/last_model.tar")
+    done = subprocess.run([sys.executable, str(ROOT / "scripts/show_teachers.py"), "run"], capture_output=True,
+                          text=True, env=environment(), cwd=tmp_path)
+    assert done.returncode == 2 and "names code to import, theirs:build" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "was_imported").exists()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import contents, results
 from test_step import batches, network
+from torch import nn
 
 from utils.evaluation import Frozen
 
@@ -90,6 +91,42 @@ def test_another_network_has_a_table_of_its_own(tmp_path):
     table.start_epoch(0)
     assert not torch.allclose(first._cache.logits, other._cache.logits)
     assert len(contents(tmp_path)) == 2
+
+
+class Scaled(nn.Module):
+    """The logits of a network, times a factor that neither its weights nor its repr show."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.network, self.factor = network(1), factor
+
+    def forward(self, images):
+        return self.network(images) * self.factor
+
+    def __repr__(self):
+        return repr(self.network)
+
+
+def test_another_forward_of_equal_weights_has_a_table_of_its_own(tmp_path):
+    tables, said = [], []
+    for factor in (1, 2, 1 + 1e-5, 2):
+        tables.append(TeacherCache(Scaled(factor).eval(), "a", 5, batches(), torch.float32, tmp_path, said.append))
+        tables[-1].start_epoch(0)
+    torch.testing.assert_close(tables[1].logits, tables[0].logits * 2)
+    assert tables[2].path == tables[0].path != tables[1].path == tables[3].path
+    assert ["is not used" in line for line in said] == [False, True, False, False, True, False]
+    assert ["knows 100 of" in line for line in said] == [False, False, False, True, False, True]
+
+
+def test_a_table_whose_probe_is_damaged_is_filled_anew(tmp_path):
+    _, table = cache(tmp_path)
+    table.start_epoch(0)
+    content = table.path.read_bytes()
+    table.path.write_bytes(content[:-1])
+    said = []
+    _, table = cache(tmp_path, said=said)
+    table.start_epoch(0)
+    assert "knows 0 of the 100" in said[0] and table.path.read_bytes() == content
 
 
 def test_a_row_that_was_half_written_is_computed_again(tmp_path, monkeypatch):

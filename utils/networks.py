@@ -68,8 +68,8 @@ class Networks:
         except ValueError as error:
             hint = ', as "image_size" says' if params.dataset.startswith("folder:") else ""
             raise UserError(f'"{key}": {error}{hint}') from None
-        if network.imported_code:
-            self.remarks.append(f"{key}: {name} was imported from {network.imported_code}")
+        if code := getattr(network, "imported_code", None):  # which the network of another build_model lacks
+            self.remarks.append(f"{key}: {name} was imported from {code}")
         return network.to(self._device).to(memory_format=torch.channels_last).train()
 
 

@@ -9,6 +9,7 @@ views: the second computes none.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import zlib
 from collections.abc import Callable
@@ -29,10 +30,15 @@ class TeacherCache:
     The file is sparse and grows by the blocks of the file system: 50,000 images of 10 classes take up to 360 MB in
     float32, and of 100 classes 3.3 GB. A row ends in its checksum, so one that is not there, or was half written when
     the machine failed, is computed again. A file that cannot be used costs time, not the run.
+
+    Equal weights do not make equal networks: the code of a forward may change, and so may options that hold no weights.
+    So the file ends in the logits of a few images, the probe, as the network gave them that filled it. Where a network
+    gives others, the file stays as it is, and the network gets one of its own.
     """
 
-    FORMAT = 2  # of the file; raise it also when a network of the same weights computes something else
+    FORMAT = 3  # of the file
     CHECKSUM = 4  # bytes
+    PROBE = 16  # images
 
     def __init__(self, network: nn.Module, sha256: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
                  directory: Path, say: Callable[[str], None]) -> None:
@@ -43,18 +49,55 @@ class TeacherCache:
         self.views = batches.views
         self.device = batches.part.labels.device
         self.shape = (len(batches.part) * self.views, num_classes)
-        self.path = directory / f"teacher-{self._key(sha256)}.logits"
         self._width = num_classes * dtype.itemsize + self.CHECKSUM  # bytes of a row
         self._readable = self._writable = True
         self._told = False
         # Logits (N, C) of this epoch's view of each training image. Filled in place: a recorded step reads this tensor.
         self.logits = torch.zeros(len(batches.part), num_classes, dtype=dtype, device=self.device)
+        self.path = self._open(directory, f"teacher-{self._key(sha256)}")
+
+    def _open(self, directory: Path, name: str) -> Path:
+        """The first file whose probe has the logits of this network; a new one, with them, where there is none."""
+        probe = self._probe()
+        for number in itertools.count(1):
+            path = directory / f"{name}{f'-{number}' * (number > 1)}.logits"
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                stored = self._stored_probe(path, len(probe))
+                if stored is not None and _alike(stored, probe):
+                    break
+                if stored is not None:
+                    self._say(f"teacher_cache: {path} is not used, it is of a network of the same weights that gives "
+                              "other logits")
+                    continue
+                with open(path, "wb") as file:  # without a probe nothing in it can be trusted
+                    file.seek(self.shape[0] * self._width)
+                    file.write(b"".join(content + _checksum(content) for content in map(_content, probe)))
+            except OSError as error:
+                self._stop_writing(path, error)
+                self._readable = False
+            break
+        return path
+
+    def _probe(self) -> Tensor:
+        """Logits (P, C) of one view of the first images."""
+        index = torch.arange(min(self.PROBE, len(self.batches.part)))
+        like = self.batches.draws(0, torch.device("cpu"))[0]
+        view = {name: torch.zeros(len(index), dtype=values.dtype) for name, values in like.items() if name != "epoch"}
+        return self._compute({**view, "index": index}).cpu()
+
+    def _stored_probe(self, path: Path, count: int) -> Tensor | None:
+        """Logits (count, C) at the end of a file; None where they are not there or damaged."""
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
-                file.truncate(self.shape[0] * self._width)  # of the same size if it was there
-        except OSError as error:
-            self._stop_writing(error)
+            with open(path, "rb") as file:
+                file.seek(self.shape[0] * self._width)
+                rows = [file.read(self._width) for _ in range(count)]
+        except FileNotFoundError:
+            return None
+        values = [row[:-self.CHECKSUM] for row in rows]
+        if any(len(row) < self._width or _checksum(row[:-self.CHECKSUM]) != row[-self.CHECKSUM:] for row in rows):
+            return None
+        return torch.frombuffer(bytearray(b"".join(values)), dtype=self.dtype).view(count, -1)
 
     def start_epoch(self, epoch: int) -> None:
         """Have the logits of all images, each in its view of this epoch (counted from 0), ready for the steps."""
@@ -108,24 +151,34 @@ class TeacherCache:
             return
         try:
             with open(self.path, "r+b", buffering=0) as file:
-                for row, values in zip(rows.tolist(), logits.contiguous().view(torch.uint8).numpy(), strict=True):
-                    content = values.tobytes()
+                for row, content in zip(rows.tolist(), map(_content, logits), strict=True):
                     os.pwrite(file.fileno(), content + _checksum(content), row * self._width)
         except OSError as error:
-            self._stop_writing(error)
+            self._stop_writing(self.path, error)
 
-    def _stop_writing(self, error: OSError) -> None:
-        self._say(f"teacher_cache: {self.path} cannot be written ({error.strerror}): what it lacks is not remembered")
+    def _stop_writing(self, path: Path, error: OSError) -> None:
+        self._say(f"teacher_cache: {path} cannot be written ({error.strerror}): what it lacks is not remembered")
         self._writable = False
 
     def _key(self, sha256: str) -> str:
-        """Of everything that the logits depend on."""
+        """Of everything that the logits depend on, but for the code of the network."""
         part = self.batches.part
         facts = [self.FORMAT, sha256, str(self.network), self.dtype, self.device.type, str(torch.__version__),
                  self.batches.augmentation, self.shape, part.mean.tolist(), part.std.tolist()]
         digest = hashlib.sha256(repr(facts).encode())
         digest.update(part.images.cpu().numpy().data)
         return digest.hexdigest()[:16]
+
+
+def _content(logits: Tensor) -> bytes:
+    return logits.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _alike(stored: Tensor, computed: Tensor) -> bool:
+    """Whether logits differ by no more than rounding: what other kernels, TensorFloat-32 included, may change."""
+    tolerance = max(4 * torch.finfo(stored.dtype).eps, 2e-3)  # of the root mean square
+    one, other = stored.double().nan_to_num(), computed.double().nan_to_num()
+    return bool((one - other).square().mean() <= tolerance**2 * other.square().mean())
 
 
 def _checksum(content: bytes) -> bytes:
