@@ -28,7 +28,7 @@ def parse(raw: bytes, path: Path) -> Any:
             return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for damaged or refused files
         unknown = " GLOBAL " in str(error)  # torch's words for a class or function that it does not load
-        raise ValueError(file_kinds.describe(raw, path, unknown)) from None
+        raise ValueError(file_kinds.describe(raw, path, unknown)) from error
 
 
 def is_weights(content: Any) -> bool:
