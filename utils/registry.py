@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -74,7 +75,10 @@ class Registry(Mapping[str, T]):
                 package = importlib.import_module(self._package)
                 for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                     importlib.import_module(module.name)
-                self._package = ""  # only now: after an error the next look-up tries again, and raises it again
+                self._package = ""  # only now: after an error the next look-up imports again what failed
             finally:
                 self._loading = False
+                for name in [name for name, entry in self._entries.items()
+                             if getattr(entry.value, "__module__", "") not in sys.modules]:
+                    del self._entries[name]  # of a file that failed after it registered: it will register again
         return self._entries
