@@ -10,8 +10,9 @@ from conftest import EXPERIMENTS, ROOT, environment, refused
 
 from runs.stages import DATAFREE, KD, NASTY, POISONED, SCRATCH, stage_of
 from utils.errors import UserError
-from utils.params import changed_keys, load_params, parse_overrides
+from utils.params import MethodParams, Stage, changed_keys, load_params, parse_overrides
 from utils.params.__main__ import markdown_table
+from utils.registry import Registry
 from utils.resume import Start
 from utils.run import remarks_on_size
 
@@ -187,6 +188,24 @@ def test_overrides_are_json_or_else_words():
         parse_overrides(["alpha"])
     with pytest.raises(UserError, match="gives seed twice"):
         parse_overrides(["seed=1", "alpha=1", "seed=2"])
+
+
+def test_a_method_that_redefines_a_key_of_its_stage_is_refused(monkeypatch):
+    monkeypatch.setattr(Stage, "ALL", {})
+    methods = Registry("attack")
+    stage = Stage("test", SCRATCH.params, key="model_name", methods=methods)
+
+    class Params(MethodParams):
+        batch_size: float = 0.5
+
+    class Subclass(SCRATCH.params):
+        batch_size: int = 64
+
+    methods.register("loud")(SimpleNamespace(Params=Params))
+    methods.register("fine")(SimpleNamespace(Params=Subclass))
+    with pytest.raises(ValueError, match="Params of 'loud' redefines batch_size of ScratchParams: rename, or subclass"):
+        stage.kind({"model_name": "loud"})
+    assert stage.kind({"model_name": "fine"}).model_fields["batch_size"].default == 64
 
 
 def test_an_option_and_set_do_not_give_the_same(call, experiment):

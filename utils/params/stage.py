@@ -81,7 +81,12 @@ class Stage:
     def _compose(self, method: str) -> type[Params]:
         entry = self._registry.entry(method)
         own: type[MethodParams] = entry.value.Params
-        bases: tuple[type[Any], ...] = (own,) if issubclass(own, self.params) else (own, self.params)
+        bases: tuple[type[Any], ...] = (own,)
+        if not issubclass(own, self.params):
+            bases = own, self.params
+            if shared := [name for name in own.model_fields if name in self.params.model_fields]:
+                raise ValueError(f"{own.__module__}.{own.__qualname__} of '{method}' redefines {', '.join(shared)} of "
+                                 f"{self.params.__name__}: rename, or subclass {self.params.__name__}")
         field = self.params.model_fields[self.key]
         choice = Field(... if field.is_required() else field.default, description=field.description,
                        json_schema_extra={"enum": list(self.methods)})
