@@ -204,8 +204,8 @@ def test_a_method_that_redefines_a_key_of_its_stage_is_refused(monkeypatch):
     methods.register("loud")(SimpleNamespace(Params=Params))
     methods.register("fine")(SimpleNamespace(Params=Subclass))
     with pytest.raises(ValueError, match="Params of 'loud' redefines batch_size of ScratchParams: rename, or subclass"):
-        stage.kind({"model_name": "loud"})
-    assert stage.kind({"model_name": "fine"}).model_fields["batch_size"].default == 64
+        stage.params_of({"model_name": "loud"})
+    assert stage.params_of({"model_name": "fine"}).model_fields["batch_size"].default == 64
 
 
 def test_an_option_and_set_do_not_give_the_same(call, experiment):
@@ -215,7 +215,7 @@ def test_an_option_and_set_do_not_give_the_same(call, experiment):
 
 def of_experiment(values):
     """The parameters that a params.json of the repository may have."""
-    return stage_of(values).kind(values)
+    return stage_of(values).params_of(values)
 
 
 @pytest.mark.parametrize(("stage", "values", "named"), [
@@ -231,7 +231,7 @@ def of_experiment(values):
     (DATAFREE, {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "backdoor_defense": "sr"}, ["sv_weight"]),
     (DATAFREE, {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "backdoor_defense": "auto"}, [])])
 def test_what_is_set_without_effect_is_named(stage, values, named):
-    kind = stage.kind(values)
+    kind = stage.params_of(values)
     params = {key: value for key, value in KD_VALUES.items() if key in kind.model_fields} | values
     assert [text.split('"')[1] for text in kind.model_validate(params).remarks_on_effect()] == named
 
