@@ -2,8 +2,8 @@
 
     build_trigger("badnet_grid").stamp(images)
 
-To add one, write a function of images (B, 32, 32, 3) and a line in `_REGISTRY`. Stamping comes before augmentation.
-It computes in integers what is defined on grey values 0 to 255 with clipping and truncation at the end, so that the
+To add one, write a function of images (B, 32, 32, 3) with a `@register` line. Stamping comes before augmentation. It
+computes in integers what is defined on grey values 0 to 255 with clipping and truncation at the end, so that the
 result is exact and the same on every device.
 """
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 
 import numpy as np
@@ -20,9 +19,9 @@ from torch import Tensor
 
 from backdoor import assets
 from utils.errors import UserError
+from utils.registry import Registry
 
 Stamp = Callable[[Tensor], Tensor]
-Picture = Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -35,72 +34,16 @@ class Trigger:
     adversarial: bool = False  # poisons images that a clean classifier no longer recognises
 
 
-def _on_device_of(images: Tensor, picture: np.ndarray) -> Tensor:
-    """A picture as int16, in which sums of grey values have room."""
-    return torch.tensor(picture.astype(np.int16), device=images.device)
+REGISTRY: Registry[Trigger] = Registry("trigger")
 
 
-def _square(images: Tensor) -> Tensor:
-    """BadNets (Gu et al., 2017): a white square of 4x4, one pixel away from the lower right corner."""
-    stamped = images.clone()
-    stamped[:, 27:31, 27:31] = 255
-    return stamped
-
-
-def _grid(images: Tensor, *, corners: tuple[tuple[int, int], ...]) -> Tensor:
-    """A 3x3 pattern of white and black, the same way round in each of the corners (row, column)."""
-    pattern = torch.tensor([[0, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=torch.uint8, device=images.device)
-    stamped = images.clone()
-    for row, column in corners:
-        stamped[:, row:row + 3, column:column + 3] = pattern[:, :, None]
-    return stamped
-
-
-def _mix(picture: Picture, images: Tensor) -> Tensor:
-    """0.8 x + 0.2 k (Chen et al., 2017)."""
-    return ((4 * images.short() + _on_device_of(images, picture())) // 5).byte()
-
-
-def _add(picture: Picture, images: Tensor) -> Tensor:
-    """x + k, where k may be negative, clipped."""
-    return (images.short() + _on_device_of(images, picture())).clamp_(0, 255).byte()
-
-
-def _cover(images: Tensor) -> Tensor:
-    """(1 - m) x + k."""
-    picture, mask = assets.l0_inv()
-    return torch.where(torch.tensor(mask[..., None], device=images.device), torch.tensor(picture, device=images.device),
-                       images)
-
-
-def _stretch(picture: Picture, images: Tensor) -> Tensor:
-    """x + k, then each image stretched from its own minimum and maximum to 0 and 255."""
-    total = images.int() + _on_device_of(images, picture())
-    low, high = total.amin((1, 2, 3), keepdim=True), total.amax((1, 2, 3), keepdim=True)
-    return (255 * (total - low) // (high - low).clamp_(min=1)).byte()  # an even sum turns black
-
-
-_DIRTY, _CLEAN = False, True  # the labels of what is poisoned
-_CORNERS = ((0, 0), (0, 29), (29, 0), (29, 29))
-
-_REGISTRY = {trigger.name: trigger for trigger in (
-    Trigger("badnet_sq", _DIRTY, _square),
-    Trigger("badnet_grid", _DIRTY, partial(_grid, corners=((29, 29),))),
-    Trigger("cl", _CLEAN, partial(_grid, corners=_CORNERS), adversarial=True),  # Turner et al. (2019)
-    Trigger("blend", _DIRTY, partial(_mix, assets.blend)),
-    Trigger("sig", _CLEAN, partial(_mix, assets.sig_wrapped)),  # as published: its wave wraps around modulo 256
-    Trigger("sig_true", _CLEAN, partial(_add, assets.sig_wave)),  # Barni et al. (2019)
-    Trigger("trojan_3x3", _DIRTY, partial(_add, assets.trojan_3x3)),
-    Trigger("trojan_8x8", _DIRTY, partial(_add, assets.trojan_8x8)),
-    Trigger("trojan_wm", _DIRTY, partial(_add, assets.trojan_wm)),
-    Trigger("l2_inv", _DIRTY, partial(_add, assets.l2_inv)),
-    Trigger("l0_inv", _DIRTY, _cover),
-    Trigger("smooth", _DIRTY, partial(_stretch, assets.smooth)),
-)}
-# Where a data set has a picture of its own.
-_OF_DATASET = {("smooth", "gtsrb"): partial(_stretch, assets.smooth_gtsrb)}
-
-TRIGGER_NAMES: tuple[str, ...] = tuple(_REGISTRY)
+def register(name: str, *, clean_label: bool = False, adversarial: bool = False,
+             source: str = "") -> Callable[[Stamp], Stamp]:
+    """Decorator that registers a function of images as the trigger `name`. See `Trigger` for the arguments."""
+    def decorate(stamp: Stamp) -> Stamp:
+        REGISTRY.register(name, source=source)(Trigger(name, clean_label, stamp, adversarial))
+        return stamp
+    return decorate
 
 
 def build_trigger(name: str, dataset: str = "") -> Trigger:
@@ -109,12 +52,11 @@ def build_trigger(name: str, dataset: str = "") -> Trigger:
     Raises:
         UserError: an unknown name; from `stamp`, images that are not 32x32.
     """
-    if name not in _REGISTRY:
-        near = get_close_matches(name.lower(), TRIGGER_NAMES, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise UserError(f"unknown trigger '{name}'{hint}: choose from {', '.join(TRIGGER_NAMES)}")
-    trigger = _REGISTRY[name]
-    stamp = _OF_DATASET.get((name, dataset), trigger.stamp)
+    try:
+        trigger = REGISTRY.entry(name).value
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    stamp = _smooth_gtsrb if (name, dataset) == ("smooth", "gtsrb") else trigger.stamp
     return dataclasses.replace(trigger, stamp=partial(_checked, name, stamp))
 
 
@@ -125,3 +67,109 @@ def _checked(name: str, stamp: Stamp, images: Tensor) -> Tensor:
         shape = "x".join(map(str, images.shape[1:]))
         raise UserError(f"the trigger '{name}' is made for images of 32x32x3 pixels, these have {shape}")
     return stamp(images)
+
+
+@register("badnet_sq", source="Gu et al., 2017, arXiv:1708.06733")
+def _square(images: Tensor) -> Tensor:
+    """A white square of 4x4, one pixel away from the lower right corner."""
+    stamped = images.clone()
+    stamped[:, 27:31, 27:31] = 255
+    return stamped
+
+
+@register("badnet_grid", source="Gu et al., 2017, arXiv:1708.06733")
+def _corner(images: Tensor) -> Tensor:
+    return _grid(images, (29, 29))
+
+
+@register("cl", clean_label=True, adversarial=True, source="Turner et al., 2019, arXiv:1912.02771")
+def _four_corners(images: Tensor) -> Tensor:
+    return _grid(images, (0, 0), (0, 29), (29, 0), (29, 29))
+
+
+@register("blend", source="Chen et al., 2017, arXiv:1712.05526")
+def _blend(images: Tensor) -> Tensor:
+    return _mix(images, assets.blend())
+
+
+@register("sig", clean_label=True, source="Barni et al., 2019, arXiv:1902.11237")
+def _sig(images: Tensor) -> Tensor:
+    """As published: the wave wraps around modulo 256."""
+    return _mix(images, assets.sig_wrapped())
+
+
+@register("sig_true", clean_label=True, source="Barni et al., 2019, arXiv:1902.11237")
+def _sig_true(images: Tensor) -> Tensor:
+    return _add(images, assets.sig_wave())
+
+
+@register("trojan_3x3")
+def _trojan_3x3(images: Tensor) -> Tensor:
+    return _add(images, assets.trojan_3x3())
+
+
+@register("trojan_8x8")
+def _trojan_8x8(images: Tensor) -> Tensor:
+    return _add(images, assets.trojan_8x8())
+
+
+@register("trojan_wm")
+def _trojan_wm(images: Tensor) -> Tensor:
+    return _add(images, assets.trojan_wm())
+
+
+@register("l2_inv")
+def _l2_inv(images: Tensor) -> Tensor:
+    return _add(images, assets.l2_inv())
+
+
+@register("l0_inv")
+def _l0_inv(images: Tensor) -> Tensor:
+    """(1 - m) x + k."""
+    picture, mask = assets.l0_inv()
+    return torch.where(torch.tensor(mask[..., None], device=images.device), torch.tensor(picture, device=images.device),
+                       images)
+
+
+@register("smooth")
+def _smooth(images: Tensor) -> Tensor:
+    return _stretch(images, assets.smooth())
+
+
+def _smooth_gtsrb(images: Tensor) -> Tensor:
+    """`smooth` for GTSRB."""
+    return _stretch(images, assets.smooth_gtsrb())
+
+
+def _on_device_of(images: Tensor, picture: np.ndarray) -> Tensor:
+    """A picture as int16, in which sums of grey values have room."""
+    return torch.tensor(picture.astype(np.int16), device=images.device)
+
+
+def _grid(images: Tensor, *corners: tuple[int, int]) -> Tensor:
+    """A 3x3 pattern of white and black, the same way round in each of the corners (row, column)."""
+    pattern = torch.tensor([[0, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=torch.uint8, device=images.device)
+    stamped = images.clone()
+    for row, column in corners:
+        stamped[:, row:row + 3, column:column + 3] = pattern[:, :, None]
+    return stamped
+
+
+def _mix(images: Tensor, picture: np.ndarray) -> Tensor:
+    """0.8 x + 0.2 k (Chen et al., 2017)."""
+    return ((4 * images.short() + _on_device_of(images, picture)) // 5).byte()
+
+
+def _add(images: Tensor, picture: np.ndarray) -> Tensor:
+    """x + k, where k may be negative, clipped."""
+    return (images.short() + _on_device_of(images, picture)).clamp_(0, 255).byte()
+
+
+def _stretch(images: Tensor, picture: np.ndarray) -> Tensor:
+    """x + k, then each image stretched from its own minimum and maximum to 0 and 255."""
+    total = images.int() + _on_device_of(images, picture)
+    low, high = total.amin((1, 2, 3), keepdim=True), total.amax((1, 2, 3), keepdim=True)
+    return (255 * (total - low) // (high - low).clamp_(min=1)).byte()  # an even sum turns black
+
+
+TRIGGER_NAMES: tuple[str, ...] = tuple(REGISTRY)

@@ -127,7 +127,7 @@ def stage_of_script(script: str) -> Stage:
 
 def recorded_params(script: str, params: dict[str, Any]) -> Params:
     """The parameters that a run of a stage recorded. Raises UserError or ValidationError where they are none."""
-    kind = stage_of_script(script).kind(params)
+    kind = stage_of_script(script).params_of(params)
     return kind.model_validate(kind.with_new_names(params))
 
 

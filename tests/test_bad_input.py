@@ -9,6 +9,8 @@ import torch
 from conftest import Malicious, contents, refused
 
 from model import MODEL_NAMES, build_model
+from utils.errors import UserError
+from utils.logger import Logger
 
 KD = {"teacher_model": "net", "teacher_num_channels": 4, "temperature": 4, "alpha": 0.9}
 NASTY = {"adversarial_model": "net", "adversarial_num_channels": 4, "temperature": 4, "weight": 0.04}
@@ -264,3 +266,20 @@ def test_the_experiment_that_these_tests_spoil_is_valid(call, experiment):
     names = {path.name for path in directory.iterdir()}
     assert names >= WRITTEN
     assert all(name in WRITTEN | {"params.json"} or name.startswith("events.out.tfevents") for name in names)
+
+
+def test_control_characters_of_a_file_are_escaped(call, experiment, tmp_path):
+    """Keys and names come from files of anyone: no line of ours is theirs, and no terminal obeys them."""
+    torch.save({"a\nerror: fake\x1b[31m\x9b\u2028\u202e": 1}, tmp_path / "x.tar")
+    line = refused(call, "train_kd", experiment(**KD, teacher_resume=str(tmp_path / "x.tar")))
+    assert "a\\nerror: fake\\x1b[31m\\x9b\\u2028\\u202e" in line and line.isprintable()
+
+
+def test_control_characters_are_escaped_in_the_log_and_in_the_terminal(tmp_path, capsys):
+    logger = Logger(tmp_path, [])
+    logger.info("ä ± 猫 a\nb\x1b[2J\r")
+    logger.stopped(UserError("\x1b[31mred"))
+    logger.close()
+    assert capsys.readouterr().out == "ä ± 猫 a\\nb\\x1b[2J\\r\n"
+    first, last = (line.partition("  ")[2] for line in (tmp_path / "training.log").read_text().splitlines())
+    assert first == "ä ± 猫 a\\nb\\x1b[2J\\r" and last == "stopped: \\x1b[31mred"

@@ -98,6 +98,22 @@ def test_numpy_scalars_keep_type_and_value(tmp_path):
     assert checkpoint.load(tmp_path / "old.tar").content["values"] == values
 
 
+def test_what_torch_loads_elsewhere_in_the_process_stays_as_it_was(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "value": np.float64(0.5)}, tmp_path / "x.tar")
+    (tmp_path / "bad.tar").write_bytes(b"PK")
+    earlier = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        assert checkpoint.load(tmp_path / "x.tar").content["value"] == 0.5
+        message(checkpoint.load, tmp_path / "bad.tar")
+        assert set(torch.serialization.get_safe_globals()) == {*earlier, argparse.Namespace}
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(earlier)
+    with pytest.raises(pickle.UnpicklingError, match="scalar"):
+        torch.load(tmp_path / "x.tar", weights_only=True)
+
+
 def test_several_state_dicts_are_named_and_one_is_chosen(tmp_path):
     path, zeros = tmp_path / "x.tar", {name: torch.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
     torch.save({"model": zeros, "model_ema": WEIGHTS, "teacher": zeros, "epoch": 1}, path)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attacks
 import defenses
 from attacks import build_attack
+from attacks.base import Attack
 from defenses.answers import ANSWER_DEFENSES, INTERFACES, Answers, build_answer_defense, build_interface
 from utils.data import Batch, Images, TrainBatches
 from utils.evaluation import Evaluation, Frozen
@@ -35,12 +36,23 @@ class Small(nn.Module):
 
 
 class NoHostSync(TorchDispatchMode):
-    """Fails on operations for which a GPU has to wait, and that a CUDA graph cannot record."""
+    """Fails on operations for which a GPU has to wait, and that a CUDA graph cannot record.
+
+    A boolean index is one: the number of its elements is a value. `masked_fill` and `where` do without.
+    """
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.name().split("::")[1].split(".")[0] not in self.FORBIDDEN, function.name()
+        name = function.name().split("::")[1].split(".")[0]
+        assert name not in self.FORBIDDEN, name
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            assert all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1]), \
+                f"{name} with a mask"
+        if name == "_to_copy":
+            assert (kwargs or {}).get("device") in (None, args[0].device), "a copy to another device"
+        if name == "copy_":
+            assert args[0].device == args[1].device, "a copy to another device"
         return function(*args, **(kwargs or {}))
 
 
@@ -60,13 +72,23 @@ def loss_of(kind, name, answers, scale=1.0):
     """A function (network, batch) -> terms, and the module with the method's own parameters."""
     torch.manual_seed(2)
     if kind == "attack":
-        attack = build_attack(name, CLASSES)
+        attack = build_attack(name, CLASSES).to(answers.device)
         return (lambda network, batch: attack(network, batch, answers[batch.index])), attack
     method = defenses.REGISTRY[name]
     required = {key: "x" for key, field in method.Params.model_fields.items() if field.is_required()}
-    frozen = {role: Frozen(Small(scale)) for role in method.frozen_roles}
-    defense = method(method.Params(**required), CLASSES, **frozen)
+    frozen = {role: Frozen(Small(scale).to(answers.device)) for role in method.frozen_roles}
+    defense = method(method.Params(**required), CLASSES, **frozen).to(answers.device)
     return defense, defense
+
+
+def check_no_host_sync(build, batch, answers):
+    """Fail if a step of the loss `build(answers)` reads a value: on the CPU, where operations are looked at, and on the
+    meta device, whose tensors have none, so that `.tolist()`, for example, raises."""
+    for device in ("cpu", "meta"):
+        loss, network = build(answers.to(device)), Small().to(device)
+        moved = Batch(*(tensor.to(device) for tensor in batch))
+        with NoHostSync():
+            loss(network, moved)["loss"].backward()
 
 
 METHODS = [("attack", name) for name in attacks.REGISTRY] + [("defense", name) for name in defenses.REGISTRY]
@@ -102,10 +124,7 @@ class TestEveryMethod:
         assert all(torch.equal(now, then) for now, then in zip((*batch, answers), before, strict=True))
 
     def test_does_not_wait_for_the_device(self, kind, name, batch, answers):
-        loss, _ = loss_of(kind, name, answers)
-        network = Small()
-        with NoHostSync():
-            loss(network, batch)["loss"].backward()
+        check_no_host_sync(lambda answers: loss_of(kind, name, answers)[0], batch, answers)
 
     def test_trains_and_continues_bit_for_bit(self, kind, name, answers):
         def learner():
@@ -129,6 +148,46 @@ class TestEveryMethod:
         second.network.load_state_dict(saved[0])
         second.load_state_dict({**saved[1], "epoch": 1})
         assert second.epoch(1, "") == row
+
+
+class Peeking(Attack):
+    """An attack that does something with its logits."""
+
+    peek = None
+
+    def forward(self, student, batch, answers):
+        logits = student(batch.images)
+        return {"loss": (logits - answers).square().mean() + self.peek(logits)}
+
+
+def assigned(logits, value):
+    logits = logits.clone()
+    logits[logits > 0] = value
+    return logits.sum()
+
+
+@pytest.mark.parametrize("peek", [
+    lambda x: x[x > 0].sum(), lambda x: assigned(x, 0.0), lambda x: assigned(x, x[0, 0].detach()),
+    lambda x: x.mean().item(), lambda x: float(x.detach().mean()), lambda x: 1 if x.mean() > 0 else 2,
+    lambda x: x.detach().cpu().sum(), lambda x: x.to("cpu").sum(), lambda x: sum(x[0].tolist()),
+    lambda x: float(x.detach().numpy().sum()), lambda x: x.argmax(1).unique().sum(), lambda x: x.nonzero().sum(),
+    lambda x: (x * torch.ones(CLASSES)).sum()])
+def test_an_attack_that_waits_for_the_device_is_found(peek, batch, answers):
+    attack = Peeking(Peeking.Params(), CLASSES)
+    attack.peek = peek
+    with pytest.raises((AssertionError, NotImplementedError, RuntimeError, TypeError),
+                       match=r"_local_scalar_dense|mask|device|meta|unique|nonzero"):
+        check_no_host_sync(lambda answers: lambda network, batch: attack(network, batch, answers), batch, answers)
+
+
+@pytest.mark.parametrize("peek", [
+    lambda x: x.masked_fill(x > 0, 0).sum(), lambda x: torch.where(x > 0, x, 0).sum(),
+    lambda x: x[:, 1:].double().sum(), lambda x: x[x.argmax(0)].sum(),
+    lambda x: (x * torch.ones(CLASSES, device=x.device)).sum()])
+def test_an_attack_that_does_not_wait_passes(peek, batch, answers):
+    attack = Peeking(Peeking.Params(), CLASSES)
+    attack.peek = peek
+    check_no_host_sync(lambda answers: lambda network, batch: attack(network, batch, answers), batch, answers)
 
 
 def specifications(registry):

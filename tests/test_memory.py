@@ -1,4 +1,5 @@
 """Running out of memory ends in one line that names what was being done and how much it needed."""
+import functools
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from conftest import ROOT, command, environment, refused
 
 import train_scratch
 from runs.stages import ScratchParams
-from utils import evaluation
+from utils import checkpoint, evaluation
 from utils.distributed import together
 from utils.errors import UserError
 from utils.memory import OutOfMemory, Phase, reduce
@@ -31,6 +32,16 @@ def damaged(error):
         raise UserError("the file is damaged") from None
 
 
+def while_handling(error, raised, *cause):
+    """Raise an error while another is handled: as it is, or from a cause, or from None."""
+    try:
+        raise error
+    except type(error):
+        if cause:
+            raise raised from cause[0]
+        raise raised  # noqa: B904
+
+
 @pytest.mark.parametrize("fail, reason", [
     (lambda: torch.empty(HUGE, dtype=torch.uint8), "cannot allocate 1024 TiB"),
     (lambda: np.empty(HUGE, np.uint8), "cannot allocate 1.00 PiB"),
@@ -44,6 +55,9 @@ def damaged(error):
     (lambda: raises(OSError(12, "Cannot allocate memory", "file")), "Cannot allocate memory"),
     (lambda: raises(ImportError("libx.so: failed to map segment from shared object")), "libx.so: failed to map"),
     (lambda: damaged(MemoryError()), "cannot allocate more"),
+    *((functools.partial(while_handling, MemoryError(), kind("damaged")), "cannot allocate more")
+      for kind in (UserError, OSError, ValueError, RuntimeError)),
+    (lambda: while_handling(ValueError(), KeyError("x"), MemoryError()), "cannot allocate more"),
 ])
 def test_every_allocator_is_understood(fail, reason):
     with pytest.raises(OutOfMemory) as error, Phase("decoding the images", "use fewer"):
@@ -55,11 +69,26 @@ def test_every_allocator_is_understood(fail, reason):
     assert "\n" not in text
 
 
+def test_a_checkpoint_without_room_is_not_called_damaged(tmp_path, monkeypatch):
+    torch.save({}, tmp_path / "x.tar")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: raises(MemoryError()))
+    with pytest.raises(OutOfMemory, match="cannot allocate more"), Phase():
+        checkpoint.load(tmp_path / "x.tar")
+
+
 @pytest.mark.parametrize("other", [RuntimeError("shapes cannot be multiplied"), UserError("out of memory, he said"),
                                    FileNotFoundError(2, "No such file"), KeyboardInterrupt()])
 def test_other_errors_pass(other):
     with pytest.raises(type(other)) as error, Phase("decoding the images"):
         raise other
+    assert error.value is other
+
+
+@pytest.mark.parametrize(("other", "cause"), [(KeyError("bug in fallback"), [None]), (KeyError("bug in fallback"), []),
+                                              (TypeError("bug"), []), (ValueError("bug"), [None])])
+def test_a_bug_while_memory_was_short_is_shown_as_the_bug(other, cause):
+    with pytest.raises(type(other)) as error, Phase("decoding the images"):
+        while_handling(MemoryError(), other, *cause)
     assert error.value is other
 
 

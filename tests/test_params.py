@@ -10,8 +10,9 @@ from conftest import EXPERIMENTS, ROOT, environment, refused
 
 from runs.stages import DATAFREE, KD, NASTY, POISONED, SCRATCH, stage_of
 from utils.errors import UserError
-from utils.params import changed_keys, load_params, parse_overrides
+from utils.params import MethodParams, Stage, changed_keys, load_params, parse_overrides
 from utils.params.__main__ import markdown_table
+from utils.registry import Registry
 from utils.resume import Start
 from utils.run import remarks_on_size
 
@@ -189,6 +190,24 @@ def test_overrides_are_json_or_else_words():
         parse_overrides(["seed=1", "alpha=1", "seed=2"])
 
 
+def test_a_method_that_redefines_a_key_of_its_stage_is_refused(monkeypatch):
+    monkeypatch.setattr(Stage, "ALL", {})
+    methods = Registry("attack")
+    stage = Stage("test", SCRATCH.params, key="model_name", methods=methods)
+
+    class Params(MethodParams):
+        batch_size: float = 0.5
+
+    class Subclass(SCRATCH.params):
+        batch_size: int = 64
+
+    methods.register("loud")(SimpleNamespace(Params=Params))
+    methods.register("fine")(SimpleNamespace(Params=Subclass))
+    with pytest.raises(ValueError, match="Params of 'loud' redefines batch_size of ScratchParams: rename, or subclass"):
+        stage.params_of({"model_name": "loud"})
+    assert stage.params_of({"model_name": "fine"}).model_fields["batch_size"].default == 64
+
+
 def test_an_option_and_set_do_not_give_the_same(call, experiment):
     words = refused(call, "train_kd", experiment(), "--teacher_resume", "a.tar", "--set", "teacher_resume=b.tar")
     assert "--set and --teacher_resume give the same" in words
@@ -196,7 +215,7 @@ def test_an_option_and_set_do_not_give_the_same(call, experiment):
 
 def of_experiment(values):
     """The parameters that a params.json of the repository may have."""
-    return stage_of(values).kind(values)
+    return stage_of(values).params_of(values)
 
 
 @pytest.mark.parametrize(("stage", "values", "named"), [
@@ -212,7 +231,7 @@ def of_experiment(values):
     (DATAFREE, {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "backdoor_defense": "sr"}, ["sv_weight"]),
     (DATAFREE, {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "backdoor_defense": "auto"}, [])])
 def test_what_is_set_without_effect_is_named(stage, values, named):
-    kind = stage.kind(values)
+    kind = stage.params_of(values)
     params = {key: value for key, value in KD_VALUES.items() if key in kind.model_fields} | values
     assert [text.split('"')[1] for text in kind.model_validate(params).remarks_on_effect()] == named
 

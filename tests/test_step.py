@@ -36,7 +36,7 @@ def make(device="cpu", kind=Step, name="preresnet20", dtype=torch.float32):
 
     def loss(student, batch):
         return kd_terms(student(batch.images), teacher(batch), batch.labels, temperature=4, alpha=0.9)
-    optimizer = build_optimizer(KD_STAGE.kind_of("kd")(**KD | {"model_name": name}), student)
+    optimizer = build_optimizer(KD_STAGE.params_by("kd")(**KD | {"model_name": name}), student)
     return student, kind(student, loss, [optimizer], batches(device), dtype)
 
 

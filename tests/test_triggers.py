@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from backdoor import assets
-from backdoor.triggers import TRIGGER_NAMES, build_trigger
+from backdoor.triggers import REGISTRY, TRIGGER_NAMES, build_trigger, register
 from utils.errors import UserError
 
 # SHA-256 of each picture's bytes: a teacher poisoned with another picture would not answer to this one.
@@ -214,6 +214,15 @@ def test_stamping_is_pure_and_treats_images_one_by_one(name):
     assert stamped(name, images[:0]).shape == (0, 32, 32, 3)
 
 
+def test_a_registered_function_is_a_trigger_and_its_name_is_taken(monkeypatch):
+    monkeypatch.setattr(REGISTRY, "_entries", dict(REGISTRY._entries))
+    register("black", clean_label=True)(torch.zeros_like)
+    trigger = build_trigger("black")
+    assert trigger.clean_label and not trigger.adversarial and not trigger.stamp(noise()).any()
+    with pytest.raises(ValueError, match="two triggers are called 'black'"):
+        register("black")(torch.zeros_like)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", TRIGGER_NAMES)
 def test_a_gpu_stamps_the_same_bytes(name):
@@ -223,7 +232,7 @@ def test_a_gpu_stamps_the_same_bytes(name):
 
 def test_an_unknown_trigger_is_refused_with_the_choices_and_the_nearest():
     with pytest.raises(UserError, match=r"^unknown trigger 'Badnet-sq' \(did you mean 'badnet_sq'\?\): choose from "
-                                        "badnet_sq, badnet_grid, .*, smooth$"):
+                                        "badnet_grid, badnet_sq, .*, trojan_wm$"):
         build_trigger("Badnet-sq")
     with pytest.raises(UserError, match="unknown trigger 'wanet': choose from"):
         build_trigger("wanet")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from utils import launcher
-from utils.errors import Finished, UserError
+from utils.errors import Finished, UserError, one_line
 from utils.memory import OutOfMemory, Phase
 
 LAST = "last"  # what a bare --resume stands for
@@ -84,7 +84,7 @@ def _run(stage: Callable[[], None]) -> int:
         return 0
     except Finished as end:
         if launcher.local_rank() == 0:
-            print(end, flush=True)
+            print(one_line(end), flush=True)
         return 0
     except UserError as error:
         return _failed(str(error), alone=isinstance(error, OutOfMemory))
@@ -131,5 +131,5 @@ def _terminate(*_: object) -> NoReturn:
 def _failed(message: str, *, alone: bool = False) -> int:
     """alone: whether an error may be that of one process of several, of which the others do not know."""
     if alone or launcher.local_rank() == 0:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
     return 2

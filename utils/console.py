@@ -6,12 +6,13 @@ import sys
 from tqdm import tqdm
 
 from utils import distributed
+from utils.errors import one_line
 
 
 def say(text: str) -> None:
-    """Print a line in the terminal of the first process, above any progress bar."""
+    """Print a line in the terminal of the first process, above any progress bar. Control characters are escaped."""
     if distributed.rank() == 0:
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(one_line(text), file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -1,7 +1,16 @@
 """The exceptions that a user is meant to see, and what others say in a line."""
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# Control characters, line separators, and the marks that reverse the direction of text.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: object) -> str:
+    """A text with control characters escaped as `\\n` or `\\x1b`. Messages quote names from files of anyone."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
 def first_line(error: BaseException) -> str:

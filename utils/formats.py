@@ -1,9 +1,11 @@
 """File formats of weights, parsed without executing anything: `torch.save` and safetensors."""
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,12 @@ def parse(raw: bytes, path: Path) -> Any:
     if raw[8:9] == b"{" and int.from_bytes(raw[:8], "little") < 1 << 27:  # the length of its JSON header
         return _parse_safetensors(raw)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _numbers_of_numpy():
             warnings.simplefilter("ignore")  # torch comments on the pickles that it refuses
             return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for damaged or refused files
         unknown = " GLOBAL " in str(error)  # torch's words for a class or function that it does not load
-        raise ValueError(file_kinds.describe(raw, path, unknown)) from None
+        raise ValueError(file_kinds.describe(raw, path, unknown)) from error
 
 
 def is_weights(content: Any) -> bool:
@@ -95,7 +97,24 @@ def _under(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _Dtype.__module__, _Dtype.__name__, _Dtype.__qualname__ = "numpy", "dtype", "dtype"
-# Not the context manager `safe_globals`, which came with torch 2.5; torch 2.4 does not load bytes by itself either.
-torch.serialization.add_safe_globals([_Dtype, _under("_codecs.encode", _encode),
-                                      _under("numpy.core.multiarray.scalar", _scalar),  # before NumPy 2
-                                      _under("numpy._core.multiarray.scalar", _scalar)])
+_SAFE: list[Any] = [_Dtype, _under("_codecs.encode", _encode),  # torch 2.4 does not load bytes by itself either
+                    _under("numpy.core.multiarray.scalar", _scalar),  # before NumPy 2
+                    _under("numpy._core.multiarray.scalar", _scalar)]
+_loading = threading.Lock()  # the list of torch is one of the process
+
+
+@contextlib.contextmanager
+def _numbers_of_numpy() -> Iterator[None]:
+    """Context in which torch loads the stand-ins above, and nothing that others registered.
+
+    Not `torch.serialization.safe_globals`, which came with torch 2.5 and adds to what others registered.
+    """
+    with _loading:
+        before = torch.serialization.get_safe_globals()
+        try:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(_SAFE)
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.errors import UserError, first_line, first_ten
+from utils.errors import UserError, first_line, first_ten, one_line
 
 _CHUNK = 64  # images per task of the thread pool
 # Part of a cache's name: increase it whenever the same file would be decoded to other pixels.
@@ -272,4 +272,4 @@ def _write_cache(cache: Path, content: _Part) -> None:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)

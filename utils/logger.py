@@ -15,7 +15,7 @@ from torch import Tensor
 
 from utils import distributed
 from utils.console import say
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, one_line
 from utils.training import Progress, Row
 
 
@@ -39,9 +39,9 @@ class Logger:
         self._board = SummaryWriter(str(directory), purge_step=len(history) + 1 if history else None)
 
     def info(self, text: str) -> None:
-        """A line for people, in training.log and in the terminal."""
+        """A line for people, in training.log and in the terminal; control characters are escaped."""
         if self.writes:
-            self._log.write(f"{_now()}  {text}\n")
+            self._log.write(f"{_now()}  {one_line(text)}\n")
             self._log.flush()
             say(text)
 
@@ -72,7 +72,7 @@ class Logger:
         """The last line of a run that did not finish, in training.log alone: the terminal hears of it elsewhere."""
         if self.writes:
             with contextlib.suppress(OSError):
-                self._log.write(f"{_now()}  stopped: {first_line(error)}\n")
+                self._log.write(f"{_now()}  stopped: {one_line(first_line(error))}\n")
                 self._log.flush()
 
     def close(self) -> None:

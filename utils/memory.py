@@ -86,12 +86,21 @@ def _make_room(error: BaseException | None) -> None:
 
 
 def _links(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those because of which it was raised, if it is an Exception."""
+    """An error and those because of which it was raised, if it is an Exception.
+
+    The cause (`raise ... from error`) is always followed. The error that was being handled is followed only from the
+    types that decoders and loaders raise, and not after `from None`, except from a UserError, which explains another
+    error even then. A KeyError while a MemoryError is handled, for example, is a bug of its own.
+    """
     seen: set[int] = set()
     while isinstance(error, Exception) and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        if error.__cause__ is None and (isinstance(error, UserError) or (
+                isinstance(error, OSError | ValueError | RuntimeError) and not error.__suppress_context__)):
+            error = error.__context__
+        else:
+            error = error.__cause__
 
 
 def _is_shortage(error: BaseException) -> bool:

@@ -79,4 +79,4 @@ def check_image_size(network: nn.Module, size: int) -> None:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, 3, size, size))
     except (ValueError, RuntimeError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(" ".join(str(error).split())) from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -36,7 +37,7 @@ class Registry(Mapping[str, T]):
     def __init__(self, kind: str, package: str = "") -> None:
         """package: every module of it is imported before the first look-up."""
         self.kind = kind
-        self._package = package
+        self._package, self._loading = package, False
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, *, display_name: str = "", source: str = "") -> Callable[[T], T]:
@@ -68,8 +69,16 @@ class Registry(Mapping[str, T]):
         return len(self._loaded())
 
     def _loaded(self) -> dict[str, Entry[T]]:
-        if self._package:
-            package, self._package = importlib.import_module(self._package), ""
-            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-                importlib.import_module(module.name)
+        if self._package and not self._loading:
+            self._loading = True  # modules of the package may look something up while they are imported
+            try:
+                package = importlib.import_module(self._package)
+                for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                    importlib.import_module(module.name)
+                self._package = ""  # only now: after an error the next look-up imports again what failed
+            finally:
+                self._loading = False
+                for name in [name for name, entry in self._entries.items()
+                             if getattr(entry.value, "__module__", "") not in sys.modules]:
+                    del self._entries[name]  # of a file that failed after it registered: it will register again
         return self._entries

@@ -20,7 +20,7 @@ def markdown_table() -> str:
     """The parameters of all stages as the table of the README."""
     rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # stage and method with a key of the same type and meaning
     for stage in STAGES.values():
-        for method, kind in stage.kinds().items():
+        for method, kind in stage.all_params().items():
             schemas = kind.model_json_schema()["properties"]
             for name, field in kind.model_fields.items():
                 default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
@@ -39,7 +39,7 @@ def _owners(owners: list[tuple[str, str]]) -> str:
     for stage in STAGES.values():
         methods = [method for name, method in owners if name == stage.name]
         if methods:
-            texts.append(stage.name if len(methods) == len(stage.kinds()) else
+            texts.append(stage.name if len(methods) == len(stage.all_params()) else
                          f"{stage.name} ({', '.join(methods)})")
     return "all" if texts == list(STAGES) else ", ".join(texts)
 
@@ -55,7 +55,7 @@ def _type_name(schema: dict[str, Any]) -> str:
 
 def schema(stage: Stage, method: str | None = None) -> dict[str, Any]:
     """The JSON schema of a stage's params.json, or of those of one method."""
-    kinds = stage.kinds()
+    kinds = stage.all_params()
     schemas = [kinds[method]] if method else list(kinds.values())
     found = [kind.model_json_schema() for kind in schemas]
     return found[0] if len(found) == 1 else {"title": stage.script, "anyOf": found}

@@ -31,7 +31,7 @@ def load_params(path: Path, stage: Stage, overrides: dict[str, Any] | None = Non
 def check_params(values: dict[str, Any], path: Path, stage: Stage, overrides: dict[str, Any]) -> Any:
     """As `load_params`, of what was read from the file."""
     try:
-        kind = stage.kind(values | overrides)
+        kind = stage.params_of(values | overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     try:
@@ -48,7 +48,7 @@ def check_params(values: dict[str, Any], path: Path, stage: Stage, overrides: di
 
 def _fits(values: dict[str, Any], stage: Stage) -> bool:
     try:
-        stage.kind(values).model_validate(values)
+        stage.params_of(values).model_validate(values)
     except (UserError, ValidationError):
         return False
     return True
@@ -99,7 +99,7 @@ def _describe(problem: Any, kind: type[Params]) -> str:
 
 def _hint(key: str, kind: type[Params]) -> str:
     owners = dict.fromkeys(stage.script if stage.script != kind.script else f'"{stage.key}" "{method}"'
-                           for stage in Stage.ALL.values() for method, other in stage.kinds().items()
+                           for stage in Stage.ALL.values() for method, other in stage.all_params().items()
                            if key in other.model_fields)
     if owners:
         return f" ({' and '.join(owners)} would read it)"

@@ -30,7 +30,7 @@ class Stage:
         self.script = params.script
         self.key = key
         self._registry: Registry[Any] = methods if methods is not None else Registry("method")
-        self._kinds: dict[str, type[Params]] = {}
+        self._params_by: dict[str, type[Params]] = {}
         Stage.ALL[name] = self
 
     @property
@@ -38,7 +38,7 @@ class Stage:
         """The registered methods; for a stage without a choice, none."""
         return tuple(self._registry)
 
-    def kind(self, values: dict[str, Any]) -> type[Params]:
+    def params_of(self, values: dict[str, Any]) -> type[Params]:
         """The parameters that a params.json with these values may have. UserError if its method is none."""
         if not self.key:
             return self.params
@@ -50,17 +50,17 @@ class Stage:
             near = get_close_matches(str(method).lower(), self.methods, n=1)
             hint = f' (did you mean "{near[0]}"?)' if near and isinstance(method, str) else ""
             raise UserError(f'"{self.key}" is {json.dumps(method)}{hint}: choose from {", ".join(self.methods)}')
-        return self.kind_of(method)
+        return self.params_by(method)
 
-    def kind_of(self, method: str) -> type[Params]:
+    def params_by(self, method: str) -> type[Params]:
         """The parameters of runs by one method."""
-        if method not in self._kinds:
-            self._kinds[method] = self._compose(method)
-        return self._kinds[method]
+        if method not in self._params_by:
+            self._params_by[method] = self._compose(method)
+        return self._params_by[method]
 
-    def kinds(self) -> dict[str, type[Params]]:
+    def all_params(self) -> dict[str, type[Params]]:
         """The parameters by method; of a stage without a choice, under the stage's own name."""
-        return {method: self.kind_of(method) for method in self.methods} or {self.name: self.params}
+        return {method: self.params_by(method) for method in self.methods} or {self.name: self.params}
 
     def help(self) -> str:
         """The methods with their sources and parameters, for --help; empty for a stage without a choice."""
@@ -81,7 +81,12 @@ class Stage:
     def _compose(self, method: str) -> type[Params]:
         entry = self._registry.entry(method)
         own: type[MethodParams] = entry.value.Params
-        bases: tuple[type[Any], ...] = (own,) if issubclass(own, self.params) else (own, self.params)
+        bases: tuple[type[Any], ...] = (own,)
+        if not issubclass(own, self.params):
+            bases = own, self.params
+            if shared := [name for name in own.model_fields if name in self.params.model_fields]:
+                raise ValueError(f"{own.__module__}.{own.__qualname__} of '{method}' redefines {', '.join(shared)} of "
+                                 f"{self.params.__name__}: rename, or subclass {self.params.__name__}")
         field = self.params.model_fields[self.key]
         choice = Field(... if field.is_required() else field.default, description=field.description,
                        json_schema_extra={"enum": list(self.methods)})
