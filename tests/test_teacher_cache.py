@@ -9,6 +9,7 @@ from test_step import batches, network
 from torch import nn
 
 from utils.evaluation import Frozen
+from utils.teacher_cache import TeacherCache
 
 
 def cache(directory, seed=1, sha256="a", said=None, dtype=torch.float32):
