@@ -47,8 +47,11 @@ class ZSKT(Distiller):
         pseudo_batches: int = Field(200, ge=1, description="batches that an epoch generates")
         student_steps: int = Field(10, ge=1, description="steps of the student on each of them")
         latent_size: LatentSize = 100
-        generator_learning_rate: float = Field(1e-3, gt=0, description="initial learning rate of the generator; cosine to 0")
-        attention_weight: float = Field(250.0, ge=0, description="weight of the attention losses; must be 0 for networks without stages, such as `mlp`")
+        generator_learning_rate: float = Field(
+            1e-3, gt=0, description="initial learning rate of the generator; cosine to 0")
+        attention_weight: float = Field(
+            250.0, ge=0,
+            description="weight of the attention losses; must be 0 for networks without stages, such as `mlp`")
         clip_norm: float = Field(5.0, gt=0, description="largest norm of a gradient, of student and generator")
         sr_weight: SRWeight = 0.1
         sr_epochs: SREpochs = 3

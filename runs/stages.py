@@ -85,7 +85,8 @@ class PoisonedParams(BackdoorParams, DataParams):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         yield from super().without_effect()
         if not self.surrogate_resume:
-            yield from ((f"surrogate_{key}", 'there is no "surrogate_resume"') for key in ("model", "num_channels", "model_options"))
+            keys = "surrogate_model", "surrogate_num_channels", "surrogate_model_options"
+            yield from ((key, 'there is no "surrogate_resume"') for key in keys)
         elif (self.surrogate_model or self.model_name) != "net":
             yield "surrogate_num_channels", 'the clean classifier is not a "net"'
 
