@@ -50,7 +50,7 @@ def evaluate() -> None:
     given = {key: value for option, key in GIVEN.items() if (value := getattr(arguments, option)) is not None}
     file = "best_model.tar" if arguments.best else "last_model.tar"
     sources = [read_source(name, file, given) for name in arguments.checkpoints]
-    reference = read_source(arguments.against, file, given) if arguments.against else None
+    reference = read_source(arguments.against, file, given, sources[0]) if arguments.against else None
     test = Test(arguments, [*sources, *([reference] if reference else [])])
     compared = test.answers(reference) if reference else None
     rows = {source.name: test.evaluate(source, compared) for source in sources}
@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Any = parser.add_argument
     add("checkpoints", nargs="+", metavar="CHECKPOINT", help="directory of a run, or a file")
-    add("--against", metavar="CHECKPOINT", help="network to compare with: agreement and KL")
+    add("--against", metavar="CHECKPOINT",
+        help="network to compare with: agreement and KL; weights that do not say what they are of are taken for the "
+             "first checkpoint's network, on its images and constants")
     add("--best", action="store_true", help="of directories: the best epoch instead of the last")
     add("--model", metavar="NAME", help="architecture, as `model_name`, of a file that does not say it")
     add("--num_channels", type=int, metavar="N", help="width of a `net`")

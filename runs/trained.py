@@ -48,18 +48,23 @@ class Source:
         return network.eval()
 
 
-def read_source(name: str, file: str = "last_model.tar", given: Mapping[str, Any] | None = None) -> Source:
+def read_source(name: str, file: str = "last_model.tar", given: Mapping[str, Any] | None = None,
+                like: Source | None = None) -> Source:
     """Read a checkpoint: that of a run's directory, or a file.
 
     file: which one of a directory. given: parameters that replace the checkpoint's own, and that one which no run of
-    ours wrote needs: `model_name` and `dataset`. Raises UserError where they are missing or wrong or nothing can be
+    ours wrote needs: `model_name` and `dataset`. like: the source whose network and images a checkpoint has that says
+    nothing of its own. Raises UserError where they are missing or wrong or nothing can be
     loaded, and where the checkpoint, which may come from anyone, names code to import: that is the user's own choice,
     by `given` or in the params.json of the directory.
     """
-    path, chosen = Path(name), dict(given or {})
+    path, chosen, trusted = Path(name), dict(given or {}), None
     loaded = checkpoint.load(path / file if path.is_dir() else name)
     data, own = (loaded.content.get(key) for key in ("data", "params"))
     values: dict[str, Any] = {}
+    if like is not None and data is None and own is None:
+        own = {key: getattr(like.params, key) for key in RECORDED}
+        trusted = like.params.model_name
     for record in (data, own, chosen):  # the later ones win
         if isinstance(record, dict):
             values |= {key: record[key] for key in RECORDED if record.get(key) is not None}
@@ -67,7 +72,7 @@ def read_source(name: str, file: str = "last_model.tar", given: Mapping[str, Any
         raise UserError(f"{name} does not say which network and data it is of: give {' and '.join(missing)}")
     params = check_params(values | {"learning_rate": 1.0, "num_epochs": 1}, path, SCRATCH, {})
     model = params.model_name
-    if imports_code(model) and model not in (chosen.get("model_name"), _named_in(path)):
+    if imports_code(model) and model not in (chosen.get("model_name"), trusted, _named_in(path)):
         raise UserError(f"{name} names code to import, {model}: if you trust it, --model {model} imports it")
     return Source(name, loaded, params)
 

@@ -271,3 +271,13 @@ def test_outputs_that_are_not_finite_are_refused(run, weights, options):
     content["fc2.bias"][0] = float("nan")
     torch.save(content, weights)
     assert "the outputs of the network are not finite" in refused(run, weights, *options)
+
+
+def test_bare_weights_to_compare_with_are_of_the_first_network_on_its_images_and_constants(row, trained, tmp_path):
+    directory = trained(num_epochs=1, mean=[0.1, 0.2, 0.3], std=[0.5, 0.5, 0.5])
+    bare = tmp_path / "bare.safetensors"
+    state_dict = torch.load(directory / "last_model.tar")["state_dict"]
+    save_file({name: tensor.contiguous() for name, tensor in state_dict.items()}, bare)
+    found = row(directory, "--against", bare)
+    assert found["agreement"] == 100
+    assert found["kl"] == pytest.approx(0, abs=1e-6)
