@@ -16,15 +16,13 @@ ARROWS = {"model": set(), "utils": set(), "backdoor": {"utils"}, "attacks": {"ut
 # What users call: the files beside the packages, and two directories. None of the packages imports it.
 PROGRAMS = (*sorted(file.stem for file in ROOT.glob("*.py")), "scripts", "benchmarks")
 ARROWS |= dict.fromkeys(PROGRAMS, set(ARROWS) - {"experiments"})
-SCRIPTS = {"utils.params.__main__"}  # `python -m`, not part of the library
 
 
 def modules():
     for package in ARROWS:
         for file in sorted([*ROOT.glob(f"{package}.py"), *(ROOT / package).rglob("*.py")]):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            if name not in SCRIPTS:
-                yield name, file
+            yield name, file
 
 
 def imports(file):

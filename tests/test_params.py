@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import EXPERIMENTS, ROOT, environment, refused
 
+from runs.parameters import markdown_table
 from runs.stages import DATAFREE, KD, NASTY, POISONED, SCRATCH, stage_of
 from utils.errors import UserError
 from utils.params import MethodParams, Stage, changed_keys, load_params, parse_overrides
-from utils.params.__main__ import markdown_table
 from utils.registry import Registry
 from utils.resume import Start
 from utils.run import remarks_on_size
