@@ -14,30 +14,34 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from attacks import REGISTRY
-from attacks.base import Attack
+from attacks.base import Attack, AttackParams, classes
 from utils.data import Batch
 from utils.losses import at_least_float32, cross_entropy, finite_log_probabilities, kl_from_log_probabilities
-from utils.params import MethodParams
 
 
 @REGISTRY.register("dkd", display_name="DKD", source="Zhao et al., CVPR 2022, arXiv:2203.08679")
 class DKD(Attack):
-    """Student of the answers' true-class pair and, separately, of their other classes; needs the labels."""
+    """Student of the answers' pair (class, any other) and, separately, of their other classes. The class is the label
+    or, for a thief without labels, the top class of the answer."""
 
-    class Params(MethodParams):
+    class Params(AttackParams):
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         alpha: float = Field(1.0, ge=0, description="weight of TCKD, the KL term of the true class against the others")
         beta: float = Field(8.0, ge=0, description="weight of NCKD, the KL term among the classes that are not true")
         warmup_epochs: float = Field(
             20.0, ge=0, description="epochs over which the weight of both KL terms rises linearly from 0 to 1")
 
+        @property
+        def reads_labels(self) -> bool:
+            return True
+
     params: Params
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
         params = self.params
-        logits = student(batch.images)
-        target, other = decoupled_kl(answers, logits, batch.labels, temperature=params.temperature)
-        terms = {"cross_entropy": cross_entropy(logits, batch.labels), "tckd": target, "nckd": other}
+        logits, labels = student(batch.images), classes(batch, answers)
+        target, other = decoupled_kl(answers, logits, labels, temperature=params.temperature)
+        terms = {"cross_entropy": cross_entropy(logits, labels), "tckd": target, "nckd": other}
         weight = (batch.epoch / params.warmup_epochs).clamp(max=1) if params.warmup_epochs else 1.0
         return {"loss": terms["cross_entropy"] + weight * (params.alpha * target + params.beta * other), **terms}
 

@@ -8,22 +8,24 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from attacks import REGISTRY
-from attacks.base import Attack
+from attacks.base import Attack, WeightedParams, weighted_terms
 from utils.data import Batch
-from utils.losses import kd_terms
-from utils.params import MethodParams
+from utils.losses import kl_divergence
 
 
 @REGISTRY.register("kd", display_name="KD", source="Hinton et al., 2015, arXiv:1503.02531")
 class KD(Attack):
     """Student of the softened answers, and of the labels with weight 1 - `alpha`."""
 
-    class Params(MethodParams):
-        temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in the KL term")
-        alpha: float = Field(0.9, ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`")
+    class Params(WeightedParams):
+        published = {"cifar100": {"temperature": 20.0}, "tiny_imagenet": {"temperature": 20.0}}
+        temperature: float = Field(
+            4.0, gt=0, description="temperature T of the softened outputs in the KL term; 20 for CIFAR-100 and "
+                                   "Tiny-ImageNet")
 
     params: Params
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
-        return kd_terms(student(batch.images), answers, batch.labels, temperature=self.params.temperature,
-                        alpha=self.params.alpha)
+        logits, temperature = student(batch.images), self.params.temperature
+        kl = temperature**2 * kl_divergence(answers, logits, temperature=temperature)
+        return weighted_terms(logits, batch, alpha=self.params.alpha, kl=kl)

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     """What a step trains on."""
 
     images: Tensor  # float32 (B, 3, H, W), channels last
-    labels: Tensor  # int64 (B,)
+    labels: Tensor  # int64 (B,); None for the attack of a thief without labels
     index: Tensor  # type: ignore[assignment]  # int64 (B,): which training images; hides tuple.index
     epoch: Tensor  # float32 (), the epoch counted from 0, on the device: a recorded step reads its present value
 

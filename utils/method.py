@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from utils import seeds
@@ -22,6 +22,7 @@ class Method(nn.Module):
     """
 
     Params: ClassVar[type[MethodParams]] = MethodParams
+    seed = 0  # of random weights that `prepare` creates
 
     def __init__(self, params: MethodParams, num_classes: int) -> None:
         super().__init__()
@@ -31,9 +32,16 @@ class Method(nn.Module):
     @classmethod
     def from_run(cls, params: RunParams, num_classes: int, **frozen: Any) -> Self:
         """The method of a run, with the run's parameters; its own random weights come from the run's seed."""
-        torch.manual_seed(seeds.derive_seed(params.seed, "method"))
+        seed = seeds.derive_seed(params.seed, "method")
+        torch.manual_seed(seed)
         own = cls.Params(**{key: getattr(params, key) for key in cls.Params.model_fields})
-        return cls(own, num_classes, **frozen)
+        method = cls(own, num_classes, **frozen)
+        method.seed = seed
+        return method
+
+    def prepare(self, network: nn.Module, images: Tensor) -> None:
+        """Create the parameters whose shapes depend on the network, on its device; called once, before the optimizers
+        are built. images: float32 (B, 3, H, W), as a batch has them. `forward` calls it itself if nobody has."""
 
     def build_optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
         """Optimizer of the method's own parameters, with a constant learning rate of its own.

@@ -46,7 +46,7 @@ class Step:
         that this process has in their mean over all processes.
         """
         batch = self.batches.make(draw)
-        share = distributed.world_size() * len(batch.labels) / size  # processes average gradients; batches may be odd
+        share = distributed.world_size() * len(batch.index) / size  # processes average gradients; batches may be odd
         terms = self.differentiate(self.loss, batch, share)
         # The public torch.nn.utils.get_total_norm is the same, from torch 2.6 on.
         norm = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])).norm()
@@ -79,7 +79,7 @@ class CompiledStep(Step):
         self.proven: set[int] = set()  # sizes of batches, for each of which the compiler is called anew
 
     def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
-        size = len(batch.labels)
+        size = len(batch.index)
         if self.compiled is loss or size in self.proven:
             return super().differentiate(self.compiled, batch, share)
         before = [(buffer, buffer.clone()) for module in (self.network, self.method) for buffer in module.buffers()]

@@ -82,6 +82,9 @@ class Supervised(Learner):
     def _add_method(self, method: Method) -> torch.optim.Optimizer | None:
         """Have the method's own parameters trained: by the optimizer that it returns, or else by the network's."""
         method.to(self.batches.part.labels.device)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(method.seed)
+            method.prepare(self.network, next(self.batches.epoch(0)).images)
         parameters: list[Tensor] = list(method.parameters())
         if (parameters or list(method.buffers())) and distributed.world_size() > 1:
             raise UserError("a method with parameters or running averages of its own runs on one device")

@@ -96,6 +96,16 @@ class MethodParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by data set: values other than the defaults
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_published(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        dataset = values.get("dataset")
+        return {**(cls.published.get(dataset, {}) if isinstance(dataset, str) else {}), **values}
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Parameters that nothing reads beside the other values, each with the reason; `*` stands for any ending."""
         yield from ()
