@@ -23,6 +23,7 @@ from model import build_model
 from runs.stages import KD
 from utils.cli import main
 from utils.data import Batch
+from utils.evaluation import Queries
 from utils.run import Run
 
 
@@ -30,12 +31,13 @@ def train_kd() -> None:
     run = Run.from_command_line(KD, build_model, __doc__, options=["teacher_resume"])
     params = run.params
     student = run.network()
-    teacher = run.frozen("teacher", answers_of(params))
+    teacher = run.frozen("teacher", answers_of(params), Queries(params.queries == "once", params.views))
     attack = attacks.REGISTRY[params.attack].from_run(params, run.dataset.num_classes)
     backdoor = measure_backdoor(run)
 
     def loss(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return attack(student, batch, teacher(batch))
+        known = batch if params.labeled else batch.without_labels()
+        return attack(student, known, teacher(batch))
 
     run.train(student, run.supervised(student, loss, attack), metrics=backdoor.metrics, warnings=backdoor.warnings,
               final=backdoor.final)

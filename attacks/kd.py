@@ -4,6 +4,8 @@
 """
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ class KD(Attack):
     """Student of the softened answers, and of the labels with weight 1 - `alpha`."""
 
     class Params(WeightedParams):
-        published = {"cifar100": {"temperature": 20.0}, "tiny_imagenet": {"temperature": 20.0}}
+        published: ClassVar = {"cifar100": {"temperature": 20.0}, "tiny_imagenet": {"temperature": 20.0}}
         temperature: float = Field(
             4.0, gt=0, description="temperature T of the softened outputs in the KL term; 20 for CIFAR-100 and "
                                    "Tiny-ImageNet")

@@ -123,7 +123,7 @@ def ours(case: Case) -> Turn:
                       [build_optimizer(case.params, network)], batches, case.params, case.dtype, complain)
     caches = []
     if frozen and case.stage == "kd_cached":
-        frozen.cache_logits("", 10, batches, case.dtype, Path(case.scratch.name), complain)
+        frozen.prepare("", 10, batches, case.dtype, Path(case.scratch.name), complain)
         caches.append(frozen)
 
     def turn() -> None:

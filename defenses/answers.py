@@ -101,3 +101,49 @@ def _unchanged(probabilities: Tensor) -> Tensor:
 ANSWER_DEFENSES.register("none", display_name="no answer defense")(_identity)
 INTERFACES.register("logits")(_identity)
 INTERFACES.register("probabilities")(_identity)
+
+
+@INTERFACES.register("top_k", display_name="top-k")
+def _top_k(strength: str) -> Transform:
+    """The K largest probabilities, renormalized; the others are 0."""
+    k = _whole_number(strength, "K", 1)
+
+    def top_k(probabilities: Tensor) -> Tensor:
+        order = probabilities.argsort(dim=1, descending=True, stable=True)  # in a tie the lowest index comes first
+        kept = torch.zeros_like(probabilities).scatter(1, order[:, :k], 1.0) * probabilities
+        return kept / kept.sum(1, keepdim=True)
+
+    return top_k
+
+
+@INTERFACES.register("round", display_name="rounded")
+def _round(strength: str) -> Transform:
+    """Probabilities to D decimals, renormalized; one-hot where all are rounded to 0."""
+    decimals = _whole_number(strength, "D", 0)
+
+    def rounded(probabilities: Tensor) -> Tensor:
+        values = probabilities.round(decimals=decimals)
+        values = torch.where(values.sum(1, keepdim=True) > 0, values, one_hot_top(probabilities))
+        return values / values.sum(1, keepdim=True)
+
+    return rounded
+
+
+@INTERFACES.register("label", display_name="label")
+def _label(strength: str) -> Transform:
+    """The top class as a one-hot answer."""
+    if strength:
+        raise ValueError("takes no strength")
+    return one_hot_top
+
+
+def one_hot_top(probabilities: Tensor) -> Tensor:
+    """One-hot rows (B, C) of the top class, the lowest index in a tie."""
+    top = probabilities.argmax(1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter(1, top, 1.0)
+
+
+def _whole_number(strength: str, name: str, least: int) -> int:
+    if not (strength.isascii() and strength.isdecimal() and int(strength) >= least):
+        raise ValueError(f"takes a whole number {name} of at least {least}, as in NAME:{least + 1}")
+    return int(strength)

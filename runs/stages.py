@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 import attacks
 import datafree
 import defenses
+from attacks.params import AttackParams
 from backdoor.params import BackdoorParams
 from datafree.params import DataFreeParams
 from utils.errors import UserError
@@ -21,6 +23,7 @@ from utils.params import (
     MethodParams,
     ModelOptions,
     Params,
+    QueryParams,
     Stage,
     Switch,
     TeacherParams,
@@ -36,11 +39,19 @@ class CacheParams(MethodParams):
         False, description="cache the frozen network's logits of every augmented view, for all runs, in `data/cache`")
 
 
-class KDParams(BackdoorParams, TeacherParams, CacheParams, DataParams):
+class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CacheParams, DataParams):
     """train_kd.py: a student of a frozen teacher."""
 
     script = "train_kd.py"
     attack: str = Field("kd", description="how the student learns from the teacher's answers")
+
+    @model_validator(mode="after")
+    def _refuse_missing_labels(self) -> Self:
+        if not self.labeled and self.needs_labels:
+            raise ValueError(f"the thief has no labels, but {self.needs_labels}")
+        if self.transfer_set is not None and self.validation_fraction:
+            raise ValueError('images of a "transfer_set" have no labels: there is no "validation_fraction" of them')
+        return self
 
     @property
     def description(self) -> Description:

@@ -15,7 +15,7 @@ from utils.teacher_cache import TeacherCache
 def cache(directory, seed=1, sha256="a", said=None, dtype=torch.float32):
     frozen = Frozen(network(seed))
     said = [] if said is None else said
-    frozen.cache_logits(sha256, 5, batches(), dtype, directory, said.append)
+    frozen.prepare(sha256, 5, batches(), dtype, directory, said.append)
     return frozen, frozen._cache
 
 

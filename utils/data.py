@@ -48,6 +48,10 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # int64 (B,): which training images; hides tuple.index
     epoch: Tensor  # float32 (), the epoch counted from 0, on the device: a recorded step reads its present value
 
+    def without_labels(self) -> Batch:
+        """The batch as a thief has it that does not know labels."""
+        return self._replace(labels=None)  # type: ignore[arg-type]
+
 
 # Augmentation parameters of a batch, each (B,): `index` and, as the augmentation has it, `flip`, `top`, `left` or
 # `angle`; and `epoch` ().
@@ -82,11 +86,25 @@ def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
     near copies is held out as a whole: images whose copies a network was trained on would flatter it."""
     count = len(dataset.train_labels)
     index = torch.arange(count)
-    if params.subset_fraction < 1:
-        order = torch.randperm(count, generator=seeds.generator("subset"))
-        index = order[:max(1, round(params.subset_fraction * count))].sort().values
-    if not params.validation_fraction:
-        return {"train": index}
+    if params.subset_size is not None and params.subset_size > count:
+        raise UserError(f'"subset_size" is {params.subset_size}, but {dataset.name} has {count} training images')
+    if params.subset_size is not None or params.subset_fraction < 1:
+        index = _drawn(index, params.subset_size or max(1, round(params.subset_fraction * count)), count)
+    parts = _held_out(index, dataset, params) if params.validation_fraction else {"train": index}
+    budget = getattr(params, "query_budget", None)
+    if budget is not None and budget < len(parts["train"]):
+        parts["train"] = _drawn(parts["train"], budget, count)
+    return parts
+
+
+def _drawn(index: Tensor, size: int, count: int) -> Tensor:
+    """`size` of the images in `index`, drawn from one order of all `count` images: smaller draws lie in larger ones."""
+    position = torch.randperm(count, generator=seeds.generator("subset")).argsort()
+    return index[position[index].argsort()[:size]].sort().values
+
+
+def _held_out(index: Tensor, dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
+    """The images in `index` as `train` and `validation`."""
     names, group = (index if dataset.train_groups is None else dataset.train_groups[index]).unique(return_inverse=True)
     drawn = torch.randperm(len(names), generator=seeds.generator(params.seed, "validation"))
     position = drawn.argsort()[group]  # of each image's group in the order that was drawn
@@ -133,6 +151,10 @@ class TrainBatches:
     def batch_sizes(self) -> list[int]:
         """Images of each step over all processes; the last may be smaller."""
         return [min(self.batch_size, self.usable - start) for start in range(0, self.usable, self.batch_size)]
+
+    def whole_draw(self, epoch: int) -> Draw:
+        """What the epoch does to all images, the remainder that it leaves out included, on the CPU; without `epoch`."""
+        return self._draw(epoch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of each batch."""

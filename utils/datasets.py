@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -105,6 +106,48 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
         return dataset
     return dataclasses.replace(dataset, train_images=dataset.train_images[:0], train_labels=dataset.train_labels[:0],
                                train_groups=None)
+
+
+def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, background: str = "white") -> Dataset:
+    """The data set with the training images of another one, resized, in place of its own.
+
+    They have no labels of the data set: `train_labels` are all 0, which nobody may read. name: as of `load_dataset`; of
+    `folder:PATH`, all images below PATH/train or, where there is none, below PATH. Raises UserError as `load_dataset`.
+    """
+    size, data_dir = dataset.image_size, Path(data_dir).expanduser()
+    remarks: tuple[str, ...] = ()
+    if name.startswith("folder:"):
+        images, remarks = _unlabeled_folder(name, data_dir, size, background)
+    else:
+        images = _resized(load_dataset(name, data_dir).train_images, size)
+    return dataclasses.replace(dataset, train_images=images, train_labels=torch.zeros(len(images), dtype=torch.int64),
+                               train_groups=None, remarks=(*dataset.remarks, *remarks))
+
+
+def _unlabeled_folder(name: str, data_dir: Path, size: int, background: str) -> tuple[Tensor, tuple[str, ...]]:
+    root = Path(name.removeprefix("folder:")).expanduser().resolve()
+    part = root / "train" if (root / "train").is_dir() else root
+    if name == "folder:" or not part.is_dir():
+        raise UserError(f"{name}: there is no directory {root}")
+    try:
+        paths = image_folder.files_below(part)
+        if not paths:
+            raise UserError(f"{name}: {part} holds no image")
+        decoded = image_folder.load_images(f"folder-{root.name}", root, {"transfer": paths}, size, data_dir / "cache",
+                                           background=background)
+    except OSError as error:
+        raise UserError(f"{name}: {error}") from error
+    return decoded["transfer"].images, tuple(_remarks(decoded, background))
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """uint8 images (N, H, W, 3) as (N, size, size, 3), by an antialiased bilinear filter."""
+    if images.shape[1] == size:
+        return images
+    def resize(part: Tensor) -> Tensor:
+        pixels = F.interpolate(part.movedim(3, 1).float(), (size, size), mode="bilinear", antialias=True)
+        return pixels.round().clamp(0, 255).byte().movedim(1, 3)
+    return torch.cat([resize(part) for part in images.split(1024)]).contiguous()
 
 
 def _loader(name: str) -> Callable[[Path, bool], Dataset]:

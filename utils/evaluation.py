@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -20,23 +21,63 @@ from utils.teacher_cache import TeacherCache
 Metric = Callable[[nn.Module, Tensor], Row]  # of a network and its confusion matrix (C, C) on the test images
 
 
+@dataclass(frozen=True)
+class Queries:
+    """What a thief sends to a frozen network.
+
+    `once`: each training image once, not augmented, before the first epoch, instead of every augmented view in every
+    epoch. `views`: the number of augmented views whose answers are averaged into one, each of them a query.
+    """
+
+    once: bool = False
+    views: int = 1
+
+    @property
+    def tabulated(self) -> bool:
+        """Whether the answers of all images are computed before an epoch."""
+        return self.once or self.views > 1
+
+    def count(self, part: int, per_epoch: int, epochs: int) -> int:
+        """Number of queries of a run. part: training images; per_epoch: those of the steps of an epoch."""
+        return self.views * (part if self.once else per_epoch * epochs)
+
+
 class Frozen:
     """A network in eval mode without gradients, and what it answers to the batches of a loss."""
 
-    def __init__(self, network: nn.Module, answers: Callable[[Tensor], Tensor] | None = None) -> None:
-        """answers: what a client gets for logits (B, C), (B, C); None: the logits."""
+    def __init__(self, network: nn.Module, answers: Callable[[Tensor], Tensor] | None = None,
+                 queries: Queries | None = None) -> None:
+        """answers: what a client gets for logits (B, C), (B, C); None: the logits. queries: those of a thief, which are
+        counted; None: the network is the run's own."""
         self.network = network.eval().requires_grad_(False)
         self.answers = answers
+        self.queries = queries
         self._cache: TeacherCache | None = None  # of the logits, which serve every kind of answers
+        self._table: Tensor | None = None  # answers (N, C), filled in place: a recorded step reads this tensor
+        self._filled = False
 
-    def cache_logits(self, weights: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype, directory: Path,
-                     say: Callable[[str], None]) -> None:
-        """Answer batches of these training images from a table of logits; see `TeacherCache`."""
-        self._cache = TeacherCache(self.network, weights, num_classes, batches, dtype, directory, say)
+    def prepare(self, weights: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
+                directory: Path | None, say: Callable[[str], None]) -> None:
+        """Answer batches of these training images from a table, where it is asked for: by a directory of cached logits,
+        see `TeacherCache`, or by queries that are not the views of the batches."""
+        queries = self.queries or Queries()
+        if not (directory or queries.tabulated):
+            return
+        if queries.once and queries.views == 1:
+            batches = TrainBatches(batches.part, batches.batch_size, None, batches.seed)
+        if directory and batches.views is None:
+            say(f"teacher_cache: not used, {batches.augmentation} makes an unlimited number of views")
+            directory = None
+        if directory or queries.tabulated:
+            self._cache = TeacherCache(self.network, weights, num_classes, batches, dtype, directory, say)
+        if queries.tabulated:
+            self._table = torch.zeros(len(batches.part), num_classes, device=batches.part.labels.device)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Answers (B, C) to a batch, float32: log-probabilities up to a constant per row, which a loss may save for
         backward. With cached logits they are those of the images as the batch was augmented."""
+        if self._table is not None:
+            return self._table[batch.index]
         if self._cache is not None:
             logits = self._cache.logits[batch.index]
         else:
@@ -46,9 +87,24 @@ class Frozen:
         return self.answers(logits) if self.answers else at_least_float32(logits)
 
     def start_epoch(self, epoch: int) -> None:
-        """Have the cached logits of an epoch, counted from 0, ready."""
-        if self._cache is not None:
+        """Have the cached logits, or the table of answers, of an epoch, counted from 0, ready."""
+        if self._table is not None and self.queries:
+            if not (self.queries.once and self._filled):
+                self._filled = True
+                self._fill_table(0 if self.queries.once else epoch, self.queries.views)
+        elif self._cache is not None:
             self._cache.start_epoch(epoch)
+
+    def _fill_table(self, epoch: int, views: int) -> None:
+        assert self._table is not None and self._cache is not None
+        answers = self.answers or at_least_float32
+        if views == 1:
+            self._table.copy_(answers(self._cache.fill(epoch)))
+            return
+        total = torch.zeros_like(self._table)
+        for view in range(views):
+            total += answers(self._cache.fill(epoch * views + view)).softmax(1)
+        self._table.copy_((total / views).log())
 
     @cached_property
     def answering(self) -> nn.Module:

@@ -71,7 +71,7 @@ def class_folders(root: Path, suffixes: tuple[str, ...] = ()) -> dict[str, list[
                             f"{entry.name!a}: move the images of one into the other")
     if not folders:
         raise UserError(f"{root} holds no class folders")
-    classes = {name: _files(folders[name], suffixes) for name in sorted(folders)}
+    classes = {name: files_below(folders[name], suffixes) for name in sorted(folders)}
     if empty := [str(folders[name]) for name, paths in classes.items() if not paths]:
         raise UserError(f"{empty[0]} holds no image: fill it or delete it" if len(empty) == 1 else
                         f"{len(empty)} class folders hold no image: {first_ten(empty)}: fill or delete them")
@@ -148,7 +148,9 @@ def _is_skipped(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+def files_below(folder: Path, suffixes: tuple[str, ...] = ()) -> list[str]:
+    """The files below a folder, sorted, without hidden and system ones. suffixes: of those that count, in lower case;
+    none: every file does."""
     def fail(error: OSError) -> None:
         raise error  # os.walk would leave the directory out
 

@@ -115,14 +115,17 @@ class Record:
 
     @Phase("evaluating the finished network")
     def finish(self, network: nn.Module, progress: Progress, evaluated_before: dict[str, Row],
-               final: Mapping[str, Callable[[nn.Module], Any]]) -> None:
-        """Write results.json. final: further entries, computed from the trained network in all processes."""
+               final: Mapping[str, Callable[[nn.Module], Any]], queries: dict[str, int]) -> None:
+        """Write results.json. final: further entries, computed from the trained network in all processes. queries:
+        number of images that were sent to each network, by role."""
         self._writer.wait()
         best, last = progress.best, progress.history[-1]
         seconds = sum(timing["seconds"] for timing in progress.timings)
         chosen = "validation" if "validation_accuracy" in best else "test"
         self.log(f"finished: test accuracy {best['test_accuracy']:.2f} % at the epoch that is best on the {chosen} "
                  f"images ({best['epoch']}), {last['test_accuracy']:.2f} % at the last; {seconds:.0f} s")
+        for role, count in queries.items():
+            self.log(f"queries: {count} images were sent to the {role}")
         details = {name: entry(network) for name, entry in final.items()}
         if distributed.rank():
             return
@@ -130,7 +133,8 @@ class Record:
             stage=self._params.script, best=best, last=last, params=self._params.model_dump(), seed=self._params.seed,
             wall_time_seconds=seconds, images_per_second=progress.images_per_second, sessions=self._sessions,
             data=self.data, num_parameters=count_parameters(network), checkpoints_read=dict(self._sources),
-            evaluated_before=evaluated_before, details=details, finished=time.strftime("%Y-%m-%d %H:%M:%S"),
+            evaluated_before=evaluated_before, details=details, queries=queries,
+            finished=time.strftime("%Y-%m-%d %H:%M:%S"),
             **{key: value for key, value in self._sessions[-1].items() if key not in ("after_epoch", "emulated")},
         ).write(self.directory / "results.json")
 

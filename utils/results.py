@@ -35,6 +35,7 @@ class Results:
     num_parameters: int = 0
     checkpoints_read: dict[str, Any] = field(default_factory=dict)  # path and SHA-256 by role
     evaluated_before: dict[str, Row] = field(default_factory=dict)  # networks that were loaded
+    queries: dict[str, int] = field(default_factory=dict)  # images that a thief sent to a network, by role
     details: dict[str, Any] = field(default_factory=dict)  # final entries of the stage
     finished: str = ""  # local time
 

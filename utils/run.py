@@ -12,6 +12,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 
 from utils import checkpoint, cli, data_record, distributed, interrupts, memory, resume, seeds, session
 from utils.data import Images, TrainBatches, chosen_augmentation, split
-from utils.datasets import Dataset, load_dataset
+from utils.datasets import Dataset, load_dataset, with_transfer_set
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import Finished, UserError, first_line
-from utils.evaluation import Evaluation, Frozen, Metric
+from utils.evaluation import Evaluation, Frozen, Metric, Queries
 from utils.method import Method
 from utils.networks import Networks
 from utils.params import DataParams, Params, Stage, load_params, parse_overrides
@@ -47,6 +48,7 @@ class Run:
         self.params, self.dataset, self.parts, self.dtype = params, dataset, parts, dtype
         self._start, self._networks, self._record, self._data_dir = start, networks, record, data_dir
         self._frozen: dict[str, Frozen] = {}
+        self._queries: dict[str, Callable[[int], int]] = {}  # number of queries after so many epochs, by role
 
     @classmethod
     def open(cls, stage: Stage, build_model: Callable[..., nn.Module], save_path: Path, *,
@@ -90,6 +92,8 @@ class Run:
         with distributed.together(first_first=True), decoding:  # the first process alone downloads and decodes
             dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
                                    background=params.background, training=isinstance(params, DataParams))
+            if transfer_set := getattr(params, "transfer_set", None):
+                dataset = with_transfer_set(dataset, transfer_set, data_dir, background=params.background)
         remarks = [*dataset.remarks, *params.remarks_on_effect(), *remarks_on_size(params, dataset, start)]
         with decoding:
             parts = split(dataset, params, device)
@@ -134,12 +138,13 @@ class Run:
         """The network to train, on the device: weights from the seed, or from the checkpoint `init_from`."""
         return self._networks.trained()
 
-    def frozen(self, role: str, answers: Callable[[Tensor], Tensor] | None = None) -> Frozen:
+    def frozen(self, role: str, answers: Callable[[Tensor], Tensor] | None = None,
+               queries: Queries | None = None) -> Frozen:
         """A trained network that is not trained further, from the parameters `ROLE_model` and `ROLE_resume`.
 
-        answers: what a client gets for logits (B, C); None: the logits.
+        answers: what a client gets for logits (B, C); None: the logits. queries: those of a thief, which are counted.
         """
-        self._frozen[role] = Frozen(self._networks.frozen(role), answers)
+        self._frozen[role] = Frozen(self._networks.frozen(role), answers, queries)
         return self._frozen[role]
 
     def replace_training_images(self, images: Tensor, labels: Tensor) -> None:
@@ -162,7 +167,7 @@ class Run:
             batches = TrainBatches(self.parts["train"], params.batch_size, chosen_augmentation(self.dataset, params),
                                    params.seed)
             with distributed.together():
-                frozen = self._with_caches(batches)
+                frozen = self._prepare_frozen(batches)
             return Supervised(network, loss, batches, params, self.dtype, method, start_epoch)
 
     def log(self, text: str) -> None:
@@ -217,24 +222,22 @@ class Run:
                 with interrupts.held(), distributed.together():
                     record.epoch(network, learner, progress)
             with distributed.together():
-                record.finish(network, progress, evaluated, final or {})
+                record.finish(network, progress, evaluated, final or {},
+                              {role: count(progress.epoch) for role, count in self._queries.items()})
         except BaseException as error:
             record.close(error if isinstance(error, UserError | OSError | KeyboardInterrupt) else None)
             raise
         record.close()
         distributed.shut_down()  # not after a failure: then the process ends, and its group with it
 
-    def _with_caches(self, batches: TrainBatches) -> list[Frozen]:
-        """The frozen networks whose logits are cached, if that is asked for and can be done."""
-        if not getattr(self.params, "teacher_cache", False):
-            return []
-        if batches.views is None:
-            self.log(f"teacher_cache: not used, {batches.augmentation} makes an unlimited number of views")
-            return []
+    def _prepare_frozen(self, batches: TrainBatches) -> list[Frozen]:
+        """The frozen networks, their answers to the training images prepared as the parameters ask for."""
+        directory = self._data_dir / "cache" if getattr(self.params, "teacher_cache", False) else None
         for role, frozen in self._frozen.items():
             weights = checkpoint.weights_id(self._networks.sources[role])
-            frozen.cache_logits(weights, self.dataset.num_classes, batches, self.dtype, self._data_dir / "cache",
-                                self.log)
+            frozen.prepare(weights, self.dataset.num_classes, batches, self.dtype, directory, self.log)
+            if frozen.queries:
+                self._queries[role] = partial(frozen.queries.count, len(batches.part), batches.usable)
         return list(self._frozen.values())
 
     def _restore(self, network: nn.Module, learner: Learner) -> Progress:

@@ -41,20 +41,22 @@ class TeacherCache:
     PROBE = 16  # images
 
     def __init__(self, network: nn.Module, sha256: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
-                 directory: Path, say: Callable[[str], None]) -> None:
-        """network: frozen, in eval mode. sha256: of its checkpoint. batches: with a finite number of views."""
-        if batches.views is None:
+                 directory: Path | None, say: Callable[[str], None]) -> None:
+        """network: frozen, in eval mode. sha256: of its checkpoint. directory: None keeps the logits of one epoch, in
+        memory; else the augmentation has a finite number of views."""
+        if directory and batches.views is None:
             raise ValueError(f"{batches.augmentation} makes an unlimited number of views")
         self.network, self.batches, self.dtype, self._say = network, batches, dtype, say
-        self.views = batches.views
+        self.views = batches.views or 1
         self.device = batches.part.labels.device
         self.shape = (len(batches.part) * self.views, num_classes)
         self._width = num_classes * dtype.itemsize + self.CHECKSUM  # bytes of a row
-        self._readable = self._writable = True
-        self._told = False
+        self._readable = self._writable = directory is not None
+        self._told = directory is None
         # Logits (N, C) of this epoch's view of each training image. Filled in place: a recorded step reads this tensor.
         self.logits = torch.zeros(len(batches.part), num_classes, dtype=dtype, device=self.device)
-        self.path = self._open(directory, f"teacher-{self._key(sha256)}")
+        if directory:
+            self.path = self._open(directory, f"teacher-{self._key(sha256)}")
 
     def _open(self, directory: Path, name: str) -> Path:
         """The first file whose probe has the logits of this network; a new one, with them, where there is none."""
@@ -102,8 +104,16 @@ class TeacherCache:
     def start_epoch(self, epoch: int) -> None:
         """Have the logits of all images, each in its view of this epoch (counted from 0), ready for the steps."""
         draws = self.batches.draws(epoch, torch.device("cpu"))
-        draw = {name: torch.cat([share[name] for share in draws]) for name in draws[0] if name != "epoch"}
-        rows = draw["index"] * self.views + self.batches.view(draw)
+        self._fill({name: torch.cat([share[name] for share in draws]) for name in draws[0] if name != "epoch"}, epoch)
+
+    def fill(self, epoch: int) -> Tensor:
+        """The logits (N, C) of all images, in the views that an epoch draws; also those of the remainder that its steps
+        leave out."""
+        self._fill(self.batches.whole_draw(epoch), epoch)
+        return self.logits
+
+    def _fill(self, draw: Draw, epoch: int) -> None:
+        rows = draw["index"] * self.views + (self.batches.view(draw) if self.batches.views else 0)
         logits, known = self._read(rows)
         missing = (~known).nonzero().flatten()
         if not self._told:

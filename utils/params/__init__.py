@@ -7,6 +7,7 @@ from utils.params.base import (
     MethodParams,
     ModelOptions,
     Params,
+    QueryParams,
     RecipeParams,
     Switch,
     TeacherParams,
@@ -16,5 +17,5 @@ from utils.params.file import changed_keys, check_params, load_params, parse_ove
 from utils.params.stage import Stage
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "DataParams", "Description", "MethodParams", "ModelOptions", "Params",
-           "RecipeParams", "Stage", "Switch", "TeacherParams", "changed_keys", "check_params", "load_params",
-           "name_answers", "parse_overrides"]
+           "QueryParams", "RecipeParams", "Stage", "Switch", "TeacherParams", "changed_keys", "check_params",
+           "load_params", "name_answers", "parse_overrides"]

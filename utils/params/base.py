@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 
 def _zero_or_one(value: Any) -> Any:
@@ -236,6 +237,15 @@ class DataParams(RecipeParams):
         0.0, ge=0, lt=1, description="share of the training images held out to choose the best epoch; 0: the test set")
     subset_fraction: float = Field(
         1.0, gt=0, le=1, description="share of the training images that is used, the same ones whatever the seed")
+    subset_size: int | None = Field(
+        None, ge=2, description="number of training images that are used, the same ones whatever the seed and among "
+                                "those of a larger number; null: as `subset_fraction` says")
+
+    @model_validator(mode="after")
+    def _refuse_two_subsets(self) -> Self:
+        if self.subset_size is not None and self.subset_fraction < 1:
+            raise ValueError('"subset_fraction" and "subset_size" both say how many training images are used')
+        return self
 
 
 class TeacherParams(MethodParams):
@@ -250,7 +260,8 @@ class TeacherParams(MethodParams):
         {}, description="keyword arguments for the teacher's constructor if it is not a network of the zoo")
     teacher_resume: str = Field(description="checkpoint of the teacher: normal, nasty or poisoned")
     interface: str = Field(
-        "logits", description="what the teacher's interface returns for an image: `logits` or `probabilities`")
+        "logits", description="what the teacher's interface returns for an image: `logits`, `probabilities`, `top_k:K` "
+                              "(the K largest, renormalized), `round:D` (to D decimals, renormalized) or `label`")
     answer_defense: str = Field(
         "none", description="perturbation of the teacher's probabilities before the interface returns them, as "
                             "`NAME` or `NAME:STRENGTH`; `none`: the answers stay as they are")
@@ -259,3 +270,31 @@ class TeacherParams(MethodParams):
         yield from super().without_effect()
         if self.teacher_model != "net":
             yield "teacher_num_channels", '"teacher_model" is not "net"'
+
+
+class QueryParams(MethodParams):
+    """What a thief has: labels or not, its own or foreign images, and a number of queries."""
+
+    labels: Switch = Field(
+        True, description="whether the thief has the labels of its images; 0: the answers are all it learns from")
+    transfer_set: str | None = Field(
+        None, description="data set, such as `cifar100` or `folder:PATH`, whose training images the student learns "
+                          "from in place of those of `dataset`: foreign, unlabeled, resized. The test images "
+                          "are those of `dataset`")
+    queries: Literal["views", "once"] = Field(
+        "views", description="what is sent to the teacher. `views`: every augmented view, every epoch; `once`: each "
+                             "image once, not augmented, before the first epoch; its answer holds for all views of it")
+    query_budget: int | None = Field(
+        None, ge=2, description="number of images that are sent to the teacher, and that the student learns from; "
+                                "null: all of them")
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the thief has labels: those of foreign images are not those of the data set."""
+        return self.labels and self.transfer_set is None
+
+    @model_validator(mode="after")
+    def _refuse_foreign_labels(self) -> Self:
+        if self.transfer_set is not None and "labels" in self.model_fields_set and self.labels:
+            raise ValueError('images of a "transfer_set" have no labels of the data set: set "labels" to 0')
+        return self

@@ -1,0 +1,40 @@
+"""Parameters that attacks share, and what they say about labels and queries. Imports no torch, as params.json files are
+read without it."""
+from __future__ import annotations
+
+from pydantic import Field
+
+from utils.params import MethodParams
+
+
+class AttackParams(MethodParams):
+    """Parameters of an attack, which also say what it does with labels."""
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the loss depends on the true labels if the thief has them."""
+        return False
+
+    @property
+    def needs_labels(self) -> str:
+        """Why the attack cannot do without labels; empty if it can."""
+        return ""
+
+    @property
+    def views(self) -> int:
+        """Number of augmented views of an image whose answers are averaged, each of which is a query."""
+        return 1
+
+
+class WeightedParams(AttackParams):
+    """Parameters of a loss `alpha` * (teacher's term) + (1 - `alpha`) * CE(labels)."""
+
+    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's term; the cross-entropy has 1 - `alpha`")
+
+    @property
+    def reads_labels(self) -> bool:
+        return self.alpha < 1
+
+    @property
+    def needs_labels(self) -> str:
+        return f'"alpha" is {self.alpha:g}, which weighs labels by {1 - self.alpha:g}: set it to 1' * (self.alpha < 1)

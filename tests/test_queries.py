@@ -1,0 +1,204 @@
+"""What a thief has, sends and gets: interfaces, labels, foreign images, and the number of queries."""
+import math
+
+import pytest
+import torch
+from conftest import refused, results
+from PIL import Image
+from torch import nn
+
+from attacks import build_attack
+from defenses.answers import Answers, build_interface
+from utils.data import Batch, Images, TrainBatches, _drawn
+from utils.datasets import load_dataset, with_transfer_set
+from utils.evaluation import Frozen, Queries
+
+CLASSES = 4
+
+
+def probabilities(*rows):
+    return torch.tensor(rows)
+
+
+class TestInterfaces:
+    def test_top_k_keeps_the_largest_and_of_a_tie_the_lowest_index(self):
+        answers = build_interface("top_k:2")(probabilities([0.5, 0.1, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]))
+        torch.testing.assert_close(answers, probabilities([0.625, 0.0, 0.375, 0.0], [0.5, 0.5, 0.0, 0.0]))
+
+    def test_top_k_of_more_than_all_classes_is_everything(self):
+        answers = probabilities([0.5, 0.1, 0.3, 0.1])
+        torch.testing.assert_close(build_interface("top_k:9")(answers), answers)
+
+    def test_rounding_renormalizes(self):
+        answers = build_interface("round:1")(probabilities([0.86, 0.12, 0.02, 0.0]))
+        torch.testing.assert_close(answers, probabilities([0.9, 0.1, 0.0, 0.0]))
+
+    def test_a_row_that_is_rounded_to_zeros_becomes_its_top_class(self):
+        answers = build_interface("round:0")(probabilities([0.3, 0.4, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]))
+        assert answers.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+
+    def test_a_label_is_one_hot_and_of_a_tie_the_lowest_index(self):
+        answers = build_interface("label")(probabilities([0.1, 0.4, 0.4, 0.1]))
+        assert answers.tolist() == [[0, 1, 0, 0]]
+
+    @pytest.mark.parametrize("name", ["top_k", "top_k:0", "top_k:two", "round:-1", "label:1", "logits:2"])
+    def test_a_strength_out_of_range_is_refused(self, name):
+        with pytest.raises(ValueError, match=name.split(":")[0]):
+            build_interface(name)
+
+    @pytest.mark.parametrize("name", ["kd", "dkd"])
+    def test_probabilities_teach_what_logits_teach(self, name):
+        torch.manual_seed(0)
+        student, logits = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)), 5 * torch.randn(6, CLASSES)
+        batch = Batch(torch.randn(6, 3, 2, 2), torch.arange(6) % CLASSES, torch.arange(6), torch.tensor(30.0))
+        losses = [build_attack(name, CLASSES)(student, batch, answers)["loss"]
+                  for answers in (logits, Answers("probabilities", "none")(logits))]
+        torch.testing.assert_close(*losses)
+
+
+class TestQueries:
+    @pytest.fixture
+    def part(self):
+        pixels = torch.randint(256, (9, 8, 8, 3), generator=torch.Generator().manual_seed(0)).byte()
+        return Images(pixels, torch.arange(9) % CLASSES, torch.zeros(3), torch.ones(3))
+
+    @pytest.fixture
+    def teacher(self):
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+        network.seen = 0
+
+        def count(module, arguments):
+            module.seen += len(arguments[0])
+        network.register_forward_pre_hook(count)
+        return network
+
+    def prepared(self, part, teacher, queries):
+        batches = TrainBatches(part, 4, "crop_flip", seed=3)
+        frozen = Frozen(teacher, None, queries)
+        frozen.prepare("", CLASSES, batches, torch.float32, None, print)
+        return batches, frozen
+
+    def test_once_asks_for_each_image_before_the_first_epoch_and_never_again(self, part, teacher):
+        batches, frozen = self.prepared(part, teacher, Queries(once=True))
+        frozen.start_epoch(0)
+        seen, expected = teacher.seen, teacher(part.images.permute(0, 3, 1, 2).float() / 255)
+        for epoch in (0, 1):
+            frozen.start_epoch(epoch)
+            for batch in batches.epoch(epoch):
+                torch.testing.assert_close(frozen(batch), expected[batch.index])
+        assert seen and teacher.seen == seen + 9  # those of `expected`
+
+    def test_an_image_that_an_epoch_leaves_out_is_asked_for_too(self, part, teacher):
+        batches, frozen = self.prepared(part, teacher, Queries(once=True))
+        assert batches.usable == 8
+        frozen.start_epoch(5)
+        assert (frozen._table != 0).all()
+
+    def test_the_answers_to_several_views_are_averaged_as_probabilities(self, part, teacher):
+        batches, frozen = self.prepared(part, teacher, Queries(once=True, views=3))
+        frozen.start_epoch(0)
+        mean = torch.zeros(9, CLASSES)
+        for epoch in range(3):
+            draw = batches.whole_draw(epoch)
+            views = batches.make({**draw, "epoch": torch.tensor(0.0)})
+            mean[views.index] += teacher(views.images).softmax(1).detach() / 3
+        torch.testing.assert_close(frozen._table.exp(), mean)
+
+    def test_other_views_are_asked_for_in_another_epoch(self, part, teacher):
+        _, frozen = self.prepared(part, teacher, Queries(views=2))
+        frozen.start_epoch(0)
+        first = frozen._table.clone()
+        frozen.start_epoch(1)
+        assert not torch.equal(first, frozen._table)
+
+    @pytest.mark.parametrize(("queries", "number"), [(Queries(), 40), (Queries(once=True), 9),
+                                                     (Queries(views=3), 120), (Queries(once=True, views=3), 27)])
+    def test_are_counted(self, queries, number):
+        assert queries.count(9, 8, 5) == number
+
+
+class TestImages:
+    def test_smaller_draws_lie_in_larger_ones(self):
+        draws = [set(_drawn(torch.arange(100), size, 100).tolist()) for size in (5, 20, 60)]
+        assert draws[0] < draws[1] < draws[2]
+
+    def test_a_transfer_set_replaces_the_training_images_resized(self, data, tmp_path):
+        folder = tmp_path / "foreign" / "deep"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (20, 20), (10, 200, 30)).save(folder / "one.png")
+        own = load_dataset(f"folder:{data}", tmp_path)
+        foreign = with_transfer_set(own, f"folder:{tmp_path / 'foreign'}", tmp_path)
+        assert foreign.train_images.shape == (1, 32, 32, 3)
+        assert foreign.train_images[0, 5, 5].tolist() == [10, 200, 30]
+        assert torch.equal(foreign.test_images, own.test_images)
+        assert foreign.mean == own.mean
+
+    def test_another_data_set_is_resized_to_the_size_of_the_own(self, data, tmp_path):
+        own = load_dataset(f"folder:{data}", tmp_path, image_size=48)
+        foreign = with_transfer_set(own, "demo", tmp_path)
+        assert foreign.train_images.shape == (10_000, 48, 48, 3)
+        assert foreign.train_images.dtype == torch.uint8
+
+    @pytest.mark.parametrize("name", ["folder:", "folder:nowhere", "cifar"])
+    def test_a_transfer_set_that_is_not_there_is_refused(self, call, student, name):
+        assert name in refused(call, "train_kd", student(transfer_set=name, alpha=1))
+
+
+@pytest.fixture
+def student(experiment, call):
+    """A function that writes the params.json of a student of a trained teacher."""
+    teacher = experiment("teacher")
+    assert call("train_scratch", teacher).returncode == 0
+    return lambda **params: experiment("student", **{
+        "teacher_model": "net", "teacher_num_channels": 4, "teacher_resume": str(teacher / "last_model.tar"), **params})
+
+
+class TestRuns:
+    @pytest.mark.parametrize(("params", "number"), [
+        ({}, 90), ({"queries": "once"}, 45), ({"queries": "once", "query_budget": 10}, 10),
+        ({"query_budget": 10}, 20), ({"subset_size": 20, "query_budget": 30}, 40)])
+    def test_results_count_the_queries(self, student, call, params, number):
+        directory = student(**params)
+        assert call("train_kd", directory).returncode == 0
+        assert results(directory)["queries"] == {"teacher": number}
+        assert f"queries: {number} images were sent to the teacher" in (directory / "training.log").read_text()
+
+    def test_a_thief_without_labels_learns_the_same_whatever_they_are(self, student, call, data, tmp_path):
+        rotated = tmp_path / "rotated"
+        (rotated / "train").mkdir(parents=True)
+        (rotated / "test").symlink_to(data / "test")
+        for name, other in (("blue", "green"), ("green", "red"), ("red", "blue")):
+            (rotated / "train" / name).symlink_to(data / "train" / other)
+        losses = []
+        for dataset in (f"folder:{data}", f"folder:{rotated}"):
+            directory = student(labels=0, alpha=1, dataset=dataset, queries="once", augmentation=0, batch_size=45,
+                                mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], num_epochs=1)
+            assert call("train_kd", directory, "--restart").returncode == 0
+            losses.append(results(directory)["last"]["kl"])
+        assert math.isclose(*losses, rel_tol=1e-4)
+
+    def test_a_run_on_foreign_images_is_evaluated_on_the_test_images(self, student, call, data):
+        directory = student(transfer_set=f"folder:{data / 'test'}", alpha=1, queries="once")
+        assert call("train_kd", directory).returncode == 0
+        assert results(directory)["data"]["images"] == {"test": 15, "train": 15}
+        assert "cross_entropy" not in results(directory)["last"]
+
+    def test_queried_once_a_run_continues_bit_for_bit(self, student, call):
+        whole = student(queries="once", num_epochs=2)
+        assert call("train_kd", whole).returncode == 0
+        parts = whole.rename(whole.with_name("whole")), student(queries="once", num_epochs=1)
+        assert call("train_kd", parts[1]).returncode == 0
+        assert call("train_kd", parts[1], "--set", "num_epochs=2").returncode == 0
+        rows = [(part / "metrics.csv").read_text() for part in parts]
+        assert rows[0] == rows[1]
+
+    @pytest.mark.parametrize(("params", "words"), [
+        ({"labels": 0}, 'has no labels, but "alpha" is 0.9'),
+        ({"transfer_set": "demo", "labels": 1, "alpha": 1}, "have no labels of the data set"),
+        ({"transfer_set": "demo", "alpha": 1, "validation_fraction": 0.1}, "validation_fraction"),
+        ({"subset_size": 46}, '"subset_size" is 46, but'),
+        ({"subset_size": 10, "subset_fraction": 0.5}, "both say how many"),
+        ({"interface": "top_k"}, "takes a whole number")])
+    def test_what_does_not_fit_together_is_refused(self, student, call, params, words):
+        assert words in refused(call, "train_kd", student(**params))
