@@ -1,0 +1,42 @@
+"""Distillation on the images whose labels the teacher predicts; the others are left out.
+
+    loss = alpha * T^2 * mean KL(softmax(answers / T) || softmax(student(x) / T)) + (1 - alpha) * mean CE(student(x), y)
+
+Both means are over the images of the batch with argmax answers = y; the loss is 0 if there is none. Ours; weight and
+temperatures are those of `kd`.
+"""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks import REGISTRY
+from attacks.kd import KD
+from utils.data import Batch
+from utils.losses import at_least_float32, kl_per_sample
+
+
+@REGISTRY.register("consensus", display_name="Consensus", source="ours")
+class Consensus(KD):
+    """Student of the softened answers and of the labels, on the images where label and top class are the same."""
+
+    class Params(KD.Params):
+        @property
+        def reads_labels(self) -> bool:
+            return True
+
+        @property
+        def needs_labels(self) -> str:
+            return "it leaves out images whose labels the teacher does not predict"
+
+    def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
+        params, labels = self.params, batch.labels
+        if labels is None:
+            raise ValueError(f"no labels: {params.needs_labels}")
+        logits = at_least_float32(student(batch.images))
+        agreed = (answers.argmax(1) == labels).to(logits.dtype)  # weights: a boolean index would make a GPU wait
+        weights = agreed / agreed.sum().clamp(min=1)
+        kl = params.temperature**2 * (weights * kl_per_sample(answers, logits, temperature=params.temperature)).sum()
+        ce = (weights * F.cross_entropy(logits, labels, reduction="none")).sum()
+        return {"loss": params.alpha * kl + (1 - params.alpha) * ce, "kl": kl, "cross_entropy": ce,
+                "agreed": agreed.mean()}

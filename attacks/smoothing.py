@@ -1,0 +1,37 @@
+"""Smoothing attack, as in ModelGuard (Tang et al., USENIX Security 2024): the mean answer over augmented views.
+
+    answers = log of the mean over `num_views` views v of the probabilities that the interface returns for v(x)
+    loss    = alpha * T^2 * KL(softmax(answers / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
+
+A perturbation that differs between views averages out. Each view is a query, so the thief pays `num_views` for an
+image. The loss is that of `kd`, at the published T 1 and without labels; the mean is taken before it, where the
+teacher is queried. 2-QPI, two queries per image, is `num_views` 2.
+"""
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from attacks import REGISTRY
+from attacks.kd import KD
+
+
+@REGISTRY.register("smoothing", display_name="Smoothing", source="Tang et al. (ModelGuard), USENIX Security 2024")
+class Smoothing(KD):
+    """Student of the mean answer over several augmented views of an image, and of the labels with weight 1 - `alpha`.
+    """
+
+    class Params(KD.Params):
+        published: ClassVar = {}
+        alpha: float = Field(
+            1.0, ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`")
+        temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in the KL term")
+        num_views: int = Field(
+            3, ge=2, description="augmented views of an image whose answers are averaged; each is a query")
+
+        @property
+        def views(self) -> int:
+            return self.num_views
+
+    params: Params

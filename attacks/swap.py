@@ -1,0 +1,40 @@
+"""Swapped logits: distillation after the labels have corrected the answers.
+
+    loss = alpha * T^2 * KL(softmax(swapped / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
+
+`swapped` are the answers; where the top class is not the label, the logits of these two classes are exchanged. From
+Swapped Logit Distillation (SLD, 2025), of which this is the correction of the teacher only. Weight and temperatures are
+those of `kd`.
+"""
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from attacks import REGISTRY
+from attacks.kd import KD
+from utils.data import Batch
+
+
+@REGISTRY.register("swap", display_name="Swap", source="the teacher's swap of Swapped Logit Distillation (SLD), 2025")
+class Swap(KD):
+    """Student of the softened answers, in which the labeled class trades places with a wrong top class."""
+
+    class Params(KD.Params):
+        @property
+        def reads_labels(self) -> bool:
+            return True
+
+        @property
+        def needs_labels(self) -> str:
+            return "it corrects the teacher's wrong answers by the labels"
+
+    def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
+        if batch.labels is None:
+            raise ValueError(f"no labels: {self.params.needs_labels}")
+        return super().forward(student, batch, swap_top(answers, batch.labels))
+
+
+def swap_top(answers: Tensor, labels: Tensor) -> Tensor:
+    """Answers (B, C) in which the entries of the top class and of the label (B,) are exchanged."""
+    top, true = answers.argmax(1, keepdim=True), labels[:, None]
+    return answers.scatter(1, top, answers.gather(1, true)).scatter(1, true, answers.gather(1, top))
