@@ -1,6 +1,6 @@
 """Train a network from labels alone: a normal teacher, or a student's baseline.
 
-    loss = CE(network(x), y)
+    loss = CE(network(x), y)      with `label_smoothing` E: CE(network(x), (1 - E) one-hot y + E / classes)
 
     python train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
     python train_scratch.py --save_path experiments/CIFAR10/baseline/cnn --set seed=1 'schedule=[40,80]'
@@ -22,10 +22,10 @@ from utils.run import Run
 
 def train_scratch() -> None:
     run = Run.from_command_line(SCRATCH, build_model, __doc__)
-    network = run.network()
+    network, smoothing = run.network(), run.params.label_smoothing
 
     def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": cross_entropy(network(batch.images), batch.labels)}
+        return {"loss": cross_entropy(network(batch.images), batch.labels, label_smoothing=smoothing)}
 
     run.train(network, run.supervised(network, loss))
 

@@ -2,6 +2,8 @@
 read without it."""
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from utils.params import MethodParams
@@ -19,6 +21,16 @@ class AttackParams(MethodParams):
     def needs_labels(self) -> str:
         """Why the attack cannot do without labels; empty if it can."""
         return ""
+
+    @property
+    def control_of(self) -> str:
+        """The attack whose answers a control replaces; empty for an attack proper."""
+        return ""
+
+    @property
+    def settings_of(self) -> dict[str, Any]:
+        """The parameters of that attack."""
+        return {}
 
     @property
     def views(self) -> int:

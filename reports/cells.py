@@ -21,7 +21,7 @@ NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": 
          "mobilenetv2": "MobileNetV2"}
 DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
-PARTS = ("baseline", "abd", "ablations")  # and kd*: what a directory of experiments is divided into
+PARTS = ("baseline", "abd", "ablations", "attacks")  # and kd*: what a directory of experiments is divided into
 KINDS = ("normal", "", "poisoned", "student", "unknown")  # in the order of rows; "": trained-in defenses
 Way = tuple[str, ...]  # how a student learns: (), plainly from data; (method,) or (method, backdoor defense)
 
@@ -66,6 +66,7 @@ class Cell:
     source: Path | None = None  # of a student: the experiment of its teacher
     origin: Path | None = None  # of a nasty teacher: the experiment of the normal one that it was made from
     teacher_kind: str = ""  # of a student: as `kind`, or `unknown` without a source
+    victim: Path | None = None  # of a student: the experiment of the network that is no student at the root of a chain
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -163,10 +164,14 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
         kept, doubts = _seeds(members)
         remarks += [*doubts, *(text for run in kept for text in _doubts(run, runs))]
         source, origin = (_source(members[0], runs, key) for key in ("teacher_resume", "adversarial_resume"))
+        victim = source
+        while victim and victim.params.description.role == "student" and (further := _source(victim, runs)):
+            victim = further
         named = members[0].params.checkpoints().get("teacher_resume")
         taught_by = source.experiment if source else experiment(Path(named).parent) if named else None
         kind = kind_of(source) if source else "unknown"
-        found.append(Cell(place, kept, taught_by, origin.experiment if origin else None, kind if named else ""))
+        found.append(Cell(place, kept, taught_by, origin.experiment if origin else None, kind if named else "",
+                          victim.experiment if victim else taught_by))
     return sorted(found, key=lambda cell: cell.experiment), remarks
 
 

@@ -93,7 +93,7 @@ class Report:
         for table in self.tables:
             missing = self.missing(table)
             named.update(missing)
-            parts += [f"## {table.title}", markdown(table.lines()), *_commands(missing)]
+            parts += [f"## {table.title}", markdown(table.lines()), *table.notes, *_commands(missing)]
         for sweep in self.sweeps:
             parts += [f"## {sweep.title}", markdown(sweep.table())]
         if others := [run.command for run in self.unfinished if run.command not in named]:
@@ -111,7 +111,8 @@ class Report:
 
     def text(self) -> str:
         """For the terminal: the tables in which something is finished, and what else there is."""
-        blocks = [f"{table.title}\n\n{markdown(table.lines())}" for table in self.tables if table.finished]
+        blocks = ["\n\n".join([table.title, markdown(table.lines()), *filter(None, ["\n".join(table.notes)])])
+                  for table in self.tables if table.finished]
         blocks += [f"{sweep.title}\n\n{markdown(sweep.table())}" for sweep in self.sweeps]
         if idle := [table.title for table in self.tables if not table.finished]:
             blocks.append("Nothing finished yet in: " + "; ".join(idle) + ".")

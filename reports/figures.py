@@ -33,7 +33,8 @@ def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence
     say already, so it is no reason to go without them.
     """
     figures: list[tuple[str, Callable[[], plt.Figure]]] = [
-        (table.name, partial(_bars, table)) for table in tables if table.finished and len(table.keys) == 1]
+        (table.name, partial({"bars": _bars, "dots": _dots}[table.figure], table))
+        for table in tables if table.finished and len(table.keys) == 1]
     figures += [(sweep.name, partial(_lines, sweep)) for sweep in sweeps]
     for collection in collections:
         begun = [cell for cell in collection.cells if not cell.ablation and any(run.history for run in cell.runs)]
@@ -63,6 +64,38 @@ def _file_names(texts: Iterable[str]) -> list[str]:
         numbered = (f"{name}-{number}" for number in itertools.count(2))
         names.append(name if name not in names else next(other for other in numbered if other not in names))
     return names
+
+
+def _dots(table: Table) -> plt.Figure:
+    """A line a row, a marker a column: the last epoch and its standard deviation; the first row is at the top."""
+    rows = [row for row in table.rows if any(table.is_finished(Place(row, column)) for column in table.columns)]
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.3 * len(rows)))
+    handles = []
+    for number, (column, marker) in enumerate(zip(table.columns, itertools.cycle("os^Dvx"), strict=False)):
+        spread = 0.12 * (number - (len(table.columns) - 1) / 2)  # markers of equal values lie side by side
+        heights, means, deviations = [], [], []
+        for height, row in enumerate(rows):
+            if values := list(table.cells[Place(row, column)].values("last").values()) if table.is_finished(
+                    Place(row, column)) else []:
+                heights.append(height + spread)
+                means.append(statistics.mean(values))
+                deviations.append(statistics.stdev(values) if len(values) > 1 else 0.0)
+        handles.append(axes.errorbar(means, heights, xerr=deviations, fmt=marker, capsize=2, markersize=6,
+                                     color=_dot_color(column), markerfacecolor="none" if number else None))
+    axes.set_yticks(range(len(rows)), [drawable(row.words) for row in rows], fontsize=10)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("test accuracy of the student, last epoch, %")
+    axes.set_title(drawable(table.title), fontsize=10, loc="left", wrap=True)
+    legend(axes, handles, [column.words for column in table.columns])
+    return figure
+
+
+def _dot_color(column: Head) -> str:
+    if column.key[0] != "teacher":
+        return "0.5"
+    kind = column.words.split()[0]
+    return COLOURS.get(kind, PROTECTED)
 
 
 def _bars(table: Table) -> plt.Figure:

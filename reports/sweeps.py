@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+from reports.attacks import row_words
 from reports.cells import Cell, Collection, in_words, spread, way_in_words
 
 # Parameters that are swept, in words; `weight` is that of a student's nasty teacher.
 KEYS = {"weight": "weight of the nasty teacher's KL term", "temperature": "temperature of the student",
-        "alpha": "weight alpha of the student's KL term", "subset_fraction": "fraction of the training images"}
+        "alpha": "weight alpha of the student's KL term", "subset_fraction": "fraction of the training images",
+        "query_budget": "number of images sent to the teacher"}
 LEAST = 3  # values that make a sweep
 Line = list[tuple[float, Cell]]  # by value
 
@@ -54,14 +56,18 @@ def _sweeps(collection: Collection) -> list[Sweep]:
     by_experiment = {cell.experiment: cell for cell in collection.cells}
     groups: dict[tuple[str, str, str, Hashable, Hashable], dict[float, Cell]] = {}
     for key in KEYS:
+        words = row_words([cell for cell in finished if cell.params.get(key) is not None], without=key)
         for cell in finished:
             source = by_experiment.get(cell.source) if cell.source else None
             holder = source if key == "weight" else cell
-            if holder is None or key not in holder.params or not cell.description.uses_data or \
+            if holder is None or holder.params.get(key) is None or not cell.description.uses_data or \
                     (cell.kind != "student" and (key != "subset_fraction" or cell.kind != "normal")):
                 continue
             whose = cell.teacher_kind or "no teacher"
-            if others := [f"answers {cell.answers}"] * bool(cell.answers) + [way_in_words(cell.way)] * bool(cell.way):
+            others = [f"answers {cell.answers}"] * bool(cell.answers) + [way_in_words(cell.way)] * bool(cell.way)
+            if key == "query_budget":
+                others = [words[cell.experiment]]
+            if others := [*others, *["no labels"] * (not cell.description.labels)]:
                 whose = ", ".join([Sweep.label(whose), *others])
             what = (key, cell.network, whose, _rest(cell, key),
                     _rest(source, key) if source and key == "weight" else cell.source)

@@ -39,6 +39,8 @@ class Table:
     published: dict[Place, tuple[float, ...]] = field(default_factory=dict)
     references: dict[Place, list[Place]] = field(default_factory=dict)  # the first that is there is subtracted
     papers_references: dict[Place, list[Place]] = field(default_factory=dict)  # likewise, of the published values
+    notes: list[str] = field(default_factory=list)  # sentences below it
+    figure: str = "bars"  # or "dots", for many rows
 
     @property
     def finished(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reports.attacks import attacks, is_theft
 from reports.backdoors import backdoors
 from reports.cells import Collection
 from reports.students import fill
@@ -24,6 +25,9 @@ def _tables(collection: Collection) -> list[Table]:
     of_backdoors = backdoors(collection, own, PUBLISHED["backdoors"].get(collection.dataset, {}))
     placed = {cell.experiment for table in of_backdoors for cell in table.cells.values()}
     own = [cell for cell in own if cell.experiment not in placed]
+    of_attacks = attacks(collection, own)
+    if of_attacks:
+        own = [cell for cell in own if not is_theft(cell) and cell.kind != "smoothed"]
     students = [cell for cell in own if cell.kind == "student"]
     with_data = [cell for cell in students if cell.description.uses_data]
     without = [cell for cell in students if not cell.description.uses_data]
@@ -39,4 +43,4 @@ def _tables(collection: Collection) -> list[Table]:
         networks = normal + [cell for cell in teachers if cell.experiment in taught_without]
         table = Table(f"datafree {collection.name}", f"Students without data, {collection.title}")
         made.append(fill(table, without, networks, PUBLISHED["datafree"].get(collection.dataset, {})))
-    return made + of_backdoors
+    return made + of_attacks + of_backdoors

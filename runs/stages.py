@@ -55,8 +55,14 @@ class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CachePa
 
     @property
     def description(self) -> Description:
-        return Description("student", method=self.attack, plain=self.attack == KDParams.model_fields["attack"].default,
-                           answers=name_answers(self.interface, self.answer_defense))
+        own = {key: getattr(self, key) for key in type(self).model_fields if key not in KDParams.model_fields}
+        return Description("student", method=self.control_of or self.attack,
+                           plain=self.attack == KDParams.model_fields["attack"].default,
+                           answers=name_answers(self.interface, self.answer_defense),
+                           settings=tuple((self.settings_of or own).items()),
+                           control=self.attack if self.control_of else "",
+                           labels=self.labeled, reads_labels=self.reads_labels,
+                           images=self.transfer_set or "", queries=self.queries, budget=self.query_budget)
 
 
 class NastyParams(BackdoorParams, CacheParams, DataParams):
@@ -106,10 +112,12 @@ class ScratchParams(DataParams):
     """train_scratch.py: a network from labels only."""
 
     script = "train_scratch.py"
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="probability that the target spreads evenly over all classes; 0: the label itself")
 
     @property
     def description(self) -> Description:
-        return Description("teacher", kind="normal")
+        return Description("teacher", kind="smoothed" if self.label_smoothing else "normal")
 
 
 SCRATCH = Stage("scratch", ScratchParams)

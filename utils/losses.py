@@ -18,9 +18,10 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (B, C) and class indices (B,), in nats."""
-    return F.cross_entropy(at_least_float32(logits), labels)
+def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of logits (B, C) and class indices (B,), in nats. label_smoothing: probability of the target
+    that is spread evenly over all classes (Szegedy et al., CVPR 2016)."""
+    return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
 
 
 def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:

@@ -40,8 +40,8 @@ def with_seeds(runs: Runs, *seeds: int) -> Runs:
 class Teachers:
     """A normal and a nasty teacher of one network, the students of both, and their place on disk.
 
-    `FOLDER/baseline/NAME` is the normal teacher; `FOLDER/kd_nasty_NAME/nasty_NAME` is the nasty one, which was trained
-    against it; `FOLDER/kd_{normal,nasty}_NAME/` hold the students.
+    `FOLDER/baseline/NAME` (or another `baseline`) is the normal teacher; `FOLDER/kd_nasty_NAME/nasty_NAME` is the nasty
+    one, which was trained against it; `FOLDER/kd_{normal,nasty}_NAME/` hold the students.
     """
 
     folder: str  # of the data set, below experiments/
@@ -51,6 +51,7 @@ class Teachers:
     weight: float  # of the nasty teacher's KL term
     checkpoint: str = "best_model.tar"  # which checkpoint of a teacher is read
     suffix: str = ""  # of kd_*_NAME, for a second nasty teacher
+    baseline: str = ""  # directory of the normal teacher below FOLDER/baseline; empty: NAME
 
     def place(self, kind: str) -> str:
         """Directory of the students of the "normal" or the "nasty" teacher."""
@@ -59,7 +60,8 @@ class Teachers:
     @property
     def directories(self) -> dict[str, str]:
         """Directories of the normal and of the nasty teacher."""
-        return {"normal": f"{self.folder}/baseline/{self.name}", "nasty": f"{self.place('nasty')}/nasty_{self.name}"}
+        normal = f"{self.folder}/baseline/{self.baseline or self.name}"
+        return {"normal": normal, "nasty": f"{self.place('nasty')}/nasty_{self.name}"}
 
     def read_by_student(self, teacher: str) -> Values:
         return reads("teacher", self.network, teacher, self.checkpoint)

@@ -72,8 +72,8 @@ ModelOptions = dict[str, Any]  # keyword arguments of a network's constructor
 class Description:
     """What a run makes, for tables: they group and name runs by this, never by script, directory or method.
 
-    `role`: teacher or student. `kind` of a teacher: normal, poisoned, or its trained-in defense. The other fields are
-    of a student, empty where they do not apply.
+    `role`: teacher or student. `kind` of a teacher: normal, smoothed (by label smoothing), poisoned, or its trained-in
+    defense. The other fields are of a student, empty where they do not apply.
     """
 
     role: Literal["teacher", "student"]
@@ -83,6 +83,13 @@ class Description:
     uses_data: bool = True
     answers: str = ""  # what the teacher lets out, see `name_answers`
     backdoor_defense: str = "none"
+    settings: tuple[tuple[str, Any], ...] = ()  # parameters of the method, by name
+    control: str = ""  # what replaces the answers, in a control of the attack `method`
+    labels: bool = True  # whether the thief has labels
+    reads_labels: bool = True  # and the attack reads them
+    images: str = ""  # the data set of foreign images
+    queries: str = "views"
+    budget: int | None = None  # images that are sent to the teacher
 
 
 def name_answers(interface: str, answer_defense: str) -> str:

@@ -1,0 +1,129 @@
+"""Attacks on a normal and a nasty teacher, with labels and without, and what they are compared with.
+
+Every image is sent to the teacher once. Below FOLDER/attacks: `alone` (students of smoothed labels), `controls`, and
+for each teacher `labels`, `no_labels` and `foreign` (images of another data set); below
+FOLDER/ablations/query_budget students of a number of images.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from experiments.recipes import nasty_teacher
+from experiments.recipes.common import Runs, Teachers, Values
+from experiments.recipes.demo import NET as DEMO_TEACHERS
+from experiments.recipes.demo import net
+
+TEMPERATURES = (1, 2, 4, 10, 20)
+SMOOTHING = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+CONTROLS = ("uniform", "class_mean")
+NO_LABELS = {"labels": 0}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The attacks on two teachers by one student."""
+
+    teachers: Teachers
+    student: Values  # parameters of the student's network trained from labels
+    short: Runs  # parameters of attacks whose delays are made for longer runs, by attack
+    augmented: bool  # whether the images are augmented; else no attack can average views
+
+    @property
+    def place(self) -> str:
+        return f"{self.teachers.folder}/attacks"
+
+    def thief(self, teacher: str, attack: str, **parameters: object) -> Values:
+        read = self.teachers.read_by_student(teacher)
+        return {**self.student, **read, "queries": "once", "teacher_cache": 1, "attack": attack,
+                **self.short.get(attack, {}), **parameters}
+
+    def attacks(self, *, labels: bool) -> Runs:
+        """Attack and parameters by name."""
+        alpha = {} if labels else {"alpha": 1}
+        found: Runs = {f"kd_t{temperature}": {"attack": "kd", "temperature": temperature, **alpha}
+                       for temperature in TEMPERATURES}
+        found["kd_t1_top2"] = {"attack": "kd", "temperature": 1, **alpha, "interface": "top_k:2"}
+        found["kd_t1_round1"] = {"attack": "kd", "temperature": 1, **alpha, "interface": "round:1"}
+        for attack in ("htc", "htc_matched", "reverse_kl", "jsd", "dist", "logit_standardization", "averager", "mkd",
+                       "skeptical"):
+            found[attack] = {"attack": attack, **alpha}
+        found["dkd"] = {"attack": "dkd"}
+        found["hard_label"] = {"attack": "hard_label", **({"alpha": 0.5} if labels else {})}
+        if labels:
+            found |= {attack: {"attack": attack} for attack in ("swap", "consensus")}
+        elif self.augmented:
+            found["smoothing"] = {"attack": "smoothing"}
+        return found
+
+    def controls(self) -> Runs:
+        """The attacks that read labels, on answers that know nothing of the image."""
+        return {f"{name}_{control}": {"attack": control, "of": values["attack"], "of_parameters": {
+            **self.short.get(values["attack"], {}),
+            **{key: value for key, value in values.items() if key not in ("attack", "interface")}}}
+            for name, values in self.attacks(labels=True).items() if "interface" not in values
+            for control in CONTROLS if (name, control) not in (("averager", "class_mean"),)}
+
+    def chain(self, kind: str) -> Runs:
+        """Three students, each the teacher of the next, and a fourth one, for whom the network has to be that of the
+        teacher; the first three are not there for a table."""
+        runs, source = {}, self.teachers.directories[kind]
+        for link in (1, 2, 3):
+            place = f"{self.teachers.folder}/ablations/scm_chain/{kind}_{self.teachers.name}_link{link}"
+            runs[place] = self.thief(source, "kd", temperature=4)
+            source = place
+        return runs | {f"{self.place}/{kind}_{self.teachers.name}/labels/scm_chain": self.thief(source, "scm_chain")}
+
+    def runs(self) -> Runs:
+        found: Runs = {f"{self.place}/alone/label_smoothing_{epsilon}": {**self.student, "label_smoothing": epsilon}
+                       for epsilon in SMOOTHING}
+        for kind, teacher in self.teachers.directories.items():
+            place = f"{self.place}/{kind}_{self.teachers.name}"
+            for folder, labels in (("labels", True), ("no_labels", False)):
+                for name, values in self.attacks(labels=labels).items():
+                    found[f"{place}/{folder}/{name}"] = self.thief(teacher, **values) | ({} if labels else NO_LABELS)
+            if self.teachers.network.items() <= {"num_channels": 32, **self.student}.items():
+                found |= self.chain(kind)
+        normal = self.teachers.directories["normal"]
+        for name, values in self.controls().items():
+            found[f"{self.place}/controls/{name}"] = self.thief(normal, **values)
+        return found
+
+    def budgets(self, steps: dict[int, tuple[int, int]]) -> Runs:
+        """Students of a number of images without labels. steps: batch size and epochs by number of images."""
+        found: Runs = {}
+        for kind, teacher in self.teachers.directories.items():
+            for name, values in self.attacks(labels=False).items():
+                for budget, (batch_size, epochs) in steps.items() if name in ("kd_t1", "kd_t4", "hard_label") else ():
+                    place = f"{self.teachers.folder}/ablations/query_budget/{kind}_{self.teachers.name}"
+                    found[f"{place}/{name}_{budget}"] = {
+                        **self.thief(teacher, **values), **NO_LABELS, "query_budget": budget, "batch_size": batch_size,
+                        "num_epochs": epochs, "schedule": [epochs - max(1, epochs // 4)]}
+        return found
+
+    def foreign(self, transfer_set: str, **parameters: object) -> Runs:
+        """Students of foreign images."""
+        return {f"{self.place}/{kind}_{self.teachers.name}/foreign/{name}": {
+            **self.thief(teacher, **values), **parameters, "transfer_set": transfer_set}
+            for kind, teacher in self.teachers.directories.items()
+            for name, values in self.attacks(labels=False).items() if name in ("kd_t1", "kd_t4", "hard_label")}
+
+
+DEMO = Grid(DEMO_TEACHERS, net(16), {"dkd": {"warmup_epochs": 1}, "skeptical": {"delay": 0}}, augmented=False)
+BUDGETS = {100: (32, 80), 300: (32, 32), 1000: (128, 40), 3000: (128, 14), 10000: (128, 4)}
+
+# The published setting with the CNN as teacher, at the published length; the thieves train for a fifth of it.
+CNN = {"dataset": "cifar10", **nasty_teacher.CNN, "model_name": "net"}
+CIFAR10_TEACHERS = Teachers("CIFAR10", "net", {"model_name": "net"}, temperature=4, weight=0.04,
+                            checkpoint="last_model.tar", baseline="cnn")
+CIFAR10 = Grid(CIFAR10_TEACHERS, {**CNN, "num_channels": 8, "num_epochs": 20, "schedule": [15]}, {
+    "dkd": {"warmup_epochs": 3}, "skeptical": {"delay": 3}}, augmented=True)
+CIFAR100 = Grid(nasty_teacher.CIFAR100.teacher_pair("resnet18"), nasty_teacher.CIFAR100.training("shufflenetv2"), {},
+                augmented=True)
+
+
+def runs() -> Runs:
+    nasty = {CIFAR10_TEACHERS.directories["nasty"]: CIFAR10_TEACHERS.nasty(CNN)}
+    students = CIFAR10_TEACHERS.students({"net": CNN, "net8": {**CNN, "num_channels": 8}})
+    return {**DEMO.runs(), **DEMO.budgets(BUDGETS), **nasty, **students, **CIFAR10.runs(), **CIFAR100.runs(),
+            f"{CIFAR10.place}/alone/net8": CIFAR10.student,
+            **CIFAR10.foreign("cifar100", num_epochs=10, schedule=[7]), **CIFAR100.foreign("cifar10")}

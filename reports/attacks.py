@@ -1,0 +1,123 @@
+"""Tables of attacks: a row an attack, a column a teacher, for one student and one kind of thief."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from reports.cells import Cell, Collection, in_words, nearness, rank, spread
+from reports.table import Head, Place, Table
+from runs.stages import display_name
+
+ITSELF = Head(("teacher",), "the teacher itself")
+ALONE = Head(("no teacher",), "no teacher: labels")
+CONTROLS = {"uniform": "control: uniform answers", "class_mean": "control: class means"}
+
+
+def is_theft(cell: Cell) -> bool:
+    """Whether a student is one of a thief who lacks labels or images, counts queries, or is a control: no published
+    table of Nasty Teacher has a place for it."""
+    what = cell.description
+    return what.role == "student" and what.uses_data and bool(
+        what.control or what.images or not what.labels or what.queries == "once" or what.budget)
+
+
+def attacks(collection: Collection, own: Sequence[Cell]) -> list[Table]:
+    """A table for each student network and each kind of thief: with labels, without, or with foreign images."""
+    groups: dict[tuple[str, bool, str], list[Cell]] = {}
+    for cell in filter(is_theft, own):
+        what = cell.description
+        groups.setdefault((cell.network, what.labels and what.reads_labels, what.images), []).append(cell)
+    return [_table(collection, own, cells, *thief) for thief, cells in groups.items()]
+
+
+def _table(collection: Collection, own: Sequence[Cell], students: Sequence[Cell], network: str, labels: bool,
+           images: str) -> Table:
+    whose = f"images of {images}, no labels" if images else "labels" if labels else "no labels"
+    table = Table(f"attacks {collection.name} {network} {whose}",
+                  f"Attacks, {collection.title}, student {in_words(network)}, {whose}{_queries(students)}",
+                  figure="dots")
+    teachers = _teachers(students, own)
+    table.columns = [*teachers.values()]
+    alone = [cell for cell in own if cell.kind == "normal" and cell.network == network]
+    smoothed = sorted((cell for cell in own if cell.kind == "smoothed" and cell.network == network),
+                      key=lambda cell: cell.params["label_smoothing"])
+    fixed = {ALONE: max(alone, key=lambda cell: nearness(cell, students))} if alone else {}
+    fixed |= {Head(("no teacher", str(cell.params["label_smoothing"])),
+                   f"no teacher: label smoothing {cell.params['label_smoothing']:g}"): cell for cell in smoothed}
+    by_experiment = {cell.experiment: cell for cell in own}
+    for source, column in teachers.items():
+        if source in by_experiment:
+            table.cells[Place(ITSELF, column)] = by_experiment[source]
+        table.cells |= {Place(row, column): cell for row, cell in fixed.items()}
+    words = row_words(students)
+    for cell in sorted(students, key=lambda cell: words[cell.experiment]):
+        place = Place(Head(_key(cell), words[cell.experiment]), _column(cell, teachers))
+        table.put(place, cell)
+        table.references[place] = [Place(ALONE, column) for column in table.columns]
+    table.rows = list(dict.fromkeys(row for row, _ in table.cells))
+    table.columns = list(dict.fromkeys(column for _, column in table.cells))
+    table.notes = [*_strongest(table, fixed)]
+    return table
+
+
+def row_words(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
+    """What each student's attack is called, by its experiment: the name, the parameters in which attacks of one name
+    differ, and what the teacher lets out. without: a parameter that is shown elsewhere."""
+    students = list(students)
+    values: dict[tuple[str, str], set[str]] = {}
+    for cell in students:
+        for key, value in cell.description.settings:
+            values.setdefault((cell.description.method, key), set()).add(str(value))
+    words = {}
+    for cell in students:
+        what = cell.description
+        parts = [display_name(what.method)]
+        parts += [f"{key} {value}" if isinstance(value, str | dict) else f"{key} {value:g}"
+                  for key, value in what.settings if key != without and len(values[what.method, key]) > 1]
+        parts += [f"{what.budget} images"] * bool(what.budget and without != "query_budget")
+        parts += [cell.answers] * bool(cell.answers)
+        words[cell.experiment] = ", ".join(parts)
+    return words
+
+
+def _key(cell: Cell) -> tuple[str, ...]:
+    what = cell.description
+    return what.method, *(f"{key} {value}" for key, value in what.settings), what.answers, str(what.budget or "")
+
+
+def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Any, Head]:
+    """The columns, by the experiment of the attacked network: its kind and network, and where it lies if that is not
+    enough."""
+    victims: dict[Any, tuple[str, str]] = {}
+    for cell in students:
+        if not cell.description.control:
+            there = next((other for other in own if other.experiment == cell.victim), None)
+            victims[cell.victim] = (there.kind, there.network) if there else (cell.teacher_kind, cell.teacher or "")
+    like = list(victims.values())
+    heads = {place: Head(("teacher", str(place)), f"{kind} {in_words(network)}" + f", {place}" * (
+        like.count((kind, network)) > 1)) for place, (kind, network) in victims.items()}
+    return dict(sorted(heads.items(), key=lambda item: (rank(victims[item[0]][0]), item[1].words)))
+
+
+def _column(cell: Cell, teachers: dict[Any, Head]) -> Head:
+    control = cell.description.control
+    return Head(("control", control), CONTROLS[control]) if control else teachers[cell.victim]
+
+
+def _queries(students: Sequence[Cell]) -> str:
+    """The number of queries, where all students have made the same number."""
+    counts = {count for cell in students for run in cell.finished if run.results
+              for count in run.results.queries.values()}
+    return f", {counts.pop():,} queries" if len(counts) == 1 else ""
+
+
+def _strongest(table: Table, fixed: dict[Head, Cell]) -> Iterable[str]:
+    """The strongest attack on each teacher by the mean of its last epochs; the maximum errs on the thief's side."""
+    for column in table.columns:
+        if column.key[0] != "teacher":
+            continue
+        means = {row: values for row in table.rows if row not in fixed and row != ITSELF
+                 if (cell := table.cells.get(Place(row, column))) and (values := list(cell.values("last").values()))}
+        if means:
+            best = max(means, key=lambda row: sum(means[row]) / len(means[row]))
+            yield f"Strongest attack on {column.words}: {best.words}, {spread(means[best])}."
