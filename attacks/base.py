@@ -31,6 +31,12 @@ class AttackParams(MethodParams):
         """Number of augmented views of an image whose answers are averaged, each of which is a query."""
         return 1
 
+    @property
+    def control_of(self) -> str:
+        """Name of the attack that this one repeats with answers that tell no image from another of its class, see
+        `attacks.control`; empty for an attack."""
+        return ""
+
 
 class WeightedParams(AttackParams):
     """Parameters of a loss `alpha` * (teacher's term) + (1 - `alpha`) * CE(labels)."""
