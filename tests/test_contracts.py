@@ -87,6 +87,7 @@ def check_no_host_sync(build, batch, answers):
     for device in ("cpu", "meta"):
         loss, network = build(answers.to(device)), Small().to(device)
         moved = Batch(*(tensor.to(device) for tensor in batch))
+        loss(network, moved)  # the first call creates the parameters that depend on the network
         with NoHostSync():
             loss(network, moved)["loss"].backward()
 

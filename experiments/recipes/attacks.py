@@ -16,6 +16,8 @@ from experiments.recipes.demo import net
 TEMPERATURES = (1, 2, 4, 10, 20)
 SMOOTHING = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 CONTROLS = ("uniform", "class_mean")
+# A uniform answer has no top class, and the averager is a student of class means already.
+NO_CONTROL = (("hard_label", "uniform"), ("consensus", "uniform"), ("averager", "class_mean"))
 NO_LABELS = {"labels": 0}
 
 
@@ -61,7 +63,7 @@ class Grid:
             **self.short.get(values["attack"], {}),
             **{key: value for key, value in values.items() if key not in ("attack", "interface")}}}
             for name, values in self.attacks(labels=True).items() if "interface" not in values
-            for control in CONTROLS if (name, control) not in (("averager", "class_mean"),)}
+            for control in CONTROLS if (name, control) not in NO_CONTROL}
 
     def chain(self, kind: str) -> Runs:
         """Three students, each the teacher of the next, and a fourth one, for whom the network has to be that of the

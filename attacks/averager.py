@@ -1,0 +1,52 @@
+"""Averager student (Keser & Toreyin, ICLR 2023 Tiny Papers, "Averager Student").
+
+    loss = alpha * T^2 * KL(softmax(mean_y / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
+    mean_y = mean over images of class y of the log-probabilities of their answers
+
+The false peaks that a nasty teacher gives to single images nearly vanish in the mean. Deviations from the published
+code (rkevser/AveragerStudent):
+- The mean is an exponential moving average over the run, decay 0.99 for each batch that holds the class. The published
+  one is over the batch (`"class_mean": "batch"`), where an image of CIFAR-100 meets one or two others of its class.
+- The published loss multiplies by alpha twice, which weighs the teacher's term by alpha^2; here it is alpha.
+- Exact zeros in the answers count as probability 1e-6.
+"""
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from attacks import REGISTRY
+from attacks.base import Attack, WeightedParams, classes, weighted_terms
+from attacks.means import DECAY, ClassMeans
+from utils.data import Batch
+from utils.losses import finite_log_probabilities, kl_divergence
+
+
+@REGISTRY.register("averager", display_name="Averager", source="Keser & Toreyin, ICLR 2023 Tiny Papers")
+class Averager(Attack):
+    """Student of the mean answer of each class. The class is the label or, for a thief without labels, the top class of
+    the answer."""
+
+    class Params(WeightedParams):
+        temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs in the KL term")
+        class_mean: Literal["ema", "batch"] = Field(
+            "ema", description="images whose answers are averaged by class: `ema`, all so far, as a moving average; "
+                               "`batch`, those of the batch, as published")
+
+        @property
+        def reads_labels(self) -> bool:
+            return True
+
+    params: Params
+
+    def __init__(self, params: Params, num_classes: int) -> None:
+        super().__init__(params, num_classes)
+        self.means = ClassMeans(num_classes, DECAY if params.class_mean == "ema" else 0.0)
+
+    def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
+        logits, temperature = student(batch.images), self.params.temperature
+        means = self.means(finite_log_probabilities(answers), classes(batch, answers))
+        kl = temperature**2 * kl_divergence(means, logits, temperature=temperature)
+        return weighted_terms(logits, batch, alpha=self.params.alpha, kl=kl)

@@ -1,0 +1,147 @@
+"""Skeptical student (Kundu et al., "Analyzing the Confidentiality of Undistillable Teachers in Knowledge Distillation",
+NeurIPS 2021).
+
+    loss = CE(h0, y)                                                                 for epoch <= delay, from 0
+    loss = CE(h0, y) + alpha * T^2 * KL(softmax(answers / T) || softmax(h2 / T)) + (1 - alpha) * CE(h2, y)
+           + self_alpha * KL(softmax(h0 / T) || softmax(h1 / T)) + (1 - self_alpha) * CE(h1, y)    afterwards
+
+h0 is the student's output, h1 and h2 are those of auxiliary heads on the stage before the last and on the one before
+that. The teacher reaches the student through h2 alone, which carries less of what a nasty teacher does to it. The inner
+KL has no T^2. Heads are not part of the student.
+
+A head is that of the published code (ksouvik52/Skeptical2021): a gate times the features, a separable convolution for
+each remaining stage, which halves the size and doubles the channels up to 512, pooling and a linear layer. It works
+with any student: one of two stages has both heads on its first, one without stages (a perceptron, a vision transformer)
+has linear heads on the input of its classifier. Deviations from the published code:
+- Stages are those of `model.features.stages`; the published MobileNetV2 has branches after its stages 2, 4 and 5.
+- h0 is fixed as the target of the inner KL; there its gradient pulls the student's output towards h1.
+- The third head, which never learns, is left out.
+- During the delay the heads have a zero gradient, not none: weight decay and batch norm's running statistics go on.
+- A thief without labels takes the top class of the answer as the label in all terms, also in CE(h0).
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from attacks import REGISTRY
+from attacks.base import Attack, AttackParams, classes
+from model.features import capture_inputs, capture_outputs, classifier, pooled, run_once, stages
+from utils.data import Batch
+from utils.errors import UserError
+from utils.losses import cross_entropy, kl_divergence
+
+MOST_CHANNELS = 512  # of a head
+
+
+@REGISTRY.register("skeptical", display_name="Skeptical", source="Kundu et al., NeurIPS 2021")
+class Skeptical(Attack):
+    """Student whose auxiliary head learns from the answers while its output learns from the labels or, for a thief
+    without labels, from the top classes of the answers."""
+
+    class Params(AttackParams):
+        temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs in both KL terms")
+        alpha: float = Field(
+            0.9, ge=0, le=1, description="weight of the KL of the answers and the outer head; its cross-entropy has "
+                                         "1 - `alpha`")
+        self_alpha: float = Field(
+            0.3, ge=0, le=1, description="weight of the KL of the student's output and the inner head; its "
+                                         "cross-entropy has 1 - `self_alpha`")
+        delay: int = Field(
+            20, ge=-1, description="last epoch, counted from 0, that only trains the student's output on the labels; "
+                                   "-1: none")
+
+        @property
+        def reads_labels(self) -> bool:
+            return True
+
+    params: Params
+
+    def __init__(self, params: Params, num_classes: int) -> None:
+        super().__init__(params, num_classes)
+        self.heads = nn.ModuleList()  # of h1 and h2
+        self.places: tuple[str, ...] = ()  # modules of the student on which they stand
+        self.capture = capture_outputs
+
+    def prepare(self, network: nn.Module, images: Tensor) -> None:
+        if len(self.heads):
+            return
+        size, count = images.shape[-1], self.num_classes
+        names = list(stages(network, size))
+        if names:
+            self.places = names[-2], names[max(len(names) - 3, 0)]
+        else:
+            place = classifier(network, size)
+            if place is None:
+                raise UserError("the attack skeptical needs a student whose height and width are halved, or whose "
+                                "logits come from a linear layer: this one has neither")
+            self.places, self.capture = (place, place), capture_inputs
+        with self.capture(network, *self.places) as captured:
+            run_once(network, size)
+        for place in self.places:
+            if names:
+                head: nn.Module = Head(captured[place].shape[1], len(names) - 1 - names.index(place), count)
+            else:
+                head = nn.Sequential(Pooled(), nn.Linear(_pooled(captured[place]).shape[1], count))
+            self.heads.append(head.to(images.device))
+
+    def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
+        if not len(self.heads):
+            with torch.random.fork_rng([]):
+                torch.manual_seed(self.seed)
+                self.prepare(student, batch.images)
+        params, labels = self.params, classes(batch, answers)
+        with self.capture(student, *self.places) as captured:
+            logits = student(batch.images)
+        inner, outer = (head(captured[place]) for head, place in zip(self.heads, self.places, strict=True))
+        terms = {
+            "cross_entropy": cross_entropy(logits, labels),
+            "kl": params.temperature**2 * kl_divergence(answers, outer, temperature=params.temperature),
+            "outer_cross_entropy": cross_entropy(outer, labels),
+            "self_kl": kl_divergence(logits.detach(), inner, temperature=params.temperature),
+            "inner_cross_entropy": cross_entropy(inner, labels)}
+        of_heads = (params.alpha * terms["kl"] + (1 - params.alpha) * terms["outer_cross_entropy"]
+                    + params.self_alpha * terms["self_kl"] + (1 - params.self_alpha) * terms["inner_cross_entropy"])
+        return {"loss": terms["cross_entropy"] + (batch.epoch > params.delay).float() * of_heads, **terms}
+
+
+class Head(nn.Module):
+    """Classifier on features (B, C, H, W): a gate, separable convolutions with stride 2, pooling, a linear layer."""
+
+    def __init__(self, channels: int, halvings: int, num_classes: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(*separable(channels, channels), nn.BatchNorm2d(channels), nn.ReLU())
+        layers: list[nn.Module] = []
+        for _ in range(halvings):
+            wider = max(channels, min(2 * channels, MOST_CHANNELS))
+            layers += separable(channels, wider)
+            channels = wider
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        gate = F.interpolate(self.gate(features), size=features.shape[2:], mode="bilinear", align_corners=False)
+        logits: Tensor = self.body(features * gate.sigmoid())
+        return logits
+
+
+def separable(channels: int, wider: int) -> list[nn.Module]:
+    """Layers of two separable 3x3 convolutions, the first with stride 2, the second with `wider` channels."""
+    layers: list[nn.Module] = []
+    for stride, made in ((2, channels), (1, wider)):
+        layers += [nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
+                   nn.Conv2d(channels, made, 1, bias=False), nn.BatchNorm2d(made), nn.ReLU()]
+    return layers
+
+
+class Pooled(nn.Module):
+    """Features as vectors (B, D)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return _pooled(features)
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """The mean over positions, of images (B, D, H, W) and of tokens (B, N, D)."""
+    return features.mean(1) if features.ndim == 3 else pooled(features)
