@@ -81,7 +81,7 @@ def _dots(table: Table) -> plt.Figure:
                 means.append(statistics.mean(values))
                 deviations.append(statistics.stdev(values) if len(values) > 1 else 0.0)
         handles.append(axes.errorbar(means, heights, xerr=deviations, fmt=marker, capsize=2, markersize=6,
-                                     color=_dot_color(column), markerfacecolor="none" if number else None))
+                                     color=_dot_color(column), markerfacecolor="none" if number else None)[0])
     axes.set_yticks(range(len(rows)), [drawable(row.words) for row in rows], fontsize=10)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)

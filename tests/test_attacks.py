@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import attacks
 from attacks import build_attack
@@ -260,29 +261,34 @@ def test_published_temperature_of_each_data_set(name, cifar10, cifar100):
 
 @pytest.mark.parametrize("name", attacks.ATTACK_NAMES)
 class TestEveryAttack:
+    @staticmethod
+    def loss(name, answers, labels=None, **parameters):
+        """The loss of an attack and a student, both built from the same seed, and the attack."""
+        torch.manual_seed(0)
+        student, attack = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), build_attack(name, 5, **parameters)
+        images = random_logits(6, 12, 3).view(6, 3, 2, 2)
+        return attack(student, batch_of(labels)._replace(images=images), answers)["loss"].item(), attack.params
+
+    @staticmethod
+    def without_weight_of_labels(name):
+        return {"alpha": 1.0} if issubclass(attacks.REGISTRY[name].Params, WeightedParams) else {}
+
     def test_logits_and_log_probabilities_are_the_same_answers(self, name):
-        logits, answers = random_logits(6, 5, 0), random_logits(6, 5, 1)
-        terms = [build_attack(name, 5)(lambda _: logits, batch_of([0, 1, 2, 3, 4, 0]), each)
-                 for each in (answers, answers.log_softmax(1), answers + 40)]
-        for other in terms[1:]:
-            torch.testing.assert_close(other, terms[0], rtol=1e-3, atol=1e-4)
+        answers, labels = random_logits(6, 5, 1), [0, 1, 2, 3, 4, 0]
+        losses = [self.loss(name, each, labels)[0] for each in (answers, answers.log_softmax(1), answers + 40)]
+        assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
 
     def test_an_attack_that_needs_no_labels_works_without(self, name):
-        kind = attacks.REGISTRY[name]
-        own = {"alpha": 1.0} if issubclass(kind.Params, WeightedParams) else {}
-        attack = build_attack(name, 5, **own)
-        if attack.params.needs_labels:
-            pytest.skip(attack.params.needs_labels)
-        logits, answers = random_logits(6, 5, 0), random_logits(6, 5, 1)
-        assert attack(lambda _: logits, batch_of(None), answers)["loss"].isfinite()
+        own = self.without_weight_of_labels(name)
+        if why := build_attack(name, 5, **own).params.needs_labels:
+            pytest.skip(why)
+        assert math.isfinite(self.loss(name, random_logits(6, 5, 1), **own)[0])
 
     def test_a_loss_that_reads_no_labels_does_not_depend_on_them(self, name):
-        kind = attacks.REGISTRY[name]
-        attack = build_attack(name, 5, **({"alpha": 1.0} if issubclass(kind.Params, WeightedParams) else {}))
-        logits, answers = random_logits(6, 5, 0), random_logits(6, 5, 1)
-        losses = {attack(lambda _: logits, batch_of(labels), answers)["loss"].item()
-                  for labels in ([0, 1, 2, 3, 4, 0], [4, 3, 3, 1, 0, 2])}
-        assert (len(losses) == 2) == attack.params.reads_labels
+        own = self.without_weight_of_labels(name)
+        losses, params = zip(*(self.loss(name, random_logits(6, 5, 1), labels, **own)
+                               for labels in ([0, 1, 2, 3, 4, 0], [4, 3, 3, 1, 0, 2])), strict=True)
+        assert (losses[0] != losses[1]) == params[0].reads_labels
 
     def test_a_weight_of_labels_needs_them(self, name):
         kind = attacks.REGISTRY[name].Params
