@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.colors import to_rgb
 
+from reports.attacks import is_theft
 from reports.cells import Cell, Collection, in_words, rank
 from reports.plots import drawable, legend, plt, save
 from reports.sweeps import KEYS, Sweep
@@ -37,7 +38,8 @@ def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence
         for table in tables if table.finished and len(table.keys) == 1]
     figures += [(sweep.name, partial(_lines, sweep)) for sweep in sweeps]
     for collection in collections:
-        begun = [cell for cell in collection.cells if not cell.ablation and any(run.history for run in cell.runs)]
+        begun = [cell for cell in collection.cells if not cell.ablation and not is_theft(cell)
+                 and cell.kind != "smoothed" and any(run.history for run in cell.runs)]
         if begun:
             figures.append((f"curves {collection.name}", partial(_curves, collection.title, begun)))
     made, remarks = [], []
@@ -164,6 +166,9 @@ def _lines(sweep: Sweep) -> plt.Figure:
                       color=_colour(kind), linestyle=style, label=sweep.label(whose))
     axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy in percent, last epoch")
     ticks = sorted({x for line in sweep.lines.values() for x, _ in line})
+    if sweep.key == "query_budget":
+        axes.set_xscale("log")
+        axes.minorticks_off()
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set_title(drawable(f"{in_words(sweep.network)}, {sweep.where}"), fontsize=12)
     axes.legend()

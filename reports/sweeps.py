@@ -12,6 +12,7 @@ from reports.cells import Cell, Collection, in_words, spread, way_in_words
 KEYS = {"weight": "weight of the nasty teacher's KL term", "temperature": "temperature of the student",
         "alpha": "weight alpha of the student's KL term", "subset_fraction": "fraction of the training images",
         "query_budget": "number of images sent to the teacher"}
+LENGTH = ("num_epochs", "batch_size", "schedule")  # of a training, which fits the number of images
 LEAST = 3  # values that make a sweep
 Line = list[tuple[float, Cell]]  # by value
 
@@ -86,5 +87,5 @@ def _sweeps(collection: Collection) -> list[Sweep]:
 def _rest(cell: Cell, key: str) -> Hashable:
     """The other parameters that make a result."""
     left_out = {key, "seed", "teacher_resume", "adversarial_resume", "init_from", "num_workers", "cuda", "cuda_graph",
-                "compile", "teacher_cache"}
+                "compile", "teacher_cache", *(LENGTH if key == "query_budget" else ())}
     return tuple(sorted((name, str(value)) for name, value in cell.params.items() if name not in left_out))

@@ -321,6 +321,75 @@ def test_attack_and_interface_together_are_a_cell_of_their_own(tmp_path):
     assert found["normal ResNet-18", "last epoch"]["CNN, DKD"] == ""
 
 
+class TestAttacks:
+    """Students of thieves: a row an attack, a column a teacher."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        normal, nasty = teachers(tmp_path)
+        once = {"queries": "once", "teacher_cache": 1}
+        write(tmp_path / "attacks/alone/smoothed", SCRATCH | {"model_name": "net", "label_smoothing": 0.1}, 86.5)
+        for kind, teacher, value in (("normal", normal, 85.0), ("nasty", nasty, 83.0)):
+            place = tmp_path / f"attacks/{kind}"
+            write(place / "labels/kd_t1", student(teacher, temperature=1, **once), value)
+            write(place / "labels/kd_t20", student(teacher, temperature=20, **once), value - 50 * (kind == "nasty"))
+            write(place / "labels/htc", student(teacher, attack="htc", temperature=50, **once), value + 2)
+            for name, temperature in (("kd_t1", 1), ("kd_t20", 20)):
+                write(place / "no_labels" / name, student(teacher, temperature=temperature, labels=0, alpha=1, **once),
+                      value - 1 - 50 * (kind == "nasty" and temperature == 20))
+            write(place / "no_labels/label", student(teacher, labels=0, alpha=1, interface="label", **once), 80.0)
+        control = student(normal, attack="uniform", of="htc", of_parameters={"temperature": 50.0}, **once)
+        del control["alpha"], control["temperature"]
+        write(tmp_path / "attacks/controls/htc_uniform", control, 86.9)
+        write(tmp_path / "ablations/scm/link", student(nasty, **once), 81.0)
+        last = student(tmp_path / "ablations/scm/link", attack="scm_chain", teacher_model="net", **once)
+        write(tmp_path / "attacks/nasty/labels/scm_chain", last, 80.0)
+        return tmp_path
+
+    def test_are_told_by_teacher_beside_students_without_one_and_beside_their_control(self, root):
+        found = rows(root, "Attacks, CIFAR-10, student CNN, labels")
+        assert found["the teacher itself", "last epoch"]["nasty ResNet-18"] == "94.00"
+        assert found["no teacher: labels", "last epoch"]["nasty ResNet-18"] == "86.00"
+        assert found["no teacher: label smoothing 0.1", "last epoch"]["normal ResNet-18"] == "86.50"
+        assert found["KD, temperature 1", "last epoch"]["nasty ResNet-18"] == "83.00 (-3.00)"
+        assert found["HTC", "last epoch"] == {"normal ResNet-18": "87.00 (+1.00)", "nasty ResNet-18": "85.00 (-1.00)",
+                                              "control: uniform answers": "86.90 (+0.90)"}
+
+    def test_the_last_student_of_a_chain_is_an_attack_on_the_first_teacher(self, root):
+        found = rows(root, "Attacks, CIFAR-10, student CNN, labels")
+        assert found["SCM chain", "last epoch"]["nasty ResNet-18"] == "80.00 (-6.00)"
+
+    def test_without_labels_are_a_table_of_their_own_with_the_interface(self, root):
+        found = rows(root, "Attacks, CIFAR-10, student CNN, no labels")
+        assert found["KD, temperature 4, label", "last epoch"]["normal ResNet-18"] == "80.00 (-6.00)"
+
+    def test_the_strongest_on_each_teacher_is_named(self, root):
+        text = report(root).text()
+        assert "Strongest attack on nasty ResNet-18: HTC, 85.00." in text
+        assert "Strongest attack on nasty ResNet-18: KD, temperature 1, 82.00." in text
+
+    def test_leave_the_published_table_as_it_is(self, root):
+        found = rows(root)
+        assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
+        assert not [row for row, _ in found if "smoothed" in row]
+
+    def test_are_drawn(self, root):
+        files, failures = report(root).write(root / "out")
+        assert not failures
+        assert {"attacks-cifar10-net-labels.png", "attacks-cifar10-net-no-labels.png"} <= {file.name for file in files}
+
+    def test_students_of_numbers_of_images_make_a_sweep(self, root):
+        for budget, value in ((100, 40.0), (1000, 60.0), (5000, 70.0)):
+            for kind in ("normal", "nasty"):
+                teacher = root / ("baseline/resnet18" if kind == "normal" else "kd_nasty_resnet18/nasty_resnet18")
+                write(root / f"ablations/query_budget/{kind}_{budget}", student(
+                    teacher, labels=0, alpha=1, queries="once", query_budget=budget, num_epochs=budget), value)
+        sweep, = (sweep for sweep in report(root).sweeps if sweep.key == "query_budget")
+        assert {line[0]: line[1:] for line in sweep.table()} == {
+            "": ["100", "1000", "5000"], "normal teacher, KD, no labels": ["40.00", "60.00", "70.00"],
+            "nasty teacher, KD, no labels": ["40.00", "60.00", "70.00"]}
+
+
 def test_runs_that_differ_in_one_parameter_make_a_sweep(tmp_path):
     _, nasty = teachers(tmp_path)
     for number, alpha in enumerate((0.1, 0.5, 0.7)):
