@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from utils.registry import Registry
 Transform = Callable[[Tensor], Tensor]  # probabilities (B, C) to probabilities (B, C)
 Factory = Callable[[str], Transform]  # of the text after the colon, "" without one; ValueError for a bad one
 
-ANSWER_DEFENSES: Registry[Factory] = Registry("answer defense")
+ANSWER_DEFENSES: Registry[Factory] = Registry("answer defense", package="defenses")
 INTERFACES: Registry[Factory] = Registry("interface")
+_ORDERED: WeakSet[Transform] = WeakSet()  # see `ordered`
 
 
 def build_answer_defense(specification: str) -> Transform:
@@ -46,6 +48,7 @@ class Answers:
         self.name = name_answers(interface, answer_defense)
         transforms = build_answer_defense(answer_defense), build_interface(interface)
         self._transforms = [transform for transform in transforms if transform is not _unchanged]
+        self.ordered = any(transform in _ORDERED for transform in transforms)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Answers to logits (B, C), float32, as log-probabilities; -inf where a client gets exactly 0."""
@@ -75,7 +78,16 @@ def answers_of(params: _Protected) -> Answers | None:
         except ValueError as error:
             raise UserError(f'"{key}": {error}') from None
     answers = Answers(params.interface, params.answer_defense)
+    if answers.ordered and getattr(params, "queries", "") != "once":
+        raise UserError(f'"answer_defense" {params.answer_defense} depends on the order of the queries: only '
+                        'train_kd.py with "queries" "once" gives them one')
     return answers if answers.name else None
+
+
+def ordered(transform: Transform) -> Transform:
+    """Mark a transform whose answer to a row depends on the rows before it."""
+    _ORDERED.add(transform)
+    return transform
 
 
 def _build(registry: Registry[Factory], specification: str) -> Transform:
@@ -106,20 +118,23 @@ INTERFACES.register("probabilities")(_identity)
 @INTERFACES.register("top_k", display_name="top-k")
 def _top_k(strength: str) -> Transform:
     """The K largest probabilities, renormalized; the others are 0."""
-    k = _whole_number(strength, "K", 1)
+    return keep_largest(whole_number(strength, "K", 1))
 
-    def top_k(probabilities: Tensor) -> Tensor:
-        order = probabilities.argsort(dim=1, descending=True, stable=True)  # in a tie the lowest index comes first
+
+def keep_largest(k: int) -> Transform:
+    """The k largest probabilities, of a tie those of the lowest indices, renormalized."""
+    def largest(probabilities: Tensor) -> Tensor:
+        order = probabilities.argsort(dim=1, descending=True, stable=True)
         kept = torch.zeros_like(probabilities).scatter(1, order[:, :k], 1.0) * probabilities
         return kept / kept.sum(1, keepdim=True)
 
-    return top_k
+    return largest
 
 
 @INTERFACES.register("round", display_name="rounded")
 def _round(strength: str) -> Transform:
     """Probabilities to D decimals, renormalized; one-hot where all are rounded to 0."""
-    decimals = _whole_number(strength, "D", 0)
+    decimals = whole_number(strength, "D", 0)
 
     def rounded(probabilities: Tensor) -> Tensor:
         values = probabilities.round(decimals=decimals)
@@ -143,7 +158,7 @@ def one_hot_top(probabilities: Tensor) -> Tensor:
     return torch.zeros_like(probabilities).scatter(1, top, 1.0)
 
 
-def _whole_number(strength: str, name: str, least: int) -> int:
+def whole_number(strength: str, name: str, least: int) -> int:
     if not (strength.isascii() and strength.isdecimal() and int(strength) >= least):
         raise ValueError(f"takes a whole number {name} of at least {least}, as in NAME:{least + 1}")
     return int(strength)

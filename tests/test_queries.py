@@ -199,6 +199,7 @@ class TestRuns:
         ({"transfer_set": "demo", "alpha": 1, "validation_fraction": 0.1}, "validation_fraction"),
         ({"subset_size": 46}, '"subset_size" is 46, but'),
         ({"subset_size": 10, "subset_fraction": 0.5}, "both say how many"),
+        ({"answer_defense": "modelguard_s:1"}, "depends on the order of the queries"),
         ({"interface": "top_k"}, "takes a whole number")])
     def test_what_does_not_fit_together_is_refused(self, student, call, params, words):
         assert words in refused(call, "train_kd", student(**params))
