@@ -126,7 +126,7 @@ class TestModelGuardW:
     def test_costs_what_the_linear_program_costs(self):
         """200 random cases, within 1e-6 of the least cost."""
         random, worst = np.random.default_rng(0), 0.0
-        for case in range(200):
+        for _ in range(200):
             classes, epsilon = int(random.integers(3, 21)), float(random.uniform(0.05, 1.5))
             y = random.dirichlet(np.full(classes, random.choice([0.05, 0.3, 1.0, 5.0])))
             program = self.linear_program(y, epsilon)
