@@ -9,8 +9,10 @@ import time
 import pytest
 import torch
 from conftest import ROOT, command, environment, refused, results
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
-from utils import checkpoint, interrupts
+from utils import checkpoint, console, convolution, interrupts, step
 from utils.logger import Logger
 
 ALIKE = {"dropout_rate": 0.3}  # dropout too derives from the epoch
@@ -442,6 +444,38 @@ def test_an_interrupt_during_the_logs_of_an_epoch_leaves_them_whole(call, experi
     assert call("train_scratch", directory).returncode == 130
     assert state(directory)["epoch"] == 1
     assert len((directory / "metrics.csv").read_text().splitlines()) == 2
+
+
+def test_an_interrupt_that_torch_makes_another_error_of_is_an_interrupt(call, experiment, monkeypatch):
+    """Between the moments when torch takes a mode off its stack and puts it back, the mode cannot end."""
+    pop = torch.overrides._pop_mode
+    once = iter([signal.SIGINT])
+
+    def interrupted():
+        mode = pop()
+        for number in once:
+            signal.raise_signal(number)
+        return mode
+    monkeypatch.setattr(step, "fast_convolutions", lambda *_: convolution._Wide())  # as on a processor with AVX2
+    monkeypatch.setattr(torch.overrides, "_pop_mode", interrupted)
+    directory = experiment()
+    done = call("train_scratch", directory)
+    assert done.returncode == 130
+    assert "the same command (without --restart) continues" in done.stderr
+    assert (directory / "training.log").read_text().endswith("stopped: KeyboardInterrupt\n")
+
+
+def test_an_interrupt_while_tqdm_takes_its_lock_waits_for_the_line(monkeypatch, capsys):
+    lock = tqdm.get_lock()
+
+    def late(self):
+        signal.raise_signal(signal.SIGINT)
+        lock.th_lock.acquire()
+    monkeypatch.setattr(TqdmDefaultWriteLock, "acquire", late)
+    monkeypatch.setattr(TqdmDefaultWriteLock, "release", lambda self: lock.th_lock.release())
+    with pytest.raises(KeyboardInterrupt):
+        console.say("whole")
+    assert capsys.readouterr().out == "whole\n"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from utils import launcher
+from utils import interrupts, launcher
 from utils.errors import Finished, UserError, one_line
 from utils.memory import OutOfMemory, Phase
 
@@ -105,11 +105,18 @@ def _run(stage: Callable[[], None]) -> int:
 
 
 def _to_the_end(stage: Callable[[], None]) -> None:
-    """Run a stage and print what is buffered: at Python's own end it would be too late for a reader that has gone."""
+    """Run a stage and print what is buffered: at Python's own end it would be too late for a reader that has gone.
+
+    Raises an interrupt also where a library made another error of it.
+    """
     try:
         stage()
     except SystemExit:  # of --help, for example
         print(end="", flush=True)
+        raise
+    except Exception as error:
+        if interrupt := interrupts.behind(error):
+            raise interrupt from None
         raise
     print(end="", flush=True)
 

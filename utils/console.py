@@ -2,18 +2,25 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 from tqdm import tqdm
 
-from utils import distributed
+from utils import distributed, interrupts
 from utils.errors import one_line
 
 
 def say(text: str) -> None:
     """Print a line in the terminal of the first process, above any progress bar. Control characters are escaped."""
     if distributed.rank() == 0:
-        tqdm.write(one_line(text), file=sys.stdout)
+        write(one_line(text), sys.stdout)
         sys.stdout.flush()
+
+
+def write(text: str, file: TextIO) -> None:
+    """Print a line above any progress bar. An interrupt waits: tqdm would give back a lock that it has not taken."""
+    with interrupts.held():
+        tqdm.write(text, file=file)
 
 
 def progress_bar(images: int, title: str) -> tqdm:

@@ -25,9 +25,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from utils import gtsrb, image_folder, seeds
+from utils import console, gtsrb, image_folder, seeds
 from utils.errors import UserError, first_ten
 from utils.registry import Registry
 
@@ -250,7 +249,7 @@ def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], 
     missing = [path for path in files if not path.exists()]
     if not missing:
         return
-    tqdm.write(f"{name}: {missing[0]} is not there, downloading {url}", file=sys.stderr)
+    console.write(f"{name}: {missing[0]} is not there, downloading {url}", sys.stderr)
     try:
         source(root, download=True)
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from utils import console
 from utils.errors import UserError, first_line, first_ten, one_line
 
 _CHUNK = 64  # images per task of the thread pool
@@ -274,4 +275,4 @@ def _write_cache(cache: Path, content: _Part) -> None:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    tqdm.write(f"warning: {one_line(message)}", file=sys.stderr)
+    console.write(f"warning: {one_line(message)}", sys.stderr)

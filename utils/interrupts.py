@@ -1,4 +1,4 @@
-"""Interrupts that wait until what must be whole is whole."""
+"""Interrupts that wait until what must be whole is whole, and those that a library hides behind an error of its own."""
 from __future__ import annotations
 
 import contextlib
@@ -27,3 +27,20 @@ def held() -> Iterator[None]:
             signal.signal(number, handler)
         if seen:
             signal.raise_signal(seen[0])
+
+
+def behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt because of which an error was raised, or while it was handled; the error itself if it is one.
+
+    An interrupt stops libraries anywhere, and what they tidy up then can fail: torch takes a mode off its stack that is
+    not on it at that moment, which is a RuntimeError. The user has interrupted the run all the same.
+    """
+    links, seen = [error], set[int]()
+    while links:
+        link = links.pop()
+        if isinstance(link, KeyboardInterrupt):
+            return link
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            links += [link.__context__, link.__cause__]
+    return None

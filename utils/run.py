@@ -225,7 +225,8 @@ class Run:
                 record.finish(network, progress, evaluated, final or {},
                               {role: count(progress.epoch) for role, count in self._queries.items()})
         except BaseException as error:
-            record.close(error if isinstance(error, UserError | OSError | KeyboardInterrupt) else None)
+            reason = interrupts.behind(error) or error
+            record.close(reason if isinstance(reason, UserError | OSError | KeyboardInterrupt) else None)
             raise
         record.close()
         distributed.shut_down()  # not after a failure: then the process ends, and its group with it

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import distributed
+from utils import distributed, interrupts
 from utils.convolution import fast_convolutions
 from utils.data import Batch, Draw, TrainBatches
 from utils.errors import first_line
@@ -92,6 +92,8 @@ class CompiledStep(Step):
         except OutOfMemory:
             raise
         except Exception as error:  # compilers raise anything
+            if interrupts.behind(error):  # the user wants an end, not another form of the step
+                raise
             failure = first_line(error)
         self.zero_grad()
         for buffer, value in before:
@@ -169,6 +171,8 @@ class GraphedStep:
             with torch.cuda.graph(graph, stream=self.stream):
                 record = self.step(static, size)
         except RuntimeError as error:  # nothing has run: the step is still to be made
+            if interrupts.behind(error):  # the user wants an end, not another form of the step
+                raise
             torch.cuda.set_stream(current)  # older torch leaves that of the recording
             self.step.zero_grad()  # gradients that were named, not computed
             self.recordable = False
