@@ -1,14 +1,23 @@
-"""Evaluate checkpoints without training: accuracy, cross-entropy, calibration, entropy, agreement, backdoor.
+"""Evaluate checkpoints without training: accuracy, calibration, what the answers hold, agreement, backdoor.
 
     python evaluate.py experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16
     python evaluate.py experiments/mine/best_model.tar --against experiments/demo/baseline/net16
     python evaluate.py weights.safetensors --model torchvision:mobilenet_v3_small --dataset folder:images
+    python evaluate.py experiments/mine --answer_defense mad:0.5 --foreign cifar100
     python evaluate.py experiments/demo/abd/teacher --trigger badnet_sq --target 0 --json teacher.json
 
-Accuracy, agreement (images with the same top class) and expected calibration error (ECE, 15 bins) are in percent of the
-test images; cross-entropy, entropy and KL(reference || network) are means in nats. With a trigger: attack success rate
-(ASR), base rate and target recall, in percent. `--interface` and `--answer_defense` evaluate the answers that a client
-gets instead of the network's own; probabilities that are exactly 0 count as 1e-6.
+What honest users get: accuracy, expected calibration error (ECE, 15 bins) and area under the risk-coverage curve (AURC)
+in percent, cross-entropy in nats; with `--foreign`, AUROC (percent) of telling test images from foreign ones by the
+confidence. With a trigger: attack success rate (ASR), base rate and target recall, in percent.
+
+What a student gets: entropy, and conditional mutual information of image and answer given the class (CMI), in nats; the
+separation of classes (mean KL of their mean answers, nats); the probability of all classes but the label (percent); the
+number of peaks (classes with a tenth of the largest probability). With `--against`: agreement (same top class,
+percent), KL(reference || network) in nats, L1 distance of the probabilities, rank correlation of the classes below the
+top.
+
+`--interface` and `--answer_defense` evaluate the answers that a client gets instead of the network's own, and how far
+they are from these (L1 change); probabilities that are exactly 0 count as 1e-6.
 """
 from __future__ import annotations
 
@@ -29,17 +38,21 @@ from runs.trained import Source, read_source
 from utils import cli
 from utils.data import Images
 from utils.data_record import compare_origin
-from utils.datasets import Dataset, load_dataset
+from utils.datasets import Dataset, load_dataset, with_transfer_set
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError
 from utils.evaluation import Frozen, confusion_matrix
 from utils.files import write_text
-from utils.quality import agreement, answers_to, quality
+from utils.quality import agreement, answers_to, change, foreign_auroc, likeness, profile, quality
 from utils.results import Row
 
-HEADS = {"accuracy": "accuracy", "cross_entropy": "cross-entropy", "calibration_error": "ECE", "entropy": "entropy",
-         "agreement": "agreement", "kl": "KL", "asr": "ASR", "triggered_accuracy": "triggered accuracy",
-         "base_rate": "base rate", "target_recall": "target recall"}
+FOR_USERS = {"accuracy": "accuracy", "cross_entropy": "cross-entropy", "calibration_error": "ECE",
+             "risk_coverage_area": "AURC", "foreign_auroc": "foreign AUROC", "defense_l1_change": "L1 change",
+             "asr": "ASR", "triggered_accuracy": "triggered accuracy", "base_rate": "base rate",
+             "target_recall": "target recall"}
+FOR_STUDENTS = {"entropy": "entropy", "cmi": "CMI", "separation": "separation", "non_target_mass": "non-target mass",
+                "peaks": "peaks", "agreement": "agreement", "kl": "KL", "l1_change": "L1 distance",
+                "rank_correlation": "rank correlation"}
 GIVEN = {"model": "model_name", "num_channels": "num_channels", "model_options": "model_options",
          "dataset": "dataset", "image_size": "image_size", "background": "background", "mean": "mean",
          "std": "std"}
@@ -58,7 +71,7 @@ def evaluate() -> None:
     print(f"{test.name}: {images} test images")
     for remark in test.remarks:
         print(f"remark: {remark}")
-    print(markdown(_table(rows)))
+    print(f"{markdown(_table(rows, FOR_USERS))}\n\n{markdown(_table(rows, FOR_STUDENTS))}")
     if arguments.json:
         content = {
             "dataset": test.name, "images": images, "interface": arguments.interface,
@@ -81,7 +94,8 @@ class Test:
         self.device = choose_device(arguments.device, None, cuda=True)
         prepare_device(self.device, "fp32")
         self.dtype = choose_dtype("fp32", self.device)
-        self.protection = answers_of(arguments)
+        self.protection = answers_of(arguments, in_order=True)
+        self.foreign = arguments.foreign
         self.trigger = build_trigger(arguments.trigger, self.name) if arguments.trigger else None
         self.target = arguments.target
         self._datasets: dict[tuple[int, str], Dataset] = {}  # by image size and background
@@ -90,23 +104,42 @@ class Test:
 
     def answers(self, source: Source) -> torch.Tensor:
         """Answers (N, C) to the test images, as log-probabilities."""
+        return self._protected(self._logits(source))
+
+    def _logits(self, source: Source) -> torch.Tensor:
         frozen, part = self._networks[source.name]
-        return answers_to(frozen.answering, part, self.dtype)
+        return answers_to(frozen.network, part, self.dtype)
+
+    def _protected(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.protection(logits) if self.protection else logits
 
     def evaluate(self, source: Source, compared: torch.Tensor | None) -> Row:
         """All metrics of a network; compared: the answers of the reference. Raises UserError if one is not finite."""
         frozen, part = self._networks[source.name]
-        answers = self.answers(source)
-        if answers.isnan().any():
+        logits = self._logits(source)
+        if logits.isnan().any():
             raise UserError(f"{source.name}: the outputs of the network are not finite")
-        row = quality(answers, part.labels.cpu())
+        answers, labels = self._protected(logits), part.labels.cpu()
+        row = quality(answers, labels) | profile(answers, labels)
+        if self.protection and self.protection.changes:
+            row["defense_l1_change"] = change(answers, logits)
+        if self.foreign:
+            foreign = dataclasses.replace(part, **self._foreign(source, part))
+            row["foreign_auroc"] = foreign_auroc(answers, self._protected(answers_to(frozen.network, foreign,
+                                                                                    self.dtype)))
         if compared is not None:
-            row |= agreement(answers, compared)
+            row |= agreement(answers, compared) | likeness(answers, compared)
         if self.trigger:
             test = BackdoorTest(part, self.trigger, self.target, self.dtype)
             self._remark(*test.left_out)
             row |= test(frozen.answering, confusion_matrix(frozen.answering, part, self.dtype)[0])
         return row
+
+    def _foreign(self, source: Source, part: Images) -> dict[str, torch.Tensor]:
+        """As many foreign images as there are test images, resized to their size."""
+        found = with_transfer_set(self.dataset(source), self.foreign, self.data_dir,
+                                  background=source.params.background).train_images[:len(part)].to(self.device)
+        return {"images": found, "labels": torch.zeros(len(found), dtype=torch.int64, device=self.device)}
 
     def dataset(self, source: Source) -> Dataset:
         """The data set, with images of folders prepared as the network was trained on them."""
@@ -138,10 +171,10 @@ class Test:
         self.remarks += [text for text in texts if text not in self.remarks]
 
 
-def _table(rows: dict[str, Row]) -> list[list[str]]:
-    keys = [key for key in HEADS if any(key in row for row in rows.values())]
-    nats = ("cross_entropy", "entropy", "kl")
-    return [["checkpoint", *(HEADS[key] for key in keys)],
+def _table(rows: dict[str, Row], heads: dict[str, str]) -> list[list[str]]:
+    keys = [key for key in heads if any(key in row for row in rows.values())]
+    nats = ("cross_entropy", "entropy", "kl", "cmi", "separation", "defense_l1_change", "l1_change", "rank_correlation")
+    return [["checkpoint", *(heads[key] for key in keys)],
             *([name, *(f"{row[key]:.{3 if key in nats else 2}f}" if key in row else "" for key in keys)]
               for name, row in rows.items())]
 
@@ -176,6 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--target", type=int, default=0, metavar="N", help="class that the trigger leads to (default: 0)")
     add("--interface", default="logits", metavar="NAME", help="what the networks' interface returns (default: logits)")
     add("--answer_defense", default="none", metavar="NAME", help="perturbation of the answers (default: none)")
+    add("--foreign", metavar="NAME",
+        help="data set of foreign images, such as cifar100 or folder:PATH: adds the AUROC of telling them")
     add("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")

@@ -31,7 +31,8 @@ def train_kd() -> None:
     run = Run.from_command_line(KD, build_model, __doc__, options=["teacher_resume"])
     params = run.params
     student = run.network()
-    teacher = run.frozen("teacher", answers_of(params), Queries(params.queries == "once", params.views))
+    once = params.queries == "once"
+    teacher = run.frozen("teacher", answers_of(params, in_order=once), Queries(once, params.views))
     attack = attacks.REGISTRY[params.attack].from_run(params, run.dataset.num_classes)
     backdoor = measure_backdoor(run)
 

@@ -61,6 +61,11 @@ class Answers:
                 probabilities = transform(probabilities)
             return probabilities.log()
 
+    @property
+    def changes(self) -> bool:
+        """Whether a client gets other probabilities than the network's own."""
+        return bool(self._transforms)
+
     def __str__(self) -> str:
         return self.name
 
@@ -70,15 +75,19 @@ class _Protected(Protocol):
     answer_defense: str
 
 
-def answers_of(params: _Protected) -> Answers | None:
-    """The answers that parameters ask for; None where they are the logits. Raises UserError for an unknown name."""
+def answers_of(params: _Protected, *, in_order: bool = False) -> Answers | None:
+    """The answers that parameters ask for; None where they are the logits.
+
+    in_order: whether all answers come from one call. Raises UserError for an unknown name, and for a defense that needs
+    an order of the queries where there is none.
+    """
     for key, build in (("answer_defense", build_answer_defense), ("interface", build_interface)):
         try:
             build(getattr(params, key))
         except ValueError as error:
             raise UserError(f'"{key}": {error}') from None
     answers = Answers(params.interface, params.answer_defense)
-    if answers.ordered and getattr(params, "queries", "") != "once":
+    if answers.ordered and not in_order:
         raise UserError(f'"answer_defense" {params.answer_defense} depends on the order of the queries: only '
                         'train_kd.py with "queries" "once" gives them one')
     return answers if answers.name else None

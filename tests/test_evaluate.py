@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from evaluate import evaluate
 from model import build_model
 from utils.cli import main
-from utils.quality import agreement, quality
+from utils.quality import agreement, foreign_auroc, likeness, profile, quality
 
 
 @pytest.fixture
@@ -105,6 +105,52 @@ def test_agreement_and_kl_of_two_images_by_hand_with_a_zero_that_counts_as_a_mil
                                          0.5 * math.log(0.5 / floor) + 0.5 * math.log(0.5)) / 2, rel=1e-5)
 
 
+def test_the_risk_coverage_area_of_four_images_by_hand():
+    """From the most to the least confident: right, wrong, right, wrong; error rates 0, 1/2, 1/3, 1/2."""
+    answers = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]).log()
+    found = quality(answers, torch.tensor([0, 0, 0, 1]))
+    assert found["risk_coverage_area"] == pytest.approx(100 * (0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+
+
+def test_the_profile_of_answers_that_depend_on_the_class_only():
+    p = torch.tensor([[0.7, 0.25, 0.05]] * 2 + [[0.1, 0.1, 0.8]])
+    found = profile(p.log(), torch.tensor([0, 0, 2]))
+    assert found["cmi"] == pytest.approx(0, abs=1e-6)
+    assert found["non_target_mass"] == pytest.approx(100 * (0.3 + 0.3 + 0.2) / 3, rel=1e-5)
+    assert found["peaks"] == pytest.approx((2 + 2 + 3) / 3)
+    kl = [sum(x * math.log(x / y) for x, y in zip(*pair, strict=True))
+          for pair in ((p[0].tolist(), p[2].tolist()), (p[2].tolist(), p[0].tolist()))]
+    assert found["separation"] == pytest.approx(sum(kl) / 2, rel=1e-5)
+
+
+def test_cmi_is_the_mean_divergence_from_the_mean_answer_of_the_class():
+    p = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+    expected = (0.9 * math.log(0.9 / 0.7) + 0.1 * math.log(0.1 / 0.3)
+                + 0.5 * math.log(0.5 / 0.7) + 0.5 * math.log(0.5 / 0.3)) / 2
+    assert profile(p.log(), torch.tensor([0, 0]))["cmi"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_foreign_images_are_told_by_confidence():
+    known, foreign = torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log(), torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log()
+    assert foreign_auroc(known, foreign) == pytest.approx(75)
+
+
+def test_rank_correlation_is_of_the_classes_below_the_top_and_ties_share_a_rank():
+    reference = torch.tensor([[0.6, 0.2, 0.15, 0.05], [0.6, 0.3, 0.05, 0.05]]).log()
+    network = torch.tensor([[0.5, 0.1, 0.15, 0.25], [0.4, 0.3, 0.2, 0.1]]).log()
+    found = likeness(network, reference)
+    assert found["rank_correlation"] == pytest.approx((-1 + math.sqrt(3) / 2) / 2)
+    assert found["l1_change"] == pytest.approx((0.4 + 0.4) / 2, rel=1e-5)
+
+
+def test_an_answer_defense_has_its_price_and_foreign_images_are_counted(row, weights, options, data):
+    plain = row(weights, *options, "--foreign", f"folder:{data}")
+    stingy = row(weights, *options, "--foreign", f"folder:{data}", "--answer_defense", "stingy:1")
+    assert 0 < stingy["defense_l1_change"] < 2 and "defense_l1_change" not in plain
+    assert stingy["accuracy"] == plain["accuracy"] and stingy["foreign_auroc"] == 50  # every answer is as confident
+    assert stingy["entropy"] < plain["entropy"] and stingy["peaks"] == 1
+
+
 def test_accuracy_and_loss_are_those_of_the_run_at_its_last_and_its_best_epoch(trained, row):
     directory = trained(learning_rate=0.02, num_epochs=4)
     for arguments, epoch in (((), "last"), (("--best",), "best")):
@@ -177,10 +223,12 @@ def test_json_and_table_say_what_was_evaluated_and_how(run, weights, options, da
     assert (content["trigger"], content["target"]) == ("badnet_sq", 0)
     found = content["checkpoints"][str(weights)]
     assert content["against"] == {key: found[key] for key in ("path", "sha256")}
-    first, heads, _, numbers = done.stdout.splitlines()
+    first, *tables = done.stdout.splitlines()
     assert first == f"folder:{data}: 15 test images"
-    columns = dict(zip([text.strip() for text in heads.split("|")], [text.strip() for text in numbers.split("|")],
-                       strict=True))
+    columns = {}
+    for heads, numbers in (tables[:3:2], tables[4::2]):  # for users, and for students
+        columns |= zip([text.strip() for text in heads.split("|")], [text.strip() for text in numbers.split("|")],
+                       strict=True)
     assert columns["checkpoint"] == str(weights)
     assert columns["accuracy"] == f"{found['accuracy']:.2f}" and columns["KL"] == "0.000"
     assert columns["entropy"] == f"{found['entropy']:.3f}" and columns["ASR"] == f"{found['asr']:.2f}"

@@ -1,4 +1,4 @@
-"""What the answers of a network are worth: accuracy, calibration, entropy, and agreement with another network.
+"""What the answers of a network are worth to those who ask honestly, and what they hold for a student.
 
 Answers are log-probabilities (N, C) up to a constant per row, such as logits; -inf where an interface gave exactly 0.
 Exact zeros count as probability 1e-6, the row renormalized, so that cross-entropy and KL stay finite.
@@ -25,8 +25,13 @@ def answers_to(network: nn.Module, part: Images, dtype: torch.dtype) -> Tensor:
 
 
 def quality(answers: Tensor, labels: Tensor) -> Row:
-    """Accuracy (percent, exact), cross-entropy and entropy (nats), and expected calibration error (percent, 15 bins;
-    Guo et al., ICML 2017, arXiv:1706.04599), of answers (N, C) and labels int64 (N,)."""
+    """What users of answers (N, C) to images with labels int64 (N,) get.
+
+    `accuracy` in percent, exact; `cross_entropy` and `entropy` in nats, means; `calibration_error`, the expected one in
+    percent, 15 bins (Guo et al., ICML 2017, arXiv:1706.04599); `risk_coverage_area` in percent: the error rate of the
+    images that are answered if the least confident are refused, mean over all coverages (AURC; Geifman et al., ICLR
+    2019, arXiv:1805.08206).
+    """
     from torchmetrics.functional.classification import multiclass_calibration_error  # takes a second to import
 
     log_p = finite_log_probabilities(answers)
@@ -36,7 +41,53 @@ def quality(answers: Tensor, labels: Tensor) -> Row:
         "cross_entropy": -log_p.gather(1, labels[:, None]).double().mean().item(),
         "calibration_error": 100 * error.item(),
         "entropy": -(log_p.exp() * log_p).double().sum(1).mean().item(),
+        "risk_coverage_area": _risk_coverage_area(answers, labels),
     }
+
+
+def _risk_coverage_area(answers: Tensor, labels: Tensor) -> float:
+    confidence = answers.log_softmax(1).amax(1)
+    wrong = (answers.argmax(1) != labels)[confidence.argsort(descending=True, stable=True)].double()
+    return 100 * (wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)).mean().item()
+
+
+def profile(answers: Tensor, labels: Tensor) -> Row:
+    """What answers (N, C) to images with labels int64 (N,) hold beside the top class.
+
+    `non_target_mass`: mean probability of all classes but the label, percent. `peaks`: mean number of classes with at
+    least a tenth of the largest probability. `cmi` in nats: conditional mutual information of image and answer given
+    the label, the mean KL of an answer from the mean answer of its class (Yang et al., 2023, arXiv:2309.09123);
+    `separation` in nats: mean KL between the mean answers of two different classes. A class without images counts in
+    neither.
+    """
+    log_p = finite_log_probabilities(answers).double()
+    p = log_p.exp()
+    present = labels.unique()
+    centroids = torch.stack([p[labels == label].mean(0) for label in present]).log()
+    own = centroids[torch.searchsorted(present, labels)]
+    between = (centroids.exp() * centroids).sum(1, keepdim=True) - centroids.exp() @ centroids.T
+    pairs = max(1, len(present) * (len(present) - 1))
+    return {
+        "non_target_mass": 100 * (1 - p.gather(1, labels[:, None])).mean().item(),
+        "peaks": (p >= 0.1 * p.amax(1, keepdim=True)).double().sum(1).mean().item(),
+        "cmi": (p * (log_p - own)).sum(1).mean().item(),
+        "separation": between.sum().item() / pairs,
+    }
+
+
+def foreign_auroc(answers: Tensor, foreign: Tensor) -> float:
+    """Area under the ROC curve, in percent, of telling test images from foreign ones by the largest probability of
+    answers (N, C) and (M, C) (Hendrycks & Gimpel, ICLR 2017, arXiv:1610.02136)."""
+    from torchmetrics.functional.classification import binary_auroc
+
+    confidence = torch.cat([each.log_softmax(1).amax(1).exp() for each in (answers, foreign)])
+    known = torch.cat([torch.ones(len(answers), dtype=torch.int64), torch.zeros(len(foreign), dtype=torch.int64)])
+    return 100 * binary_auroc(confidence, known).item()
+
+
+def change(answers: Tensor, original: Tensor) -> float:
+    """Mean L1 distance of answers (N, C), as probabilities, from the original ones: 0 to 2."""
+    return (answers.softmax(1) - original.softmax(1)).abs().sum(1).double().mean().item()
 
 
 def agreement(answers: Tensor, reference: Tensor) -> Row:
@@ -45,3 +96,30 @@ def agreement(answers: Tensor, reference: Tensor) -> Row:
     log_p, log_q = finite_log_probabilities(reference), finite_log_probabilities(answers)
     return {"agreement": 100 * (answers.argmax(1) == reference.argmax(1)).double().mean().item(),
             "kl": (log_p.exp() * (log_p - log_q)).double().sum(1).mean().item()}
+
+
+def likeness(answers: Tensor, reference: Tensor) -> Row:
+    """How alike the probabilities of two networks are, means over the images of answers (N, C).
+
+    `l1_change`: L1 distance, 0 to 2; `rank_correlation`: Spearman's, of the classes other than the top class of the
+    reference, of which there have to be two.
+    """
+    row = {"l1_change": change(answers, reference)}
+    if answers.shape[1] > 2:
+        row["rank_correlation"] = _rank_correlation(*map(finite_log_probabilities, (reference, answers)))
+    return row
+
+
+def _rank_correlation(log_p: Tensor, log_q: Tensor) -> float:
+    others = torch.ones_like(log_p, dtype=torch.bool).scatter(1, log_p.argmax(1, keepdim=True), False)
+    ranks = [_ranks(each[others].view(len(each), -1)) for each in (log_p, log_q)]
+    centered = [each - each.mean(1, keepdim=True) for each in ranks]
+    norms = [each.norm(dim=1) for each in centered]
+    return ((centered[0] * centered[1]).sum(1) / (norms[0] * norms[1]).clamp(min=1e-12)).mean().item()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks of each row, float64; equal values share their mean rank."""
+    ordered = values.sort(1).values.contiguous()
+    below, up_to = (torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True))
+    return (below + up_to - 1).double() / 2
