@@ -24,6 +24,7 @@ from runs.stages import KD
 from utils.cli import main
 from utils.data import Batch
 from utils.evaluation import Queries
+from utils.quality import price
 from utils.run import Run
 
 
@@ -40,8 +41,11 @@ def train_kd() -> None:
         known = batch if params.labeled else batch.without_labels()
         return attack(student, known, teacher(batch))
 
+    final = dict(backdoor.final)
+    if teacher.answers:
+        final["answers"] = lambda _: price(teacher.answering, run.parts["test"], run.dtype, teacher.network)
     run.train(student, run.supervised(student, loss, attack), metrics=backdoor.metrics, warnings=backdoor.warnings,
-              final=backdoor.final)
+              final=final)
 
 
 if __name__ == "__main__":

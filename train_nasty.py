@@ -17,11 +17,14 @@ adversary and on the network is measured too. Run it again to continue an interr
 """
 from __future__ import annotations
 
+from functools import partial
+
 import defenses
 from backdoor.metrics import measure_backdoor
 from model import build_model
 from runs.stages import NASTY
 from utils.cli import main
+from utils.quality import price
 from utils.run import Run
 
 
@@ -32,8 +35,10 @@ def train_nasty() -> None:
     frozen = {role: run.frozen(role) for role in method.frozen_roles}
     defense = method.from_run(run.params, run.dataset.num_classes, **frozen)
     backdoor = measure_backdoor(run)
+    original = next((each.network for each in frozen.values()), None)
+    outputs = partial(price, part=run.parts["test"], dtype=run.dtype, original=original)
     run.train(network, run.supervised(network, defense, defense), metrics=backdoor.metrics, warnings=backdoor.warnings,
-              final=backdoor.final)
+              final={**backdoor.final, "outputs": outputs})
 
 
 if __name__ == "__main__":

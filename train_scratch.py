@@ -10,6 +10,8 @@ Run it again to continue an interrupted run.
 """
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from model import build_model
@@ -17,6 +19,7 @@ from runs.stages import SCRATCH
 from utils.cli import main
 from utils.data import Batch
 from utils.losses import cross_entropy
+from utils.quality import price
 from utils.run import Run
 
 
@@ -27,7 +30,8 @@ def train_scratch() -> None:
     def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"loss": cross_entropy(network(batch.images), batch.labels, label_smoothing=smoothing)}
 
-    run.train(network, run.supervised(network, loss))
+    outputs = partial(price, part=run.parts["test"], dtype=run.dtype)
+    run.train(network, run.supervised(network, loss), final={"outputs": outputs})
 
 
 if __name__ == "__main__":

@@ -146,11 +146,11 @@ class Collection:
     cells: Sequence[Cell]
 
 
-def spread(values: Iterable[float], sign: str = "") -> str:
+def spread(values: Iterable[float], sign: str = "", digits: int = 2) -> str:
     """`mean`, or `mean ± standard deviation` of several."""
     values = list(values)
-    mean = f"{statistics.mean(values):{sign}.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    mean = f"{statistics.mean(values):{sign}.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:

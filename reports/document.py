@@ -12,6 +12,7 @@ from pathlib import Path
 
 from reports import figures
 from reports.cells import Cell, Collection, cells, collections, spread
+from reports.prices import Prices, prices
 from reports.sweeps import Sweep, sweeps
 from reports.table import Table, markdown
 from reports.tables import tables
@@ -31,6 +32,7 @@ class Report:
     collections: Sequence[Collection]
     tables: Sequence[Table]
     sweeps: Sequence[Sweep]
+    prices: Sequence[Prices]
     unfinished: Sequence[Run]  # in the order in which they need each other
     remarks: Sequence[str]
 
@@ -49,7 +51,7 @@ class Report:
             remarks.append(str(error))
         unfinished = sorted((run for run in runs if not run.finished), key=lambda run: order.index(run.directory))
         groups = collections(found)
-        return cls(groups, tables(groups), sweeps(groups), unfinished, remarks)
+        return cls(groups, tables(groups), sweeps(groups), prices(groups), unfinished, remarks)
 
     @property
     def cells(self) -> list[Cell]:
@@ -94,6 +96,8 @@ class Report:
             missing = self.missing(table)
             named.update(missing)
             parts += [f"## {table.title}", markdown(table.lines()), *table.notes, *_commands(missing)]
+        for price in self.prices:
+            parts += [f"## {price.title}", markdown(price.lines())]
         for sweep in self.sweeps:
             parts += [f"## {sweep.title}", markdown(sweep.table())]
         if others := [run.command for run in self.unfinished if run.command not in named]:
@@ -113,6 +117,7 @@ class Report:
         """For the terminal: the tables in which something is finished, and what else there is."""
         blocks = ["\n\n".join([table.title, markdown(table.lines()), *filter(None, ["\n".join(table.notes)])])
                   for table in self.tables if table.finished]
+        blocks += [f"{price.title}\n\n{markdown(price.lines())}" for price in self.prices]
         blocks += [f"{sweep.title}\n\n{markdown(sweep.table())}" for sweep in self.sweeps]
         if idle := [table.title for table in self.tables if not table.finished]:
             blocks.append("Nothing finished yet in: " + "; ".join(idle) + ".")
@@ -132,6 +137,10 @@ def _legend(report: Report) -> str:
     if any("asr" in table.keys for table in report.tables):
         texts.append("Attack success rate: images of other classes that are taken for the target once the trigger is "
                      "on them; base rate: without it. Target recall: images of the target that are recognised.")
+    if report.prices:
+        texts.append("Price and profile: `python evaluate.py --help` defines the columns; L1 change and rank "
+                     "correlation are against the normal teacher or, behind an answer defense, against the network's "
+                     "own answers.")
     texts.append("The best epoch was chosen on the test images (unless `validation_fraction` was set), so it flatters.")
     if not all(run.finished for run in report.runs):
         texts.append("`–`: not run yet; `epoch N`: not finished.")

@@ -390,6 +390,22 @@ class TestAttacks:
             "nasty teacher, KD, no labels": ["40.00", "60.00", "70.00"]}
 
 
+def test_the_price_of_a_defended_teacher_stands_beside_the_normal_one(tmp_path):
+    normal, nasty = teachers(tmp_path)
+    write(tmp_path / "attacks/mad", student(normal, answer_defense="mad:0.5", interface="probabilities"), 80.0)
+    for directory, entry, row in ((normal, "outputs", {"accuracy": 95.0, "cmi": 0.1}),
+                                  (nasty, "outputs", {"accuracy": 94.0, "cmi": 0.4, "l1_change": 0.3}),
+                                  (tmp_path / "attacks/mad", "answers", {"accuracy": 95.0, "l1_change": 0.5})):
+        results = json.loads((directory / "results.json").read_text())
+        (directory / "results.json").write_text(json.dumps(results | {"details": {entry: row}}))
+    price, = report(tmp_path).prices
+    assert price.lines() == [["", "accuracy, %", "L1 change", "CMI"],
+                             ["normal ResNet-18, resnet18", "95.00", "", "0.100"],
+                             ["nasty ResNet-18, nasty_resnet18", "94.00", "0.300", "0.400"],
+                             ["normal ResNet-18, probabilities after mad:0.5", "95.00", "0.500", ""]]
+    assert "Price and profile" in report(tmp_path).text() and "Price and profile" in report(tmp_path).markdown()
+
+
 def test_runs_that_differ_in_one_parameter_make_a_sweep(tmp_path):
     _, nasty = teachers(tmp_path)
     for number, alpha in enumerate((0.1, 0.5, 0.7)):

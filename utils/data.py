@@ -213,10 +213,11 @@ class TrainBatches:
         return Batch(images, self.part.labels[draw["index"]], draw["index"], draw["epoch"])
 
 
-def in_order(part: Images) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of a part in its order, not augmented: images as from `TrainBatches.epoch`, labels."""
+def in_order(part: Images, *, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of a part (or the whole part) in its order, not augmented: images as from
+    `TrainBatches.epoch`, labels."""
     batch_size = part.batch_size
-    rank, ranks = distributed.rank(), distributed.world_size()
+    rank, ranks = (0, 1) if whole else (distributed.rank(), distributed.world_size())
     share = range(len(part) * rank // ranks, len(part) * (rank + 1) // ranks)
     for start in share[::batch_size]:
         stop = min(start + batch_size, share.stop)

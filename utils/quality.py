@@ -17,10 +17,10 @@ BINS = 15  # of the confidence, for the calibration error
 
 
 def answers_to(network: nn.Module, part: Images, dtype: torch.dtype) -> Tensor:
-    """Answers of a network to a part of the data, in its order: float32 (N, C) on the CPU."""
+    """Answers of a network to a part of the data, in its order, the whole in each process: float32 (N, C), CPU."""
     network.eval()
     with torch.inference_mode(), autocast(part.labels.device, dtype):
-        batches = [at_least_float32(network(images)).cpu() for images, _ in in_order(part)]
+        batches = [at_least_float32(network(images)).cpu() for images, _ in in_order(part, whole=True)]
     return torch.cat(batches).clone()
 
 
@@ -49,6 +49,14 @@ def _risk_coverage_area(answers: Tensor, labels: Tensor) -> float:
     confidence = answers.log_softmax(1).amax(1)
     wrong = (answers.argmax(1) != labels)[confidence.argsort(descending=True, stable=True)].double()
     return 100 * (wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)).mean().item()
+
+
+def price(network: nn.Module, part: Images, dtype: torch.dtype, original: nn.Module | None = None) -> Row:
+    """All that is measured of a network's answers to a part of the data: `quality`, `profile` and, where there is an
+    original network, `likeness` to it."""
+    answers, labels = answers_to(network, part, dtype), part.labels.cpu()
+    row = quality(answers, labels) | profile(answers, labels)
+    return row | likeness(answers, answers_to(original, part, dtype)) if original else row
 
 
 def profile(answers: Tensor, labels: Tensor) -> Row:

@@ -1,0 +1,58 @@
+"""What defended teachers cost those who ask honestly, and what their answers still hold for a student."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from reports.cells import Cell, Collection, in_words, rank, spread
+from utils.results import is_number
+
+# Metrics of `utils.quality`, with the digits that are shown.
+COLUMNS = {"accuracy": ("accuracy, %", 2), "cross_entropy": ("cross-entropy", 3), "calibration_error": ("ECE, %", 2),
+           "risk_coverage_area": ("AURC, %", 2), "l1_change": ("L1 change", 3), "entropy": ("entropy", 3),
+           "non_target_mass": ("non-target mass, %", 2), "peaks": ("peaks", 2), "cmi": ("CMI", 3),
+           "separation": ("separation", 3), "rank_correlation": ("rank correlation", 3)}
+
+
+@dataclass
+class Prices:
+    """A table: a row a teacher, or a teacher behind an answer defense or interface; a column a metric."""
+
+    title: str
+    rows: dict[str, dict[str, str]]
+
+    def lines(self) -> list[list[str]]:
+        """Heads, then a line a teacher; columns without a number are left out."""
+        keys = [key for key in COLUMNS if any(key in row for row in self.rows.values())]
+        return [["", *(COLUMNS[key][0] for key in keys)],
+                *([name, *(row.get(key, "") for key in keys)] for name, row in self.rows.items())]
+
+
+def prices(collections: Sequence[Collection]) -> list[Prices]:
+    """A table for each collection in which a teacher is defended."""
+    made = []
+    for collection in collections:
+        teachers = [cell for cell in collection.cells if cell.kind != "student" and not cell.ablation]
+        answering = {(cell.victim, cell.answers): cell for cell in collection.cells if cell.answers and cell.finished}
+        rows = {}
+        for cell in sorted(teachers, key=lambda cell: rank(cell.kind)):
+            rows[f"{cell.kind} {in_words(cell.network)}, {cell.experiment.name}"] = _row(cell, "outputs")
+        for (_, answers), cell in sorted(answering.items(), key=lambda item: (str(item[0][0]), item[0][1])):
+            name = f"{cell.teacher_kind} {in_words(cell.teacher or '')}, {answers}"
+            rows.setdefault(name, _row(cell, "answers"))
+        rows = {name: row for name, row in rows.items() if row}
+        if len(rows) > 1:
+            made.append(Prices(f"Price and profile of the teachers' answers, {collection.title}", rows))
+    return made
+
+
+def _row(cell: Cell, entry: str) -> dict[str, str]:
+    values = {key: list(_values(cell, entry, key)) for key in COLUMNS}
+    return {key: spread(found, digits=COLUMNS[key][1]) for key, found in values.items() if found}
+
+
+def _values(cell: Cell, entry: str, key: str) -> Iterable[float]:
+    for run in cell.finished:
+        row = run.results.details.get(entry) if run.results else None
+        if isinstance(row, dict) and is_number(row.get(key)):
+            yield row[key]
