@@ -1,6 +1,7 @@
 """Tables of attacks: a row an attack, a column a teacher, for one student and one kind of thief."""
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def _table(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
     whose = f"images of {images}, no labels" if images else "labels" if labels else "no labels"
     table = Table(f"attacks {collection.name} {network} {whose}",
                   f"Attacks, {collection.title}, student {in_words(network)}, {whose}{_queries(students)}",
-                  figure="dots")
+                  figure="dots", epochs=("last",))
     teachers = _teachers(students, own)
     table.columns = [*teachers.values()]
     alone = [cell for cell in own if cell.kind == "normal" and cell.network == network]
@@ -50,7 +51,7 @@ def _table(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
             table.cells[Place(ITSELF, column)] = by_experiment[source]
         table.cells |= {Place(row, column): cell for row, cell in fixed.items()}
     words = row_words(students)
-    for cell in sorted(students, key=lambda cell: words[cell.experiment]):
+    for cell in sorted(students, key=lambda cell: _by_number(words[cell.experiment])):
         place = Place(Head(_key(cell), words[cell.experiment]), _column(cell, teachers))
         table.put(place, cell)
         table.references[place] = [Place(ALONE, column) for column in table.columns]
@@ -78,6 +79,12 @@ def row_words(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
         parts += [cell.answers] * bool(cell.answers)
         words[cell.experiment] = ", ".join(parts)
     return words
+
+
+def _by_number(words: str) -> list[tuple[float, str]]:
+    """A sort key by which 2 comes before 10."""
+    return [(float(part), "") if part.replace(".", "", 1).isdecimal() else (0.0, part)
+            for part in re.split(r"(\d+\.?\d*)", words)]
 
 
 def _key(cell: Cell) -> tuple[str, ...]:

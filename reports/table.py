@@ -41,6 +41,7 @@ class Table:
     papers_references: dict[Place, list[Place]] = field(default_factory=dict)  # likewise, of the published values
     notes: list[str] = field(default_factory=list)  # sentences below it
     figure: str = "bars"  # or "dots", for many rows
+    epochs: tuple[str, ...] = tuple(EPOCHS)  # that are shown; results.csv has both
 
     @property
     def finished(self) -> bool:
@@ -64,7 +65,7 @@ class Table:
         lines = [["", "", *(column.words for column in self.columns)]]
         for row in self.rows:
             places = [Place(row, column) for column in self.columns]
-            block = [[what, *(self._measured(place, epoch) for place in places)] for epoch, what in EPOCHS.items()]
+            block = [[EPOCHS[epoch], *(self._measured(place, epoch) for place in places)] for epoch in self.epochs]
             block += [[" / ".join(key.replace("_", " ") for key in self.more),
                        *(self._rates(place, "last", self.more) for place in places)],
                       ["paper, unchecked", *(self._of_paper(place) for place in places)]]
