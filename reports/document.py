@@ -134,9 +134,13 @@ def _legend(report: Report) -> str:
     if any(table.references for table in report.tables):
         texts.append("In brackets, seed by seed: a student against the same network without a teacher, a teacher "
                      "against the normal one.")
-    if any("asr" in table.keys for table in report.tables):
+    if any("asr" in table.keys for table in report.tables if table.finished):
         texts.append("Attack success rate: images of other classes that are taken for the target once the trigger is "
                      "on them; base rate: without it. Target recall: images of the target that are recognised.")
+    if any(table.notes for table in report.tables):
+        texts.append("Controls: the same attack on answers that know nothing of the image; what they reach is label "
+                     "smoothing, not theft. The strongest attack is the best of those tried, which errs on the thief's "
+                     "side, as one of many is the best by chance.")
     if report.prices:
         texts.append("Price and profile: `python evaluate.py --help` defines the columns; L1 change and rank "
                      "correlation are against the normal teacher or, behind an answer defense, against the network's "

@@ -89,7 +89,8 @@ def _dots(table: Table) -> plt.Figure:
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("test accuracy of the student, last epoch, %")
     axes.set_title(drawable(table.title), fontsize=10, loc="left", wrap=True)
-    legend(axes, handles, [column.words for column in table.columns])
+    legend(axes, handles, [column.words for column in table.columns], loc="upper center", ncols=2, fontsize=10,
+           bbox_to_anchor=(0.4, -0.4 / (1 + 0.1 * len(rows))))
     return figure
 
 

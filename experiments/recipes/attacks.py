@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.recipes import nasty_teacher
+from experiments.recipes import cifar10_short, nasty_teacher
 from experiments.recipes.common import Runs, Teachers, Values
 from experiments.recipes.demo import NET as DEMO_TEACHERS
 from experiments.recipes.demo import net
@@ -102,12 +102,13 @@ class Grid:
                         "num_epochs": epochs, "schedule": [epochs - max(1, epochs // 4)]}
         return found
 
-    def foreign(self, transfer_set: str, **parameters: object) -> Runs:
-        """Students of foreign images."""
+    def foreign(self, transfer_set: str, names: tuple[str, ...] = ("kd_t1", "kd_t4", "hard_label"),
+                **parameters: object) -> Runs:
+        """Students of foreign images. names: attacks, as of thieves without labels."""
         return {f"{self.place}/{kind}_{self.teachers.name}/foreign/{name}": {
             **self.thief(teacher, **values), **parameters, "transfer_set": transfer_set}
             for kind, teacher in self.teachers.directories.items()
-            for name, values in self.attacks(labels=False).items() if name in ("kd_t1", "kd_t4", "hard_label")}
+            for name, values in self.attacks(labels=False).items() if name in names}
 
 
 DEMO = Grid(DEMO_TEACHERS, net(16), {"dkd": {"warmup_epochs": 1}, "skeptical": {"delay": 0}}, augmented=False)
@@ -119,6 +120,8 @@ CIFAR10_TEACHERS = Teachers("CIFAR10", "net", {"model_name": "net"}, temperature
                             checkpoint="last_model.tar", baseline="cnn")
 CIFAR10 = Grid(CIFAR10_TEACHERS, {**CNN, "num_channels": 8, "num_epochs": 20, "schedule": [15]}, {
     "dkd": {"warmup_epochs": 3}, "skeptical": {"delay": 3}}, augmented=True)
+# Five epochs: a nasty teacher that was made from the normal one at temperature 20.
+SHORT = Grid(cifar10_short.TEMPERATURE_20, cifar10_short.cnn(32), {}, augmented=True)
 CIFAR100 = Grid(nasty_teacher.CIFAR100.teacher_pair("resnet18"), nasty_teacher.CIFAR100.training("shufflenetv2"), {},
                 augmented=True)
 
@@ -128,4 +131,5 @@ def runs() -> Runs:
     students = CIFAR10_TEACHERS.students({"net": CNN, "net8": {**CNN, "num_channels": 8}})
     return {**DEMO.runs(), **DEMO.budgets(BUDGETS), **nasty, **students, **CIFAR10.runs(), **CIFAR100.runs(),
             f"{CIFAR10.place}/alone/net8": CIFAR10.student,
-            **CIFAR10.foreign("cifar100", num_epochs=10, schedule=[7]), **CIFAR100.foreign("cifar10")}
+            **CIFAR10.foreign("cifar100", num_epochs=10, schedule=[7]), **CIFAR100.foreign("cifar10"),
+            **SHORT.foreign("cifar100", ("kd_t1", "kd_t4", "kd_t20", "hard_label"))}
