@@ -34,6 +34,10 @@ class Grid:
     def place(self) -> str:
         return f"{self.teachers.folder}/attacks"
 
+    def name(self, kind: str) -> str:
+        """Directory of the attacks on the "normal" or the "nasty" teacher."""
+        return f"{kind}_{self.teachers.name}{self.teachers.suffix}"
+
     def thief(self, teacher: str, attack: str, **parameters: object) -> Values:
         read = self.teachers.read_by_student(teacher)
         return {**self.student, **read, "queries": "once", "teacher_cache": 1, "attack": attack,
@@ -70,16 +74,16 @@ class Grid:
         teacher; the first three are not there for a table."""
         runs, source = {}, self.teachers.directories[kind]
         for link in (1, 2, 3):
-            place = f"{self.teachers.folder}/ablations/scm_chain/{kind}_{self.teachers.name}{self.teachers.suffix}_link{link}"
+            place = f"{self.teachers.folder}/ablations/scm_chain/{self.name(kind)}_link{link}"
             runs[place] = self.thief(source, "kd", temperature=4)
             source = place
-        return runs | {f"{self.place}/{kind}_{self.teachers.name}{self.teachers.suffix}/labels/scm_chain": self.thief(source, "scm_chain")}
+        return runs | {f"{self.place}/{self.name(kind)}/labels/scm_chain": self.thief(source, "scm_chain")}
 
     def runs(self) -> Runs:
         found: Runs = {f"{self.place}/alone/label_smoothing_{epsilon}": {**self.student, "label_smoothing": epsilon}
                        for epsilon in SMOOTHING}
         for kind, teacher in self.teachers.directories.items():
-            place = f"{self.place}/{kind}_{self.teachers.name}{self.teachers.suffix}"
+            place = f"{self.place}/{self.name(kind)}"
             for folder, labels in (("labels", True), ("no_labels", False)):
                 for name, values in self.attacks(labels=labels).items():
                     found[f"{place}/{folder}/{name}"] = self.thief(teacher, **values) | ({} if labels else NO_LABELS)
@@ -96,7 +100,7 @@ class Grid:
         for kind, teacher in self.teachers.directories.items():
             for name, values in self.attacks(labels=False).items():
                 for budget, (batch_size, epochs) in steps.items() if name in ("kd_t1", "kd_t4", "hard_label") else ():
-                    place = f"{self.teachers.folder}/ablations/query_budget/{kind}_{self.teachers.name}{self.teachers.suffix}"
+                    place = f"{self.teachers.folder}/ablations/query_budget/{self.name(kind)}"
                     found[f"{place}/{name}_{budget}"] = {
                         **self.thief(teacher, **values), **NO_LABELS, "query_budget": budget, "batch_size": batch_size,
                         "num_epochs": epochs, "schedule": [epochs - max(1, epochs // 4)]}
@@ -105,7 +109,7 @@ class Grid:
     def foreign(self, transfer_set: str, names: tuple[str, ...] = ("kd_t1", "kd_t4", "hard_label"),
                 **parameters: object) -> Runs:
         """Students of foreign images. names: attacks, as of thieves without labels."""
-        return {f"{self.place}/{kind}_{self.teachers.name}{self.teachers.suffix}/foreign/{name}": {
+        return {f"{self.place}/{self.name(kind)}/foreign/{name}": {
             **self.thief(teacher, **values), **parameters, "transfer_set": transfer_set}
             for kind, teacher in self.teachers.directories.items()
             for name, values in self.attacks(labels=False).items() if name in names}
