@@ -46,9 +46,11 @@ class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CachePa
     attack: str = Field("kd", description="how the student learns from the teacher's answers")
 
     @model_validator(mode="after")
-    def _refuse_missing_labels(self) -> Self:
+    def _refuse_what_does_not_fit(self) -> Self:
         if not self.labeled and self.needs_labels:
             raise ValueError(f"the thief has no labels, but {self.needs_labels}")
+        if self.views > 1 and self.augmentation is False:
+            raise ValueError(f'the attack averages {self.views} augmented views, but "augmentation" is 0')
         if self.transfer_set is not None and self.validation_fraction:
             raise ValueError('images of a "transfer_set" have no labels: there is no "validation_fraction" of them')
         return self

@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import EXPERIMENTS, ROOT, environment, refused
 
+import attacks
+import defenses
+from defenses.answers import ANSWER_DEFENSES, INTERFACES
 from runs.parameters import markdown_table
 from runs.stages import DATAFREE, KD, NASTY, POISONED, SCRATCH, stage_of
 from utils.errors import UserError
@@ -262,6 +265,12 @@ def test_changed_keys_names_old_and_new_and_ignores_what_changes_no_result():
     new = SCRATCH.params.model_validate({**VALUES, "learning_rate": 0.1, "num_epochs": 4, "cuda": 0, "num_workers": 9})
     assert changed_keys(VALUES, new) == ["learning_rate (0.001 -> 0.1)"]
     assert changed_keys({**VALUES, "removed": 1}, new)[-1] == "removed (1 -> null)"
+
+
+@pytest.mark.parametrize("registry", [attacks.REGISTRY, defenses.REGISTRY, ANSWER_DEFENSES, INTERFACES])
+def test_the_readme_names_every_attack_defense_and_interface(registry):
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    assert not [name for name in registry if f"`{name}`" not in text and f"`{name}:" not in text]
 
 
 def test_the_table_of_the_readme_is_the_one_of_the_code():

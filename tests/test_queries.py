@@ -200,6 +200,7 @@ class TestRuns:
         ({"subset_size": 46}, '"subset_size" is 46, but'),
         ({"subset_size": 10, "subset_fraction": 0.5}, "both say how many"),
         ({"answer_defense": "modelguard_s:1"}, "depends on the order of the queries"),
+        ({"attack": "smoothing", "augmentation": 0}, "averages 3 augmented views"),
         ({"interface": "top_k"}, "takes a whole number")])
     def test_what_does_not_fit_together_is_refused(self, student, call, params, words):
         assert words in refused(call, "train_kd", student(**params))

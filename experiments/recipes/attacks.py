@@ -87,7 +87,7 @@ class Grid:
             for folder, labels in (("labels", True), ("no_labels", False)):
                 for name, values in self.attacks(labels=labels).items():
                     found[f"{place}/{folder}/{name}"] = self.thief(teacher, **values) | ({} if labels else NO_LABELS)
-            if self.teachers.network.items() <= {"num_channels": 32, **self.student}.items():
+            if {"num_channels": 32, **self.teachers.network}.items() <= {"num_channels": 32, **self.student}.items():
                 found |= self.chain(kind)
         normal = self.teachers.directories["normal"]
         for name, values in self.controls().items():
