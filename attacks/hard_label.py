@@ -27,6 +27,10 @@ class HardLabel(Attack):
             1.0, ge=0, le=1, description="weight of the cross-entropy with the teacher's top class; the cross-entropy "
                                          "with the labels has 1 - `alpha`")
 
+        @property
+        def top_class_only(self) -> bool:
+            return True
+
     params: Params
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:

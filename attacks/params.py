@@ -23,6 +23,11 @@ class AttackParams(MethodParams):
         return ""
 
     @property
+    def top_class_only(self) -> bool:
+        """Whether the loss depends on no more of an answer than its top class."""
+        return False
+
+    @property
     def control_of(self) -> str:
         """The attack whose answers a control replaces; empty for an attack proper."""
         return ""

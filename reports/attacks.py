@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from statistics import mean
 from typing import Any
 
 from reports.cells import Cell, Collection, in_words, nearness, rank, spread
@@ -46,8 +47,8 @@ def _table(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
     fixed |= {Head(("no teacher", str(cell.params["label_smoothing"])),
                    f"no teacher: label smoothing {cell.params['label_smoothing']:g}"): cell for cell in smoothed}
     by_experiment = {cell.experiment: cell for cell in own}
-    for source, column in teachers.items():
-        if source in by_experiment:
+    for (source, defense), column in teachers.items():
+        if source in by_experiment and defense == "none":
             table.cells[Place(ITSELF, column)] = by_experiment[source]
         table.cells |= {Place(row, column): cell for row, cell in fixed.items()}
     words = row_words(students)
@@ -57,7 +58,7 @@ def _table(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
         table.references[place] = [Place(ALONE, column) for column in table.columns]
     table.rows = list(dict.fromkeys(row for row, _ in table.cells))
     table.columns = list(dict.fromkeys(column for _, column in table.cells))
-    table.notes = [*_strongest(table, fixed)]
+    table.notes, table.summary = _summary(table, fixed)
     return table
 
 
@@ -76,7 +77,7 @@ def row_words(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
         parts += [f"{key} {value}" if isinstance(value, str | dict) else f"{key} {value:g}"
                   for key, value in what.settings if key != without and len(values[what.method, key]) > 1]
         parts += [f"{what.budget} images"] * bool(what.budget and without != "query_budget")
-        parts += [cell.answers] * bool(cell.answers)
+        parts += [what.interface] * (what.interface != "logits")
         words[cell.experiment] = ", ".join(parts)
     return words
 
@@ -89,26 +90,35 @@ def _by_number(words: str) -> list[tuple[float, str]]:
 
 def _key(cell: Cell) -> tuple[str, ...]:
     what = cell.description
-    return what.method, *(f"{key} {value}" for key, value in what.settings), what.answers, str(what.budget or "")
+    return what.method, *(f"{key} {value}" for key, value in what.settings), what.interface, str(what.budget or "")
 
 
-def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Any, Head]:
-    """The columns, by the experiment of the attacked network: its kind and network, and where it lies if that is not
-    enough."""
+Teacher = tuple[Any, str]  # the experiment of the attacked network, and the answer defense in front of it
+
+
+def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Teacher, Head]:
+    """The columns: kind and network of the teacher, where it lies if that is not enough, and its answer defense."""
     victims: dict[Any, tuple[str, str]] = {}
     for cell in students:
         if not cell.description.control:
             there = next((other for other in own if other.experiment == cell.victim), None)
             victims[cell.victim] = (there.kind, there.network) if there else (cell.teacher_kind, cell.teacher or "")
     like = list(victims.values())
-    heads = {place: Head(("teacher", str(place)), f"{kind} {in_words(network)}" + f", {place}" * (
-        like.count((kind, network)) > 1)) for place, (kind, network) in victims.items()}
-    return dict(sorted(heads.items(), key=lambda item: (rank(victims[item[0]][0]), item[1].words)))
+    words = {place: f"{kind} {in_words(network)}" + f", {place}" * (like.count((kind, network)) > 1)
+             for place, (kind, network) in victims.items()}
+    defended = dict.fromkeys((cell.victim, cell.description.answer_defense) for cell in students
+                             if not cell.description.control)
+    heads = {(place, defense): Head(("teacher", str(place), victims[place][0], defense),
+                                    words[place] + f", {defense}" * (defense != "none"))
+             for place, defense in defended}
+    return dict(sorted(heads.items(), key=lambda item: (rank(victims[item[0][0]][0]), item[0][1] != "none",
+                                                        item[1].words)))
 
 
-def _column(cell: Cell, teachers: dict[Any, Head]) -> Head:
+def _column(cell: Cell, teachers: dict[Teacher, Head]) -> Head:
     control = cell.description.control
-    return Head(("control", control), CONTROLS[control]) if control else teachers[cell.victim]
+    return Head(("control", control), CONTROLS[control]) if control else \
+        teachers[cell.victim, cell.description.answer_defense]
 
 
 def _queries(students: Sequence[Cell]) -> str:
@@ -118,13 +128,30 @@ def _queries(students: Sequence[Cell]) -> str:
     return f", {counts.pop():,} queries" if len(counts) == 1 else ""
 
 
-def _strongest(table: Table, fixed: dict[Head, Cell]) -> Iterable[str]:
-    """The strongest attack on each teacher by the mean of its last epochs; the maximum errs on the thief's side."""
-    for column in table.columns:
-        if column.key[0] != "teacher":
-            continue
-        means = {row: values for row in table.rows if row not in fixed and row != ITSELF
-                 if (cell := table.cells.get(Place(row, column))) and (values := list(cell.values("last").values()))}
-        if means:
-            best = max(means, key=lambda row: sum(means[row]) / len(means[row]))
-            yield f"Strongest attack on {column.words}: {best.words}, {spread(means[best])}."
+def _summary(table: Table, fixed: dict[Head, Cell]) -> tuple[list[str], list[list[str]]]:
+    """The strongest attack on each teacher by the mean of its last epochs, and what a defense takes of the headroom:
+    sentences, and a table with a line for each teacher."""
+    attacks = {column: {row: values for row in table.rows if row not in fixed and row != ITSELF
+                        if (cell := table.cells.get(Place(row, column))) and (values := _last(cell))}
+               for column in table.columns if column.key[0] == "teacher"}
+    best = {column: max(found, key=lambda row: mean(found[row])) for column, found in attacks.items() if found}
+    labels_only = {column: [values for row, values in found.items()
+                            if table.cells[Place(row, column)].description.top_class_only]
+                   for column, found in attacks.items()}
+    floor = {column: max(found, key=mean) for column, found in labels_only.items() if found}
+    normal = next((column for column in best if column.key[2:] == ("normal", "none")), None)
+    headroom = mean(attacks[normal][best[normal]]) - mean(floor[normal]) if normal and normal in floor else None
+    lines = [["teacher", "strongest attack", "its student", "student of hard labels", "efficiency"]]
+    for column, row in best.items():
+        efficiency = ""
+        if normal and column != normal and headroom is not None:
+            lost = mean(attacks[normal][best[normal]]) - mean(attacks[column][row])
+            efficiency = f"{lost / headroom:.2f}" if headroom > 0 else "no headroom"
+        lines.append([column.words, row.words, spread(attacks[column][row]),
+                      spread(floor[column]) if column in floor else "", efficiency])
+    notes = [] if headroom is None else [f"Headroom above hard labels: {headroom:.2f} points."]
+    return notes, lines if best else []
+
+
+def _last(cell: Cell) -> list[float]:
+    return list(cell.values("last").values())

@@ -14,7 +14,7 @@ from reports import figures
 from reports.cells import Cell, Collection, cells, collections, spread
 from reports.prices import Prices, prices
 from reports.sweeps import Sweep, sweeps
-from reports.table import Table, markdown
+from reports.table import Table, markdown, told
 from reports.tables import tables
 from runs.directories import Run, find
 from runs.graph import needs
@@ -95,7 +95,7 @@ class Report:
         for table in self.tables:
             missing = self.missing(table)
             named.update(missing)
-            parts += [f"## {table.title}", markdown(table.lines()), *table.notes, *_commands(missing)]
+            parts += [f"## {table.title}", *told(table), *_commands(missing)]
         for price in self.prices:
             parts += [f"## {price.title}", markdown(price.lines())]
         for sweep in self.sweeps:
@@ -115,8 +115,7 @@ class Report:
 
     def text(self) -> str:
         """For the terminal: the tables in which something is finished, and what else there is."""
-        blocks = ["\n\n".join([table.title, markdown(table.lines()), *filter(None, ["\n".join(table.notes)])])
-                  for table in self.tables if table.finished]
+        blocks = ["\n\n".join([table.title, *told(table)]) for table in self.tables if table.finished]
         blocks += [f"{price.title}\n\n{markdown(price.lines())}" for price in self.prices]
         blocks += [f"{sweep.title}\n\n{markdown(sweep.table())}" for sweep in self.sweeps]
         if idle := [table.title for table in self.tables if not table.finished]:
@@ -137,10 +136,12 @@ def _legend(report: Report) -> str:
     if any("asr" in table.keys for table in report.tables if table.finished):
         texts.append("Attack success rate: images of other classes that are taken for the target once the trigger is "
                      "on them; base rate: without it. Target recall: images of the target that are recognised.")
-    if any(table.notes for table in report.tables):
+    if any(table.summary for table in report.tables):
         texts.append("Controls: the same attack on answers that know nothing of the image; what they reach is label "
                      "smoothing, not theft. The strongest attack is the best of those tried, which errs on the thief's "
-                     "side, as one of many is the best by chance.")
+                     "side, as one of many is the best by chance. Headroom: the strongest attack on the normal teacher "
+                     "less its student of hard labels. Efficiency: the part of the headroom that a defense takes; "
+                     "above 1 it is the defended teacher's own lost accuracy.")
     if report.prices:
         texts.append("Price and profile: `python evaluate.py --help` defines the columns; L1 change and rank "
                      "correlation are against the normal teacher or, behind an answer defense, against the network's "

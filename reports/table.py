@@ -40,6 +40,7 @@ class Table:
     references: dict[Place, list[Place]] = field(default_factory=dict)  # the first that is there is subtracted
     papers_references: dict[Place, list[Place]] = field(default_factory=dict)  # likewise, of the published values
     notes: list[str] = field(default_factory=list)  # sentences below it
+    summary: list[list[str]] = field(default_factory=list)  # a smaller table below these
     figure: str = "bars"  # or "dots", for many rows
     epochs: tuple[str, ...] = tuple(EPOCHS)  # that are shown; results.csv has both
 
@@ -111,6 +112,12 @@ class Table:
         base = next((self.published[other] for other in places if other in self.published), None)
         less = f" ({values[0] - base[0]:+.2f})" if base else ""
         return " / ".join(f"{value:g}" if len(self.keys) > 1 else f"{value:.2f}" for value in values) + less
+
+
+def told(table: Table) -> list[str]:
+    """The table, the sentences and the summary below it, as blocks of Markdown."""
+    return [markdown(table.lines()), *filter(None, ["\n".join(table.notes)]), *([markdown(table.summary)] * bool(
+        table.summary))]
 
 
 def _missing(cell: Cell) -> str:

@@ -61,6 +61,8 @@ class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CachePa
         return Description("student", method=self.control_of or self.attack,
                            plain=self.attack == KDParams.model_fields["attack"].default,
                            answers=name_answers(self.interface, self.answer_defense),
+                           interface=self.interface, answer_defense=self.answer_defense,
+                           top_class_only=self.top_class_only or self.interface == "label",
                            settings=tuple((self.settings_of or own).items()),
                            control=self.attack if self.control_of else "",
                            labels=self.labeled, reads_labels=self.reads_labels,

@@ -363,10 +363,33 @@ class TestAttacks:
         found = rows(root, "Attacks, CIFAR-10, student CNN, no labels")
         assert found["KD, temperature 4, label", "last epoch"]["normal ResNet-18"] == "80.00 (-6.00)"
 
+    def summary(self, root, thief):
+        title = f"Attacks, CIFAR-10, student CNN, {thief}"
+        table = next(table for table in report(root).tables if table.title.startswith(title))
+        return table.notes, {line[0]: line[1:] for line in table.summary}
+
     def test_the_strongest_on_each_teacher_is_named(self, root):
-        text = report(root).text()
-        assert "Strongest attack on nasty ResNet-18: HTC, 85.00." in text
-        assert "Strongest attack on nasty ResNet-18: KD, temperature 1, 82.00." in text
+        notes, lines = self.summary(root, "labels")
+        assert lines["nasty ResNet-18"] == ["HTC", "85.00", "", ""] and not notes
+        assert "| strongest attack " in report(root).text()
+
+    def test_a_defense_is_measured_by_the_headroom_above_hard_labels(self, root):
+        """Normal: 84 with T = 1, 80 with labels. Nasty: 82. So the defense takes half of the headroom of 4."""
+        notes, lines = self.summary(root, "no labels")
+        assert notes == ["Headroom above hard labels: 4.00 points."]
+        assert lines["nasty ResNet-18"] == ["KD, temperature 1", "82.00", "80.00", "0.50"]
+
+    def test_without_headroom_there_is_no_efficiency(self, root):
+        params = student(root / "baseline/resnet18", attack="hard_label", alpha=1, labels=0, queries="once")
+        del params["temperature"]
+        write(root / "attacks/normal/no_labels/hard", params, 90.0)
+        assert self.summary(root, "no labels")[1]["nasty ResNet-18"][-1] == "no headroom"
+
+    def test_an_answer_defense_is_a_column_of_its_own(self, root):
+        write(root / "attacks/mad", student(root / "baseline/resnet18", temperature=1, alpha=1, labels=0,
+                                            answer_defense="mad:0.5", queries="once"), 81.0)
+        found = rows(root, "Attacks, CIFAR-10, student CNN, no labels")
+        assert found["KD, temperature 1", "last epoch"]["normal ResNet-18, mad:0.5"] == "81.00 (-5.00)"
 
     def test_leave_the_published_table_as_it_is(self, root):
         found = rows(root)

@@ -84,6 +84,9 @@ class Description:
     answers: str = ""  # what the teacher lets out, see `name_answers`
     backdoor_defense: str = "none"
     settings: tuple[tuple[str, Any], ...] = ()  # parameters of the method, by name
+    interface: str = "logits"
+    answer_defense: str = "none"
+    top_class_only: bool = False  # whether the student learns no more of an answer than its top class
     control: str = ""  # what replaces the answers, in a control of the attack `method`
     labels: bool = True  # whether the thief has labels
     reads_labels: bool = True  # and the attack reads them
