@@ -6,7 +6,7 @@ FOLDER/ablations/query_budget students of a number of images.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.recipes import cifar10_short, nasty_teacher
 from experiments.recipes.common import Runs, Teachers, Values
@@ -124,8 +124,9 @@ CIFAR10_TEACHERS = Teachers("CIFAR10", "net", {"model_name": "net"}, temperature
                             checkpoint="last_model.tar", baseline="cnn")
 CIFAR10 = Grid(CIFAR10_TEACHERS, {**CNN, "num_channels": 8, "num_epochs": 20, "schedule": [15]}, {
     "dkd": {"warmup_epochs": 3}, "skeptical": {"delay": 3}}, augmented=True)
-# Five epochs: a nasty teacher that was made from the normal one at temperature 20.
-SHORT = Grid(cifar10_short.TEMPERATURE_20, cifar10_short.cnn(32), {}, augmented=True)
+# Five epochs on a CPU: foreign images, and a nasty teacher that was made from the normal one at temperature 20.
+FOREIGN = Grid(replace(cifar10_short.TEMPERATURE_20, folder="CIFAR10_foreign", suffix="", checkpoint="last_model.tar"),
+               cifar10_short.cnn(32), {}, augmented=True)
 CIFAR100 = Grid(nasty_teacher.CIFAR100.teacher_pair("resnet18"), nasty_teacher.CIFAR100.training("shufflenetv2"), {},
                 augmented=True)
 
@@ -136,4 +137,6 @@ def runs() -> Runs:
     return {**DEMO.runs(), **DEMO.budgets(BUDGETS), **nasty, **students, **CIFAR10.runs(), **CIFAR100.runs(),
             f"{CIFAR10.place}/alone/net8": CIFAR10.student,
             **CIFAR10.foreign("cifar100", num_epochs=10, schedule=[7]), **CIFAR100.foreign("cifar10"),
-            **SHORT.foreign("cifar100", ("kd_t1", "kd_t4", "kd_t20", "hard_label"))}
+            FOREIGN.teachers.directories["normal"]: FOREIGN.student,
+            FOREIGN.teachers.directories["nasty"]: FOREIGN.teachers.nasty(FOREIGN.student, from_normal=True),
+            **FOREIGN.foreign("cifar100", ("kd_t1", "kd_t4", "kd_t20", "hard_label"))}
