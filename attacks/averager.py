@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from attacks import REGISTRY
 from attacks.base import Attack, WeightedParams, classes, weighted_terms
-from attacks.means import DECAY, ClassMeans
 from utils.data import Batch
 from utils.losses import finite_log_probabilities, kl_divergence
+from utils.means import DECAY, ClassMeans
 
 
 @REGISTRY.register("averager", display_name="Averager", source="Keser & Toreyin, ICLR 2023 Tiny Papers")

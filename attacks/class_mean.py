@@ -11,8 +11,8 @@ from torch import Tensor
 
 from attacks import REGISTRY
 from attacks.control import Control, ControlParams
-from attacks.means import ClassMeans
 from utils.losses import at_least_float32
+from utils.means import ClassMeans
 
 
 @REGISTRY.register("class_mean", display_name="Class-mean control", source="control; label smoothing by class")

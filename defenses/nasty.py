@@ -4,17 +4,31 @@
 
 The adversary is a normally trained teacher, frozen. Moving the softened outputs away from the adversary's keeps the
 true class on top and gives false peaks to the others, which are what a student learns from.
+
+Two fast forms are those of "Just Mildly Nasty" (github.com/mattkelleher/Nasty-Teacher), for a network that starts from
+trained weights, `init_from`:
+- *light*, `trained_layers` "classifier": the layer that computes the logits is trained, everything before it is frozen
+  and in eval mode, so that its running statistics stay too. A step has no backward pass through the network.
+- *half*, `kl_layers` "classifier": the gradient of the KL term reaches the classifier only, that of the cross-entropy
+  all layers. The features stay those of an ordinary network.
+A network that starts from the adversary's own weights has a KL of 0, whose gradient is 0 too: the cross-entropy moves
+it away first. Both forms work with any network whose logits come from a linear layer or a convolution.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from defenses import REGISTRY
-from defenses.base import Defense
+from defenses.base import Defense, eval_mode, unwrapped
+from model.features import classifier
 from utils.data import Batch
+from utils.errors import UserError
 from utils.evaluation import Frozen
 from utils.losses import nasty_terms
 from utils.params import MethodParams, ModelOptions
@@ -35,11 +49,19 @@ class Nasty(Defense):
         adversarial_model_options: ModelOptions = Field(
             {}, description="keyword arguments for the adversary's constructor if it is not a network of the zoo")
         adversarial_resume: str = Field(description="checkpoint of the adversary, a normally trained teacher")
+        trained_layers: Literal["all", "classifier"] = Field(
+            "all", description="layers that are trained. `classifier`: the one that computes the logits, with the rest "
+                               "of the network frozen; start from trained weights then (`init_from`)")
+        kl_layers: Literal["all", "classifier"] = Field(
+            "all", description="layers that the gradient of the KL term reaches: `all`, or the `classifier`, which "
+                               "computes the logits")
 
         def without_effect(self) -> Iterator[tuple[str, str]]:
             yield from super().without_effect()
             if self.adversarial_model != "net":
                 yield "adversarial_num_channels", '"adversarial_model" is not "net"'
+            if self.trained_layers == "classifier":
+                yield "kl_layers", '"trained_layers" is "classifier"'
 
     params: Params
     frozen_roles = ("adversarial",)
@@ -47,7 +69,37 @@ class Nasty(Defense):
     def __init__(self, params: Params, num_classes: int, *, adversarial: Frozen) -> None:
         super().__init__(params, num_classes)
         self.adversary = adversarial
+        self.place = ""  # name of the classifier, where a form needs it
+
+    def prepare(self, network: nn.Module, images: Tensor) -> None:
+        if self.place or self.params.trained_layers == self.params.kl_layers == "all":
+            return
+        place = classifier(network, images.shape[-1])
+        if place is None:
+            key = "trained_layers" if self.params.trained_layers == "classifier" else "kl_layers"
+            raise UserError(f'"{key}" is "classifier": this needs a network whose logits come from a linear layer or a '
+                            "convolution")
+        self.place = place
+        if self.params.trained_layers == "classifier":
+            network.requires_grad_(False).get_submodule(place).requires_grad_(True)
 
     def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return nasty_terms(network(batch.images), self.adversary(batch), batch.labels,
-                           temperature=self.params.temperature, weight=self.params.weight)
+        self.prepare(unwrapped(network), batch.images)
+        params, light = self.params, self.params.trained_layers == "classifier"
+        mode: AbstractContextManager[Any] = eval_mode(network) if light else nullcontext()
+        with mode:
+            logits = network(batch.images)
+        terms = nasty_terms(logits, self.adversary(batch), batch.labels, temperature=params.temperature,
+                            weight=params.weight)
+        if params.kl_layers == "classifier" and not light:
+            layer = unwrapped(network).get_submodule(self.place)
+            reaching = with_gradient_of(terms["kl"], list(layer.parameters()))
+            terms["loss"] = terms["cross_entropy"] - params.weight * reaching
+        return terms
+
+
+def with_gradient_of(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """A scalar as it is, with the gradient that it has in these parameters, and none in anything else."""
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True)
+    zeros = [((each - each.detach()) * gradient).sum() for each, gradient in zip(parameters, gradients, strict=True)]
+    return value.detach() + torch.stack(zeros).sum()

@@ -9,7 +9,6 @@ from torch import nn
 
 from attacks import build_attack
 from attacks.control import ControlParams
-from attacks.means import ClassMeans
 from attacks.skeptical import Head
 from model import build_model
 from runs.stages import KD
@@ -17,6 +16,7 @@ from utils import checkpoint
 from utils.data import Batch
 from utils.errors import UserError
 from utils.losses import kd_loss, kl_divergence
+from utils.means import ClassMeans
 
 COUNT, CLASSES = 6, 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 0])

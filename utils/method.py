@@ -23,6 +23,9 @@ class Method(nn.Module):
 
     Params: ClassVar[type[MethodParams]] = MethodParams
     seed = 0  # of random weights that `prepare` creates
+    # Mean and standard deviation (3,) that the images of the batches were normalized with, on their device, set before
+    # `prepare`; None outside a run: images are pixels in [0, 1].
+    normalization: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, params: MethodParams, num_classes: int) -> None:
         super().__init__()

@@ -81,7 +81,9 @@ class Supervised(Learner):
 
     def _add_method(self, method: Method) -> torch.optim.Optimizer | None:
         """Have the method's own parameters trained: by the optimizer that it returns, or else by the network's."""
-        method.to(self.batches.part.labels.device)
+        part = self.batches.part
+        method.to(part.labels.device)
+        method.normalization = part.mean, part.std
         with torch.random.fork_rng([]):
             torch.manual_seed(method.seed)
             method.prepare(self.network, next(self.batches.epoch(0)).images)

@@ -1,4 +1,4 @@
-"""Running class means, shared by attacks that forget what an answer says about its own image."""
+"""Running class means, for methods that replace what a network says about an image by the mean of its class."""
 from __future__ import annotations
 
 import torch
@@ -8,7 +8,7 @@ DECAY = 0.99  # of the moving average, for each batch that holds the class
 
 
 class ClassMeans(nn.Module):
-    """Exponential moving average, by class, of a quantity (B, C) of the images.
+    """Exponential moving average, by class, of a quantity (B, D) of the images.
 
     Each batch that holds images of a class multiplies what was summed for that class by `decay` and adds the images,
     all with the same weight; dividing by the summed weights corrects the bias of the first batches. `decay` 0 is the
@@ -18,17 +18,18 @@ class ClassMeans(nn.Module):
     sums: Tensor
     weights: Tensor
 
-    def __init__(self, num_classes: int, decay: float = DECAY) -> None:
+    def __init__(self, num_classes: int, decay: float = DECAY, *, size: int | None = None) -> None:
+        """size: D; None: the number of classes."""
         super().__init__()
         self.decay = decay
         # float64, which autocast and TF32 leave alone
-        self.register_buffer("sums", torch.zeros(num_classes, num_classes, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(num_classes, size or num_classes, dtype=torch.float64))
         self.register_buffer("weights", torch.zeros(num_classes, dtype=torch.float64))
 
     @torch.no_grad()
     def forward(self, values: Tensor, labels: Tensor) -> Tensor:
-        """Update the means with values (B, C) of images with labels (B,), then return the mean of each image's class,
-        float32 (B, C)."""
+        """Update the means with values (B, D) of images with labels (B,), then return the mean of each image's class,
+        float32 (B, D)."""
         classes = torch.arange(len(self.weights), device=labels.device)
         member = (classes[:, None] == labels).double()
         counts = member.sum(1)

@@ -1,0 +1,60 @@
+"""Conditional mutual information minimization (CMIM; Ye, Hamidi, Yang, TMLR 2025, arXiv:2507.00012).
+
+    loss = CE(network(x), y) + weight * mean over tau of tau^2 * (1/B) sum_i KL(p_i^tau || Q_(y_i)^tau)
+    p_i^tau = softmax(network(x_i) / tau)
+
+Q_y^tau is the mean of p^tau over the images of class y: a moving average over the batches, the present one included,
+through which no gradient passes. The divergence estimates the mutual information of image and output given the label.
+At 0 all images of a class have one output, so that a student learns no more from the outputs than from smoothed labels,
+at any temperature.
+
+The public training file of the authors is empty, and neither their weight nor their temperatures are known. This loss
+is built from their description and from the code of the same group for the opposite goal (MCMI). tau^2 keeps the terms
+comparable, as a KL falls with 1/tau^2. Weights worth a sweep: 0.1, 0.3, 1, 3, 10.
+"""
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from defenses import REGISTRY
+from defenses.base import Defense
+from utils.data import Batch
+from utils.losses import at_least_float32, cross_entropy, kl_from_log_probabilities
+from utils.means import ClassMeans
+from utils.params import MethodParams
+
+
+@REGISTRY.register("cmim", display_name="CMIM",
+                   source="Ye et al., TMLR 2025, arXiv:2507.00012 (loss reconstructed, weight and temperatures ours)")
+class CMIM(Defense):
+    """Network whose outputs are alike for all images of a class, at several temperatures."""
+
+    class Params(MethodParams):
+        weight: float = Field(1.0, ge=0, description="weight of the conditional mutual information term")
+        temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+            [1.0, 2.0, 4.0, 8.0, 16.0], min_length=1,
+            description="temperatures at which outputs are compared with the mean of their class; the term is the mean "
+                        "over all of them")
+        decay: float = Field(
+            0.99, ge=0, lt=1, description="decay, for each batch that holds the class, of the moving average of a "
+                                          "class's outputs; 0: the mean over the batch")
+
+    params: Params
+
+    def __init__(self, params: Params, num_classes: int) -> None:
+        super().__init__(params, num_classes)
+        self.means = ClassMeans(num_classes, params.decay, size=len(params.temperatures) * num_classes)
+
+    def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = at_least_float32(network(batch.images))
+        log_p = torch.stack([(logits / temperature).log_softmax(1) for temperature in self.params.temperatures], 1)
+        means = self.means(log_p.exp().flatten(1), batch.labels).view_as(log_p)
+        log_q = means.clamp(min=torch.finfo(means.dtype).tiny).log()  # a mean is 0 where every p of the class is
+        kl = [temperature**2 * kl_from_log_probabilities(log_p[:, place], log_q[:, place])
+              for place, temperature in enumerate(self.params.temperatures)]
+        terms = {"cross_entropy": cross_entropy(logits, batch.labels), "cmi": torch.stack(kl).mean()}
+        return {"loss": terms["cross_entropy"] + self.params.weight * terms["cmi"], **terms}
