@@ -35,7 +35,7 @@ from backdoor.triggers import build_trigger
 from defenses.answers import answers_of
 from reports.table import markdown
 from runs.trained import Source, read_source
-from utils import cli
+from utils import cli, seeds
 from utils.data import Images
 from utils.data_record import compare_origin
 from utils.datasets import Dataset, load_dataset, with_transfer_set
@@ -96,9 +96,12 @@ class Test:
         self.dtype = choose_dtype("fp32", self.device)
         self.protection = answers_of(arguments, in_order=True)
         self.foreign = arguments.foreign
+        if arguments.trigger and self.protection and self.protection.ordered:
+            raise UserError(f"--trigger: {arguments.answer_defense} depends on the order of the queries")
         self.trigger = build_trigger(arguments.trigger, self.name) if arguments.trigger else None
         self.target = arguments.target
         self._datasets: dict[tuple[int, str], Dataset] = {}  # by image size and background
+        self._foreign_images: dict[tuple[int, str], torch.Tensor] = {}
         self.remarks: list[str] = []
         self._networks = {source.name: self._load(source) for source in sources}
 
@@ -117,7 +120,7 @@ class Test:
         """All metrics of a network; compared: the answers of the reference. Raises UserError if one is not finite."""
         frozen, part = self._networks[source.name]
         logits = self._logits(source)
-        if logits.isnan().any():
+        if not logits.isfinite().all():
             raise UserError(f"{source.name}: the outputs of the network are not finite")
         answers, labels = self._protected(logits), part.labels.cpu()
         row = quality(answers, labels) | profile(answers, labels)
@@ -136,9 +139,14 @@ class Test:
         return row
 
     def _foreign(self, source: Source, part: Images) -> dict[str, torch.Tensor]:
-        """As many foreign images as there are test images, resized to their size."""
-        found = with_transfer_set(self.dataset(source), self.foreign, self.data_dir,
-                                  background=source.params.background).train_images[:len(part)].to(self.device)
+        """As many foreign images as there are test images, if there are, resized to their size; the same for all
+        networks."""
+        key = source.params.image_size, source.params.background
+        if key not in self._foreign_images:
+            found = with_transfer_set(self.dataset(source), self.foreign, self.data_dir, background=key[1]).train_images
+            drawn = torch.randperm(len(found), generator=seeds.generator("foreign"))[:len(part)]
+            self._foreign_images[key] = found[drawn].to(self.device)
+        found = self._foreign_images[key]
         return {"images": found, "labels": torch.zeros(len(found), dtype=torch.int64, device=self.device)}
 
     def dataset(self, source: Source) -> Dataset:
@@ -173,9 +181,10 @@ class Test:
 
 def _table(rows: dict[str, Row], heads: dict[str, str]) -> list[list[str]]:
     keys = [key for key in heads if any(key in row for row in rows.values())]
-    nats = ("cross_entropy", "entropy", "kl", "cmi", "separation", "defense_l1_change", "l1_change", "rank_correlation")
+    three_digits = ("cross_entropy", "entropy", "kl", "cmi", "separation", "defense_l1_change", "l1_change",
+                    "rank_correlation")
     return [["checkpoint", *(heads[key] for key in keys)],
-            *([name, *(f"{row[key]:.{3 if key in nats else 2}f}" if key in row else "" for key in keys)]
+            *([name, *(f"{row[key]:.{3 if key in three_digits else 2}f}" if key in row else "" for key in keys)]
               for name, row in rows.items())]
 
 

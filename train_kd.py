@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import attacks
 from backdoor.metrics import measure_backdoor
-from defenses.answers import answers_of
+from defenses.answers import answers_of, overview
 from model import build_model
 from runs.stages import KD
 from utils.cli import main
@@ -29,11 +29,12 @@ from utils.run import Run
 
 
 def train_kd() -> None:
-    run = Run.from_command_line(KD, build_model, __doc__, options=["teacher_resume"])
+    run = Run.from_command_line(KD, build_model, f"{__doc__}\n{overview()}", options=["teacher_resume"])
     params = run.params
     student = run.network()
     once = params.queries == "once"
-    teacher = run.frozen("teacher", answers_of(params, in_order=once), Queries(once, params.views))
+    answers = answers_of(params, in_order=once and params.views == 1)
+    teacher = run.frozen("teacher", answers, Queries(once, params.views))
     attack = attacks.REGISTRY[params.attack].from_run(params, run.dataset.num_classes)
     backdoor = measure_backdoor(run)
 
@@ -43,7 +44,7 @@ def train_kd() -> None:
 
     final = dict(backdoor.final)
     if teacher.answers:
-        final["answers"] = lambda _: price(teacher.answering, run.parts["test"], run.dtype, teacher.network)
+        final["answers"] = lambda _: price(teacher.network, run.parts["test"], run.dtype, defend=teacher.answers)
     run.train(student, run.supervised(student, loss, attack), metrics=backdoor.metrics, warnings=backdoor.warnings,
               final=final)
 

@@ -30,7 +30,7 @@ class Attack(Method):
             student: network in training mode; maps images to logits (B, C).
             batch: images float32 (B, 3, H, W), labels int64 (B,) or None for a thief without labels, index int64 (B,),
                 epoch float32 ().
-            answers: float32 or bfloat16 (B, C), log-probabilities up to a constant per row (logits, for instance);
+            answers: float32 (B, C), log-probabilities up to a constant per row (logits, for instance);
                 -inf where the interface returned exactly 0.
         """
 
@@ -46,7 +46,7 @@ def weighted_terms(logits: Tensor, batch: Batch, *, alpha: float, **term: Tensor
 
     Without labels the cross-entropy is left out; `alpha` is 1 then (`AttackParams.needs_labels`).
     """
-    (value,) = term.values()
+    (value,) = term.values()  # whatever it is called
     if batch.labels is None:
         return {"loss": alpha * value, **term}
     ce = cross_entropy(logits, batch.labels)

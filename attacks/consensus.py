@@ -26,8 +26,12 @@ class Consensus(KD):
             return True
 
         @property
+        def reads_top_class(self) -> bool:
+            return True
+
+        @property
         def needs_labels(self) -> str:
-            return "it leaves out images whose labels the teacher does not predict"
+            return "images whose labels the teacher does not predict are left out"
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
         params, labels = self.params, batch.labels

@@ -5,7 +5,6 @@ be shown beside its controls.
 """
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -16,10 +15,13 @@ from torch import Tensor, nn
 from attacks import REGISTRY
 from attacks.base import Attack, AttackParams, classes
 from utils.data import Batch
+from utils.params import describe_problem
 
 
 class ControlParams(AttackParams):
     """Which attack a control repeats with other answers, and the parameters of that attack."""
+
+    keeps_top_class: ClassVar[bool] = True  # whether the replaced answers have the top class of their class
 
     of: str = Field("kd", description="attack that gets the replaced answers; any but a control")
     of_parameters: dict[str, Any] = Field(
@@ -43,10 +45,12 @@ class ControlParams(AttackParams):
         dataset = values.get("dataset")
         given = {**(kind.published.get(dataset, {}) if isinstance(dataset, str) else {}), **given}
         try:
-            kind(**given)
+            attack = kind(**given)
         except ValidationError as error:
-            problems = "; ".join(_describe(problem, kind) for problem in error.errors())
+            problems = "; ".join(describe_problem(problem, kind) for problem in error.errors())
             raise ValueError(f'"of_parameters" of the attack "{name}": {problems}') from None
+        if attack.reads_top_class and not cls.keeps_top_class:
+            raise ValueError(f'the attack "{name}" picks the top class of an answer, of which this control has none')
         return {**values, "of_parameters": given}
 
     @property
@@ -68,19 +72,12 @@ class ControlParams(AttackParams):
 
     @property
     def needs_labels(self) -> str:
-        return self.attack_params.needs_labels
+        why = self.attack_params.needs_labels
+        return f'in "of_parameters", {why}' if why else ""
 
     @property
     def views(self) -> int:
         return self.attack_params.views
-
-
-def _describe(problem: Any, kind: type[AttackParams]) -> str:
-    key = "".join(map(str, problem["loc"][:1]))
-    if problem["type"] == "extra_forbidden":
-        return f'unknown key "{key}" (known: {", ".join(kind.model_fields)})'
-    text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    return f'"{key}" is {json.dumps(problem["input"], default=str)}: {text}' if key else text
 
 
 class Control(Attack):

@@ -28,8 +28,12 @@ class HardLabel(Attack):
                                          "with the labels has 1 - `alpha`")
 
         @property
-        def top_class_only(self) -> bool:
+        def reads_top_class(self) -> bool:
             return True
+
+        @property
+        def top_class_only(self) -> bool:
+            return self.alpha == 1
 
     params: Params
 

@@ -23,8 +23,13 @@ class AttackParams(MethodParams):
         return ""
 
     @property
+    def reads_top_class(self) -> bool:
+        """Whether the loss picks the top class of an answer, of which a uniform answer has none."""
+        return False
+
+    @property
     def top_class_only(self) -> bool:
-        """Whether the loss depends on no more of an answer than its top class."""
+        """Whether the student learns from the top class of each answer and from nothing else."""
         return False
 
     @property

@@ -26,7 +26,7 @@ class Swap(KD):
 
         @property
         def needs_labels(self) -> str:
-            return "it corrects the teacher's wrong answers by the labels"
+            return "labels correct the wrong answers of the teacher"
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
         if batch.labels is None:

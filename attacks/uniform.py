@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from attacks import REGISTRY
-from attacks.control import Control
+from attacks.control import Control, ControlParams
 
 
 @REGISTRY.register("uniform", display_name="Uniform control", source="control; label smoothing")
 class Uniform(Control):
     """The attack `of` with uniform answers: label smoothing."""
+
+    class Params(ControlParams):
+        keeps_top_class = False
+
+    params: Params
 
     def replaced(self, answers: Tensor, labels: Tensor) -> Tensor:
         return torch.zeros_like(answers)

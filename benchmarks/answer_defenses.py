@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,9 @@ DEFENSES = ("stingy:2", "temperature:4", "random:0.5", "reverse_sigmoid:0.21", "
 LINEAR_PROGRAM = "linear program"
 
 
-def linear_program(y: np.ndarray, epsilon: float = 1.0) -> np.ndarray:
-    """ModelGuard-W's answer by its definition."""
+def linear_program(y: np.ndarray, epsilon: float = 1.0) -> Any:
+    """ModelGuard-W's answer to probabilities (C,) by its definition, as SciPy's OptimizeResult: `x` holds the answer
+    and then the slack variables d_c >= |y'_c - y_c|, `fun` the cost, and `status` is 0 where there is a solution."""
     count, top, identity = len(y), int(y.argmax()), np.eye(len(y))
     above = np.delete(identity - identity[top], top, axis=0)
     rows = np.block([[identity, -identity], [-identity, -identity], [above, np.zeros_like(above)],
@@ -40,7 +42,7 @@ def linear_program(y: np.ndarray, epsilon: float = 1.0) -> np.ndarray:
     limits = np.concatenate([y, -y, np.full(count - 1, -MARGIN), [epsilon]])
     cost = np.concatenate([np.log(y + 1e-6), np.zeros(count)])
     total = np.concatenate([np.ones(count), np.zeros(count)])[None]
-    return linprog(cost, rows, limits, total, [1.0], bounds=(0, None)).x[:count]
+    return linprog(cost, rows, limits, total, [1.0], bounds=(0, None))
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -10,6 +10,8 @@ modify their argument, and apply to every answer alike, so cached logits of a fr
 """
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakSet
@@ -89,8 +91,19 @@ def answers_of(params: _Protected, *, in_order: bool = False) -> Answers | None:
     answers = Answers(params.interface, params.answer_defense)
     if answers.ordered and not in_order:
         raise UserError(f'"answer_defense" {params.answer_defense} depends on the order of the queries: only '
-                        'train_kd.py with "queries" "once" gives them one')
+                        'train_kd.py with "queries" "once" gives them one, and one view of each image')
     return answers if answers.name else None
+
+
+def overview() -> str:
+    """The interfaces and answer defenses with what they do, for --help."""
+    lines = []
+    for key, registry in (("interface", INTERFACES), ("answer_defense", ANSWER_DEFENSES)):
+        lines.append(f"--set {key}=NAME or NAME:STRENGTH:")
+        for name in registry:
+            words = " ".join((registry[name].__doc__ or "").split("\n\n")[0].split())
+            lines += textwrap.wrap(f"{name}: {words}", 100, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
 def ordered(transform: Transform) -> Transform:
@@ -110,6 +123,7 @@ def _build(registry: Registry[Factory], specification: str) -> Transform:
 
 
 def _identity(strength: str) -> Transform:
+    """Everything, as it is."""
     if strength:
         raise ValueError("takes no strength")
     return _unchanged
@@ -143,7 +157,7 @@ def keep_largest(k: int) -> Transform:
 @INTERFACES.register("round", display_name="rounded")
 def _round(strength: str) -> Transform:
     """Probabilities to D decimals, renormalized; one-hot where all are rounded to 0."""
-    decimals = whole_number(strength, "D", 0)
+    decimals = whole_number(strength, "D", 0, most=8)  # as many as float32 has
 
     def rounded(probabilities: Tensor) -> Tensor:
         values = probabilities.round(decimals=decimals)
@@ -167,7 +181,9 @@ def one_hot_top(probabilities: Tensor) -> Tensor:
     return torch.zeros_like(probabilities).scatter(1, top, 1.0)
 
 
-def whole_number(strength: str, name: str, least: int) -> int:
-    if not (strength.isascii() and strength.isdecimal() and int(strength) >= least):
-        raise ValueError(f"takes a whole number {name} of at least {least}, as in NAME:{least + 1}")
+def whole_number(strength: str, name: str, least: int, most: float = math.inf) -> int:
+    """The strength as a number within limits. ValueError if it is none."""
+    if not (strength.isascii() and strength.isdecimal() and least <= int(strength) <= most):
+        limit = f" and at most {most}" if most < math.inf else ""
+        raise ValueError(f"takes a whole number {name} of at least {least}{limit}, as in NAME:{least + 1}")
     return int(strength)

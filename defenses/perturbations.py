@@ -59,17 +59,17 @@ def random(strength: str) -> Transform:
     is perturbed in the same way."""
     epsilon = _positive(strength, "EPS", 2)
 
-    def mixed(probabilities: Tensor) -> Tensor:
+    def perturbed(probabilities: Tensor) -> Tensor:
         classes = probabilities.shape[1]
         weights = torch.arange(classes, device=probabilities.device) * 2_654_435_761 + 40_503
-        mixed = (probabilities.float().view(torch.int32).long() * weights).sum(1)
-        mixed = (mixed ^ (mixed >> 21)) * 6_364_136_223_846_793_005  # wraps around, as hashes do
-        others = (mixed >> 33).abs() % max(classes - 1, 1)
+        number = (probabilities.float().view(torch.int32).long() * weights).sum(1)
+        number = (number ^ (number >> 21)) * 6_364_136_223_846_793_005  # wraps around, as hashes do
+        others = (number >> 33).abs() % max(classes - 1, 1)
         top = probabilities.argmax(1)
         noise = torch.zeros_like(probabilities).scatter(1, (others + (others >= top))[:, None] % classes, epsilon / 2)
         return (1 - epsilon / 2) * probabilities + noise
 
-    return mixed
+    return perturbed
 
 
 @ANSWER_DEFENSES.register("reverse_sigmoid", display_name="reverse sigmoid",

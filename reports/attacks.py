@@ -9,10 +9,10 @@ from typing import Any
 from reports.cells import Cell, Collection, in_words, nearness, rank, spread
 from reports.table import Head, Place, Table
 from runs.stages import display_name
+from utils.results import is_number
 
 ITSELF = Head(("teacher",), "the teacher itself")
 ALONE = Head(("no teacher",), "no teacher: labels")
-CONTROLS = {"uniform": "control: uniform answers", "class_mean": "control: class means"}
 
 
 def is_theft(cell: Cell) -> bool:
@@ -58,7 +58,7 @@ def _table(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
         table.references[place] = [Place(ALONE, column) for column in table.columns]
     table.rows = list(dict.fromkeys(row for row, _ in table.cells))
     table.columns = list(dict.fromkeys(column for _, column in table.cells))
-    table.notes, table.summary = _summary(table, fixed)
+    table.notes, table.summary = _summary(table, list(teachers.values()), fixed)
     return table
 
 
@@ -74,8 +74,9 @@ def row_words(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
     for cell in students:
         what = cell.description
         parts = [display_name(what.method)]
-        parts += [f"{key} {value}" if isinstance(value, str | dict) else f"{key} {value:g}"
+        parts += [f"{key} {value:g}" if is_number(value) else f"{key} {value}"
                   for key, value in what.settings if key != without and len(values[what.method, key]) > 1]
+        parts += [f"queries {what.queries}"] * (len({other.description.queries for other in students}) > 1)
         parts += [f"{what.budget} images"] * bool(what.budget and without != "query_budget")
         parts += [what.interface] * (what.interface != "logits")
         words[cell.experiment] = ", ".join(parts)
@@ -90,7 +91,8 @@ def _by_number(words: str) -> list[tuple[float, str]]:
 
 def _key(cell: Cell) -> tuple[str, ...]:
     what = cell.description
-    return what.method, *(f"{key} {value}" for key, value in what.settings), what.interface, str(what.budget or "")
+    settings = (f"{key} {value}" for key, value in what.settings)
+    return what.method, *settings, what.interface, what.queries, str(what.budget or "")
 
 
 Teacher = tuple[Any, str]  # the experiment of the attacked network, and the answer defense in front of it
@@ -117,23 +119,24 @@ def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Teacher, He
 
 def _column(cell: Cell, teachers: dict[Teacher, Head]) -> Head:
     control = cell.description.control
-    return Head(("control", control), CONTROLS[control]) if control else \
+    return Head(("control", control), display_name(control)) if control else \
         teachers[cell.victim, cell.description.answer_defense]
 
 
 def _queries(students: Sequence[Cell]) -> str:
     """The number of queries, where all students have made the same number."""
-    counts = {count for cell in students for run in cell.finished if run.results
-              for count in run.results.queries.values()}
+    counts = {count for cell in students if not cell.description.control and cell.source == cell.victim
+              for run in cell.finished if run.results for count in run.results.queries.values()}
     return f", {counts.pop():,} queries" if len(counts) == 1 else ""
 
 
-def _summary(table: Table, fixed: dict[Head, Cell]) -> tuple[list[str], list[list[str]]]:
+def _summary(table: Table, teachers: Sequence[Head],
+             fixed: dict[Head, Cell]) -> tuple[list[str], list[list[str]]]:
     """The strongest attack on each teacher by the mean of its last epochs, and what a defense takes of the headroom:
     sentences, and a table with a line for each teacher."""
     attacks = {column: {row: values for row in table.rows if row not in fixed and row != ITSELF
                         if (cell := table.cells.get(Place(row, column))) and (values := _last(cell))}
-               for column in table.columns if column.key[0] == "teacher"}
+               for column in teachers}
     best = {column: max(found, key=lambda row: mean(found[row])) for column, found in attacks.items() if found}
     labels_only = {column: [values for row, values in found.items()
                             if table.cells[Place(row, column)].description.top_class_only]

@@ -14,6 +14,9 @@ COLUMNS = {"accuracy": ("accuracy, %", 2), "cross_entropy": ("cross-entropy", 3)
            "separation": ("separation", 3), "rank_correlation": ("rank correlation", 3)}
 
 
+UNDEFENDED = ("normal", "smoothed")
+
+
 @dataclass
 class Prices:
     """A table: a row a teacher, or a teacher behind an answer defense or interface; a column a metric."""
@@ -29,20 +32,28 @@ class Prices:
 
 
 def prices(collections: Sequence[Collection]) -> list[Prices]:
-    """A table for each collection in which a teacher is defended."""
+    """A table for each collection in which a teacher is defended, by its training or by what becomes of its answers."""
     made = []
     for collection in collections:
-        teachers = [cell for cell in collection.cells if cell.kind != "student" and not cell.ablation]
-        answering = {(cell.victim, cell.answers): cell for cell in collection.cells if cell.answers and cell.finished}
-        rows = {}
-        for cell in sorted(teachers, key=lambda cell: rank(cell.kind)):
-            rows[f"{cell.kind} {in_words(cell.network)}, {cell.experiment.name}"] = _row(cell, "outputs")
-        for (_, answers), cell in sorted(answering.items(), key=lambda item: (str(item[0][0]), item[0][1])):
-            name = f"{cell.teacher_kind} {in_words(cell.teacher or '')}, {answers}"
-            rows.setdefault(name, _row(cell, "answers"))
-        rows = {name: row for name, row in rows.items() if row}
-        if len(rows) > 1:
-            made.append(Prices(f"Price and profile of the teachers' answers, {collection.title}", rows))
+        students = [cell for cell in collection.cells if cell.kind == "student"]
+        taught = {cell.victim for cell in students}
+        teachers = [cell for cell in collection.cells if cell.kind != "student" and not cell.ablation
+                    and (cell.experiment in taught or cell.kind not in UNDEFENDED)]
+        protected = {(cell.victim, cell.answers): cell for cell in students
+                     if cell.answers and cell.finished and cell.source == cell.victim}
+        rows = {(str(cell.experiment), ""): (f"{cell.kind} {in_words(cell.network)}", _row(cell, "outputs"))
+                for cell in sorted(teachers, key=lambda cell: rank(cell.kind))}
+        rows |= {(str(place), answers): (f"{cell.teacher_kind} {in_words(cell.teacher or '')}, {answers}",
+                                         _row(cell, "answers"))
+                 for (place, answers), cell in sorted(protected.items(), key=lambda item: (str(item[0][0]),
+                                                                                           item[0][1]))}
+        rows = {place: row for place, row in rows.items() if row[1]}
+        defended = protected or [cell for cell in teachers if cell.kind not in UNDEFENDED]
+        if rows and defended:
+            names = [name for name, _ in rows.values()]
+            made.append(Prices(f"Price and profile of the teachers' answers, {collection.title}", {
+                name if names.count(name) == 1 else f"{name}, {place}": row for (place, _), (name, row) in rows.items()
+            }))
     return made
 
 

@@ -36,7 +36,8 @@ __all__ = ["DATAFREE", "KD", "NASTY", "POISONED", "SCRATCH", "STAGES", "display_
 
 class CacheParams(MethodParams):
     teacher_cache: Switch = Field(
-        False, description="cache the frozen network's logits of every augmented view, for all runs, in `data/cache`")
+        False, description="cache the frozen network's logits of every view that is sent to it, for all runs, in "
+                           "`data/cache`")
 
 
 class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CacheParams, DataParams):
@@ -48,11 +49,11 @@ class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CachePa
     @model_validator(mode="after")
     def _refuse_what_does_not_fit(self) -> Self:
         if not self.labeled and self.needs_labels:
-            raise ValueError(f"the thief has no labels, but {self.needs_labels}")
+            raise ValueError(f'the thief has no labels, which the attack "{self.attack}" needs: {self.needs_labels}')
+        if not self.labeled and self.validation_fraction:
+            raise ValueError('the thief has no labels: there is no "validation_fraction" whose accuracy it knows')
         if self.views > 1 and self.augmentation is False:
             raise ValueError(f'the attack averages {self.views} augmented views, but "augmentation" is 0')
-        if self.transfer_set is not None and self.validation_fraction:
-            raise ValueError('images of a "transfer_set" have no labels: there is no "validation_fraction" of them')
         return self
 
     @property
@@ -62,7 +63,7 @@ class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CachePa
                            plain=self.attack == KDParams.model_fields["attack"].default,
                            answers=name_answers(self.interface, self.answer_defense),
                            interface=self.interface, answer_defense=self.answer_defense,
-                           top_class_only=self.top_class_only or self.interface == "label",
+                           top_class_only=self.top_class_only or (self.interface == "label" and not self.reads_labels),
                            settings=tuple((self.settings_of or own).items()),
                            control=self.attack if self.control_of else "",
                            labels=self.labeled, reads_labels=self.reads_labels,

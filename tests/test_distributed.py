@@ -48,11 +48,13 @@ def test_two_processes_train_the_network_of_one(call, experiment):
 
 
 @pytest.mark.slow
-def test_a_student_of_a_frozen_teacher_on_two_processes_continues_after_a_stop(call, experiment):
+@pytest.mark.parametrize("queries", ["views", "once"])
+def test_a_student_of_a_frozen_teacher_on_two_processes_continues_after_a_stop(call, experiment, queries):
     teacher = experiment("teacher", num_epochs=1)
     assert call("train_scratch", teacher).returncode == 0
     params = {"model_name": "preresnet20", "learning_rate": 0.001, "num_epochs": 2, "temperature": 4, "alpha": 0.9,
-              "teacher_model": "net", "teacher_num_channels": 4, "teacher_resume": str(teacher / "best_model.tar")}
+              "teacher_model": "net", "teacher_num_channels": 4, "teacher_resume": str(teacher / "best_model.tar"),
+              "queries": queries}
     alone, shared = experiment("alone", **params), experiment("shared", **params)
     assert call("train_kd", alone).returncode == 0
     torchrun(shared, "train_kd", "--set", "num_epochs=1")

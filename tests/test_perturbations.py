@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linprog
 
+from benchmarks.answer_defenses import linear_program
 from defenses.answers import Answers, build_answer_defense
 from defenses.perturbations import MARGIN, deviating_target
 
@@ -110,26 +110,13 @@ class TestMAD:
 
 
 class TestModelGuardW:
-    @staticmethod
-    def linear_program(y, epsilon):
-        """Its least cost, with the L1 distance as slack variables d_c >= |y'_c - y_c|."""
-        classes, top = len(y), int(y.argmax())
-        identity = np.eye(classes)
-        above = np.delete(identity - identity[top], top, axis=0)  # y'_c - y'_top <= -margin
-        rows = np.block([[identity, -identity], [-identity, -identity], [above, np.zeros_like(above)],
-                         [np.zeros((1, classes)), np.ones((1, classes))]])
-        limits = np.concatenate([y, -y, np.full(classes - 1, -MARGIN), [epsilon]])
-        cost = np.concatenate([np.log(y + 1e-6), np.zeros(classes)])
-        total = np.concatenate([np.ones(classes), np.zeros(classes)])[None]
-        return linprog(cost, rows, limits, total, [1.0], bounds=(0, None))
-
     def test_costs_what_the_linear_program_costs(self):
         """200 random cases, within 1e-6 of the least cost."""
         random, worst = np.random.default_rng(0), 0.0
         for _ in range(200):
             classes, epsilon = int(random.integers(3, 21)), float(random.uniform(0.05, 1.5))
             y = random.dirichlet(np.full(classes, random.choice([0.05, 0.3, 1.0, 5.0])))
-            program = self.linear_program(y, epsilon)
+            program = linear_program(y, epsilon)
             after = build_answer_defense(f"modelguard_w:{epsilon}")(torch.tensor(y)[None])[0].numpy()
             assert after.sum() == pytest.approx(1) and after.min() >= 0
             if program.status != 0:  # no room for the margin

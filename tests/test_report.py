@@ -353,7 +353,7 @@ class TestAttacks:
         assert found["no teacher: label smoothing 0.1", "last epoch"]["normal ResNet-18"] == "86.50"
         assert found["KD, temperature 1", "last epoch"]["nasty ResNet-18"] == "83.00 (-3.00)"
         assert found["HTC", "last epoch"] == {"normal ResNet-18": "87.00 (+1.00)", "nasty ResNet-18": "85.00 (-1.00)",
-                                              "control: uniform answers": "86.90 (+0.90)"}
+                                              "Uniform control": "86.90 (+0.90)"}
 
     def test_the_last_student_of_a_chain_is_an_attack_on_the_first_teacher(self, root):
         found = rows(root, "Attacks, CIFAR-10, student CNN, labels")
@@ -396,6 +396,12 @@ class TestAttacks:
         assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
         assert not [row for row, _ in found if "smoothed" in row]
 
+    def test_two_ways_to_query_are_two_rows_and_no_defense(self, root):
+        write(root / "attacks/views", student(root / "baseline/resnet18", temperature=1, alpha=1, labels=0), 84.5)
+        found = rows(root, "Attacks, CIFAR-10, student CNN, no labels")
+        assert found["KD, temperature 1, queries views", "last epoch"]["normal ResNet-18"] == "84.50 (-1.50)"
+        assert set(self.summary(root, "no labels")[1]) == {"teacher", "normal ResNet-18", "nasty ResNet-18"}
+
     def test_are_drawn(self, root):
         files, failures = report(root).write(root / "out")
         assert not failures
@@ -423,10 +429,23 @@ def test_the_price_of_a_defended_teacher_stands_beside_the_normal_one(tmp_path):
         (directory / "results.json").write_text(json.dumps(results | {"details": {entry: row}}))
     price, = report(tmp_path).prices
     assert price.lines() == [["", "accuracy, %", "L1 change", "CMI"],
-                             ["normal ResNet-18, resnet18", "95.00", "", "0.100"],
-                             ["nasty ResNet-18, nasty_resnet18", "94.00", "0.300", "0.400"],
+                             ["normal ResNet-18", "95.00", "", "0.100"],
+                             ["nasty ResNet-18", "94.00", "0.300", "0.400"],
                              ["normal ResNet-18, probabilities after mad:0.5", "95.00", "0.500", ""]]
     assert "Price and profile" in report(tmp_path).text() and "Price and profile" in report(tmp_path).markdown()
+
+
+def test_two_defended_teachers_of_one_kind_have_a_price_each_and_baselines_have_none(tmp_path):
+    normal, nasty = teachers(tmp_path)
+    other = tmp_path / "kd_nasty_resnet18_0.1/nasty_resnet18"
+    write(other, json.loads((nasty / "params.json").read_text()) | {"weight": 0.1}, 92.0)
+    for directory in (normal, nasty, other, tmp_path / "baseline/cnn"):
+        results = json.loads((directory / "results.json").read_text())
+        (directory / "results.json").write_text(json.dumps(results | {"details": {"outputs": {"cmi": 0.1}}}))
+    price, = report(tmp_path).prices
+    assert [line[0] for line in price.lines()[1:]] == [
+        "normal ResNet-18", f"nasty ResNet-18, {nasty}", f"nasty ResNet-18, {other}"]
+    assert not report(tmp_path / "baseline").prices
 
 
 def test_runs_that_differ_in_one_parameter_make_a_sweep(tmp_path):

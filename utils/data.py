@@ -92,7 +92,9 @@ def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
         index = _drawn(index, params.subset_size or max(1, round(params.subset_fraction * count)), count)
     parts = _held_out(index, dataset, params) if params.validation_fraction else {"train": index}
     budget = getattr(params, "query_budget", None)
-    if budget is not None and budget < len(parts["train"]):
+    if budget is not None and budget > len(parts["train"]):
+        raise UserError(f'"query_budget" is {budget}, but there are {len(parts["train"])} training images')
+    if budget is not None:
         parts["train"] = _drawn(parts["train"], budget, count)
     return parts
 

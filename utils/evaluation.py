@@ -39,7 +39,7 @@ class Queries:
 
     def count(self, part: int, per_epoch: int, epochs: int) -> int:
         """Number of queries of a run. part: training images; per_epoch: those of the steps of an epoch."""
-        return self.views * (part if self.once else per_epoch * epochs)
+        return self.views * (part if self.tabulated else per_epoch) * (1 if self.once else epochs)
 
 
 class Frozen:

@@ -44,7 +44,8 @@ class Method(nn.Module):
 
     def prepare(self, network: nn.Module, images: Tensor) -> None:
         """Create the parameters whose shapes depend on the network, on its device; called once, before the optimizers
-        are built. images: float32 (B, 3, H, W), as a batch has them. `forward` calls it itself if nobody has."""
+        are built. images: float32 (B, 3, H, W), as a batch has them. A `forward` that depends on it calls it if
+        nobody has."""
 
     def build_optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
         """Optimizer of the method's own parameters, with a constant learning rate of its own.

@@ -5,6 +5,8 @@ Exact zeros count as probability 1e-6, the row renormalized, so that cross-entro
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -51,12 +53,16 @@ def _risk_coverage_area(answers: Tensor, labels: Tensor) -> float:
     return 100 * (wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)).mean().item()
 
 
-def price(network: nn.Module, part: Images, dtype: torch.dtype, original: nn.Module | None = None) -> Row:
-    """All that is measured of a network's answers to a part of the data: `quality`, `profile` and, where there is an
-    original network, `likeness` to it."""
-    answers, labels = answers_to(network, part, dtype), part.labels.cpu()
+def price(network: nn.Module, part: Images, dtype: torch.dtype, original: nn.Module | None = None,
+          defend: Callable[[Tensor], Tensor] | None = None) -> Row:
+    """All that is measured of a network's answers to a part of the data: `quality`, `profile` and `likeness` to the
+    original network or, where logits (N, C) are defended, to the network's own answers."""
+    logits, labels = answers_to(network, part, dtype), part.labels.cpu()
+    answers = defend(logits) if defend else logits  # in one call, as some defenses depend on the order of the answers
     row = quality(answers, labels) | profile(answers, labels)
-    return row | likeness(answers, answers_to(original, part, dtype)) if original else row
+    if original or defend:
+        row |= likeness(answers, answers_to(original, part, dtype) if original else logits)
+    return row
 
 
 def profile(answers: Tensor, labels: Tensor) -> Row:

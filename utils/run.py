@@ -272,7 +272,7 @@ class Run:
         loaded = {}
         for role, frozen in self._frozen.items():
             loaded[f"{role} network, frozen"] = frozen.network
-            if frozen.answers:
+            if frozen.answers and not getattr(frozen.answers, "ordered", False):  # batches would begin anew each time
                 loaded[answering_role(role, str(frozen.answers))] = frozen.answering
         if not progress.epoch and ("init_from" in self._networks.sources or self._start.weights):
             loaded["the network itself, before training"] = network

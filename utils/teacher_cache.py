@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils import distributed
 from utils.console import progress_bar
 from utils.data import Draw, TrainBatches
 from utils.step import autocast
@@ -108,8 +109,11 @@ class TeacherCache:
 
     def fill(self, epoch: int) -> Tensor:
         """The logits (N, C) of all images, in the views that an epoch draws; also those of the remainder that its steps
-        leave out."""
-        self._fill(self.batches.whole_draw(epoch), epoch)
+        leave out. Processes share the work."""
+        draw, ranks = self.batches.whole_draw(epoch), distributed.world_size()
+        self.logits.zero_()
+        self._fill({name: values[distributed.rank()::ranks] for name, values in draw.items()}, epoch)
+        distributed.sum_over_ranks(self.logits)
         return self.logits
 
     def _fill(self, draw: Draw, epoch: int) -> None:

@@ -50,10 +50,9 @@ class Grid:
                        for temperature in TEMPERATURES}
         found["kd_t1_top2"] = {"attack": "kd", "temperature": 1, **alpha, "interface": "top_k:2"}
         found["kd_t1_round1"] = {"attack": "kd", "temperature": 1, **alpha, "interface": "round:1"}
-        for attack in ("htc", "htc_matched", "reverse_kl", "jsd", "dist", "logit_standardization", "averager", "mkd",
-                       "skeptical"):
+        for attack in ("htc", "htc_matched", "reverse_kl", "jsd", "dist", "logit_standardization", "averager", "mkd"):
             found[attack] = {"attack": attack, **alpha}
-        found["dkd"] = {"attack": "dkd"}
+        found |= {attack: {"attack": attack} for attack in ("dkd", "skeptical")}  # which take top classes for labels
         found["hard_label"] = {"attack": "hard_label", **({"alpha": 0.5} if labels else {})}
         if labels:
             found |= {attack: {"attack": attack} for attack in ("swap", "consensus")}

@@ -270,8 +270,8 @@ class TeacherParams(MethodParams):
         {}, description="keyword arguments for the teacher's constructor if it is not a network of the zoo")
     teacher_resume: str = Field(description="checkpoint of the teacher: normal, nasty or poisoned")
     interface: str = Field(
-        "logits", description="what the teacher's interface returns for an image: `logits`, `probabilities`, `top_k:K` "
-                              "(the K largest, renormalized), `round:D` (to D decimals, renormalized) or `label`")
+        "logits", description="what the teacher's interface returns for an image, as `NAME` or `NAME:STRENGTH`: "
+                              "`logits`, or one of those that `python train_kd.py --help` lists")
     answer_defense: str = Field(
         "none", description="perturbation of the teacher's probabilities before the interface returns them, as "
                             "`NAME` or `NAME:STRENGTH`; `none`: the answers stay as they are")
@@ -293,7 +293,8 @@ class QueryParams(MethodParams):
                           "are those of `dataset`")
     queries: Literal["views", "once"] = Field(
         "views", description="what is sent to the teacher. `views`: every augmented view, every epoch; `once`: each "
-                             "image once, not augmented, before the first epoch; its answer holds for all views of it")
+                             "image once, not augmented, before the first epoch; its answer holds for all views of it. "
+                             "A run that is continued asks again, unless `teacher_cache` has kept the answers")
     query_budget: int | None = Field(
         None, ge=2, description="number of images that are sent to the teacher, and that the student learns from; "
                                 "null: all of them")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from utils.errors import UserError
 from utils.files import read_json
-from utils.params.base import Params
+from utils.params.base import MethodParams, Params
 from utils.params.stage import Stage
 
 
@@ -42,7 +42,7 @@ def check_params(values: dict[str, Any], path: Path, stage: Stage, overrides: di
         problems: dict[str, list[str]] = {}
         for problem in error.errors():
             place = "--set" if problem["loc"] and problem["loc"][0] in overrides else file
-            problems.setdefault(place, []).append(_describe(problem, kind))
+            problems.setdefault(place, []).append(describe_problem(problem, kind))
         raise UserError("; ".join(f"{place}: {'; '.join(texts)}" for place, texts in problems.items())) from None
 
 
@@ -80,7 +80,8 @@ def changed_keys(old: dict[str, Any], new: Params) -> list[str]:
             if key not in new.changeable and then.get(key) != now.get(key)]
 
 
-def _describe(problem: Any, kind: type[Params]) -> str:
+def describe_problem(problem: Any, kind: type[MethodParams]) -> str:
+    """An error of pydantic in one sentence: the key, its value and what is allowed."""
     if not problem["loc"]:
         return problem["msg"].removeprefix("Value error, ")
     key = str(problem["loc"][0])
@@ -97,8 +98,8 @@ def _describe(problem: Any, kind: type[Params]) -> str:
     return f'"{key}"{inside} is {json.dumps(problem["input"])}: {message}'
 
 
-def _hint(key: str, kind: type[Params]) -> str:
-    owners = dict.fromkeys(stage.script if stage.script != kind.script else f'"{stage.key}" "{method}"'
+def _hint(key: str, kind: type[MethodParams]) -> str:
+    owners = dict.fromkeys(stage.script if stage.script != getattr(kind, "script", "") else f'"{stage.key}" "{method}"'
                            for stage in Stage.ALL.values() for method, other in stage.all_params().items()
                            if key in other.model_fields)
     if owners:
