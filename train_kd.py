@@ -14,6 +14,8 @@ teacher and student is measured too. Run it again to continue an interrupted run
 """
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 import attacks
@@ -36,6 +38,8 @@ def train_kd() -> None:
     answers = answers_of(params, in_order=once and params.views == 1)
     teacher = run.frozen("teacher", answers, Queries(once, params.views))
     attack = attacks.REGISTRY[params.attack].from_run(params, run.dataset.num_classes)
+    if answers and params.needs_all_answers:
+        teacher.on_table = partial(attack.learn_defense, answers)
     backdoor = measure_backdoor(run)
 
     def loss(student: nn.Module, batch: Batch) -> dict[str, Tensor]:

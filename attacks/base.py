@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -21,6 +22,14 @@ class Attack(Method):
     """
 
     Params: ClassVar[type[AttackParams]] = AttackParams
+
+    def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> None:
+        """Study a known answer defense before the first epoch; called where `params.needs_all_answers`.
+
+        Args:
+            defend: maps logits or log-probabilities (N, C) to what the interface returns for them.
+            answers: float32 (N, C), what it returned for all training images, in their order.
+        """
 
     @abstractmethod
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ be shown beside its controls.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -95,6 +96,9 @@ class Control(Attack):
     def replaced(self, answers: Tensor, labels: Tensor) -> Tensor:
         """The answers that the attack gets, log-probabilities up to a constant per row, for answers (B, C) of images
         of classes `labels` (B,)."""
+
+    def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> None:
+        pass  # it would be undone for answers that the attack does not get
 
     def prepare(self, network: nn.Module, images: Tensor) -> None:
         self.attack.seed = self.seed

@@ -33,6 +33,11 @@ class AttackParams(MethodParams):
         return False
 
     @property
+    def needs_all_answers(self) -> bool:
+        """Whether the attack studies the answers to all images before the first epoch."""
+        return False
+
+    @property
     def control_of(self) -> str:
         """The attack whose answers a control replaces; empty for an attack proper."""
         return ""

@@ -52,6 +52,9 @@ class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CachePa
             raise ValueError(f'the thief has no labels, which the attack "{self.attack}" needs: {self.needs_labels}')
         if not self.labeled and self.validation_fraction:
             raise ValueError('the thief has no labels: there is no "validation_fraction" whose accuracy it knows')
+        if self.needs_all_answers and self.queries != "once":
+            raise ValueError(f'the attack "{self.attack}" studies all answers before the first epoch: set "queries" to '
+                             '"once"')
         if self.views > 1 and self.augmentation is False:
             raise ValueError(f'the attack averages {self.views} augmented views, but "augmentation" is 0')
         return self

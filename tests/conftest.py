@@ -15,7 +15,7 @@ from PIL import Image
 from runs.directories import is_seed
 
 ROOT = Path(__file__).parents[1]
-COMMITTED = ("CIFAR10_short", "CIFAR10_20epochs")  # their results are in the repository
+COMMITTED = ("CIFAR10_short", "CIFAR10_20epochs", "CIFAR10_foreign")  # their results are in the repository
 # The experiments of the repository by name, without those that somebody added.
 EXPERIMENTS = {str(path.parent.relative_to(ROOT / "experiments")): json.loads(path.read_text())
                for shipped in ("CIFAR10", *COMMITTED, "CIFAR100", "GTSRB", "TinyImageNet", "demo")

@@ -29,6 +29,18 @@ def test_the_tables_of_results_md_are_those_of_committed_runs_all_of_them_finish
     assert runs == found
 
 
+def test_the_tables_of_attacks_md_are_those_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text, _ = unaligned(Path("docs/attacks.md").read_text())
+    told = Report.of([Path("docs/results/experiments/demo")])
+    assert [run.directory for run in told.unfinished] == []
+    attacks = [table for table in told.tables if table.summary]
+    assert len(attacks) == 2 and len(told.sweeps) == 2
+    for lines in (*(lines for table in attacks for lines in (table.lines(), table.summary)),
+                  *(sweep.table() for sweep in told.sweeps)):
+        assert unaligned(markdown(lines))[0] in text
+
+
 def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv(monkeypatch):
     monkeypatch.chdir(ROOT)
     epochs, seen = [], set()

@@ -55,6 +55,7 @@ class Frozen:
         self._cache: TeacherCache | None = None  # of the logits, which serve every kind of answers
         self._table: Tensor | None = None  # answers (N, C), filled in place: a recorded step reads this tensor
         self._filled = False
+        self.on_table: Callable[[Tensor], None] = lambda _: None  # called with the table of answers when it is filled
 
     def prepare(self, weights: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
                 directory: Path | None, say: Callable[[str], None]) -> None:
@@ -92,6 +93,7 @@ class Frozen:
             if not (self.queries.once and self._filled):
                 self._filled = True
                 self._fill_table(0 if self.queries.once else epoch, self.queries.views)
+                self.on_table(self._table)
         elif self._cache is not None:
             self._cache.start_epoch(epoch)
 

@@ -1,0 +1,59 @@
+"""D-DAE+ (Tang et al., ModelGuard, USENIX Security 2024): a network learns to undo a known answer defense.
+
+The network is a perceptron C - h1 - h2 - C with batch norm and leaky ReLU (slope 0.2) after its hidden layers and a
+softmax at the end; h is 128 and 64 for up to 10 classes, 1024 and 512 for up to 100, 2048 and 1024 for more. Its loss
+is C times the mean absolute error; SGD, learning rate 0.01, momentum 0.9, weight decay 1e-4, batches of 1,024, the
+rate halved in the middle. Published: 200 epochs over 1,000,000 pairs.
+"""
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from attacks import REGISTRY
+from attacks.recovering import Recovering
+
+BATCH_SIZE = 1024
+
+
+@REGISTRY.register("ddae_plus", display_name="D-DAE+", source="Tang et al. (ModelGuard), USENIX Security 2024")
+class DDAEPlus(Recovering):
+    """Student of the answers that a network recovers, which has learned to undo the known answer defense."""
+
+    class Params(Recovering.Params):
+        recovery_epochs: int = Field(
+            200, ge=1, description="epochs over the pairs in which the network that recovers answers is trained")
+
+    params: Params
+
+    def recover(self, observed: Tensor, clean: Tensor, perturbed: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            network = recovery_network(observed.shape[1]).to(observed.device)
+            self._train(network, clean, perturbed)
+        network.eval()
+        with torch.no_grad():
+            return torch.cat([network(part) for part in observed.split(8 * BATCH_SIZE)])
+
+    def _train(self, network: nn.Module, clean: Tensor, perturbed: Tensor) -> None:
+        epochs = self.params.recovery_epochs
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, epochs // 2)], gamma=0.5)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(clean), device=clean.device).split(BATCH_SIZE):
+                if len(rows) == 1:  # batch norm needs two
+                    continue
+                loss = clean.shape[1] * (network(perturbed[rows]) - clean[rows]).abs().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            scheduler.step()
+
+
+def recovery_network(num_classes: int) -> nn.Sequential:
+    """Perceptron from perturbed to clean probabilities (B, C)."""
+    first, second = (128, 64) if num_classes <= 10 else (1024, 512) if num_classes <= 100 else (2048, 1024)
+    return nn.Sequential(
+        nn.Linear(num_classes, first), nn.BatchNorm1d(first), nn.LeakyReLU(0.2),
+        nn.Linear(first, second), nn.BatchNorm1d(second), nn.LeakyReLU(0.2),
+        nn.Linear(second, num_classes), nn.Softmax(1))

@@ -1,0 +1,63 @@
+"""Adaptive attacks: a thief who knows how answers are perturbed, and undoes it before the student learns.
+
+The thief owns a copy of the answer defense and interface, not of the model. It draws pairs (u, u') of clean and
+perturbed answers, u from Dirichlet distributions with concentration 8 C p for observed answers p of C classes, u' as
+the defense makes it, and recovers u from u' (Tang et al., ModelGuard, USENIX Security 2024). Without a defense nothing
+is recovered: the attack is plain distillation of the answers.
+"""
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from attacks.kd import KD
+from utils.data import Batch
+
+CONCENTRATION = 8.0  # times the number of classes
+
+
+class Recovering(KD):
+    """Student of recovered answers."""
+
+    class Params(KD.Params):
+        published: ClassVar = {}
+        alpha: float = Field(
+            1.0, ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`")
+        temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in the KL term")
+        pairs: int = Field(
+            100_000, ge=1000, description="number of pairs of clean and perturbed answers from which the thief learns "
+                                          "to undo the defense; published: 1,000,000")
+
+        @property
+        def needs_all_answers(self) -> bool:
+            return True
+
+    params: Params
+    recovered: Tensor | None = None  # log-probabilities (N, C) of all training images
+
+    def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> None:
+        with torch.random.fork_rng([answers.device] if answers.is_cuda else []):
+            torch.manual_seed(self.seed)
+            observed = answers.softmax(1)
+            clean = draw_answers(observed, self.params.pairs)
+            recovered = self.recover(observed, clean, defend(clean.log()).exp())
+        self.recovered = recovered.clamp(min=0).log()
+
+    @abstractmethod
+    def recover(self, observed: Tensor, clean: Tensor, perturbed: Tensor) -> Tensor:
+        """Clean answers to observed ones, probabilities (N, C), from pairs, (P, C) each."""
+
+    def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
+        return super().forward(student, batch, answers if self.recovered is None else self.recovered[batch.index])
+
+
+def draw_answers(observed: Tensor, count: int) -> Tensor:
+    """Probabilities (count, C) from Dirichlet distributions around observed answers (N, C), drawn with replacement."""
+    around = observed[torch.randint(len(observed), (count,), device=observed.device)]
+    concentration = (CONCENTRATION * observed.shape[1] * around).clamp(min=1e-3)
+    return torch.distributions.Dirichlet(concentration).sample().clamp(min=1e-12)
