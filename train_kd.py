@@ -8,6 +8,7 @@
     python train_kd.py --save_path experiments/CIFAR10/kd_normal_resnet18/cnn
     python train_kd.py --save_path experiments/CIFAR10/kd_nasty_resnet18/cnn --teacher_resume other/best_model.tar
     python train_kd.py --save_path experiments/mine --set attack=dkd
+    python train_kd.py --save_path experiments/mine --set labels=0 alpha=1 queries=once query_budget=1000
 
 Needs the teacher's checkpoint, `teacher_resume` of params.json. With a `trigger` the success of that backdoor on
 teacher and student is measured too. Run it again to continue an interrupted run.

@@ -1,5 +1,6 @@
 """What a thief has, sends and gets: interfaces, labels, foreign images, and the number of queries."""
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from attacks import build_attack
 from defenses.answers import Answers, build_interface
+from runs.stages import KD, recorded_params
 from utils import checkpoint
 from utils import run as run_module
 from utils.data import Batch, Images, TrainBatches, _drawn
@@ -187,6 +189,15 @@ class TestRuns:
         assert call("train_kd", directory).returncode == 0
         assert results(directory)["data"]["images"] == {"test": 15, "train": 15}
         assert "cross_entropy" not in results(directory)["last"]
+        assert "without labels" in (directory / "training.log").read_text()
+
+    @pytest.mark.parametrize("params", [
+        {"transfer_set": "demo", "alpha": 1}, {"attack": "uniform", "of": "htc", "of_parameters": {"alpha": 0.5}},
+        {"attack": "averager", "labels": 0, "alpha": 1}, {"subset_size": 20, "query_budget": 10}])
+    def test_what_a_run_records_is_read_again(self, student, params):
+        values = json.loads((student(**params) / "params.json").read_text())
+        recorded = KD.params_of(values).model_validate(values).model_dump()
+        assert recorded_params("train_kd.py", recorded).model_dump() == recorded
 
     @pytest.mark.parametrize(("params", "number"), [
         ({"attack": "smoothing"}, 3 * 2 * 45), ({"attack": "smoothing", "queries": "once"}, 3 * 45),
@@ -216,7 +227,7 @@ class TestRuns:
         ({"labels": 0, "alpha": 1, "validation_fraction": 0.2}, "validation_fraction"),
         ({"attack": "uniform", "of": "hard_label"}, "picks the top class"),
         ({"query_budget": 46}, '"query_budget" is 46, but there are 45'),
-        ({"transfer_set": "demo", "labels": 1, "alpha": 1}, "have no labels of the data set"),
+        ({"transfer_set": "demo"}, 'no labels, which the attack "kd" needs'),
         ({"transfer_set": "demo", "alpha": 1, "validation_fraction": 0.1}, "validation_fraction"),
         ({"subset_size": 46}, '"subset_size" is 46, but'),
         ({"subset_size": 10, "subset_fraction": 0.5}, "both say how many"),

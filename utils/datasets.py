@@ -114,9 +114,10 @@ def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, back
     `folder:PATH`, all images below PATH/train or, where there is none, below PATH. Raises UserError as `load_dataset`.
     """
     size, data_dir = dataset.image_size, Path(data_dir).expanduser()
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = (f"transfer_set: the student learns from images of {name}, without labels",)
     if name.startswith("folder:"):
-        images, remarks = _unlabeled_folder(name, data_dir, size, background)
+        images, more = _unlabeled_folder(name, data_dir, size, background)
+        remarks += more
     else:
         images = _resized(load_dataset(name, data_dir).train_images, size)
     return dataclasses.replace(dataset, train_images=images, train_labels=torch.zeros(len(images), dtype=torch.int64),

@@ -286,7 +286,8 @@ class QueryParams(MethodParams):
     """What a thief has: labels or not, its own or foreign images, and a number of queries."""
 
     labels: Switch = Field(
-        True, description="whether the thief has the labels of its images; 0: the answers are all it learns from")
+        True, description="whether the thief has the labels of its images; 0, and for foreign images: the answers are "
+                          "all it learns from")
     transfer_set: str | None = Field(
         None, description="data set, such as `cifar100` or `folder:PATH`, whose training images the student learns "
                           "from in place of those of `dataset`: foreign, unlabeled, resized. The test images "
@@ -303,9 +304,3 @@ class QueryParams(MethodParams):
     def labeled(self) -> bool:
         """Whether the thief has labels: those of foreign images are not those of the data set."""
         return self.labels and self.transfer_set is None
-
-    @model_validator(mode="after")
-    def _refuse_foreign_labels(self) -> Self:
-        if self.transfer_set is not None and "labels" in self.model_fields_set and self.labels:
-            raise ValueError('images of a "transfer_set" have no labels of the data set: set "labels" to 0')
-        return self
