@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from reports.cells import Cell, Collection, in_words, nearness, rank, spread
@@ -144,12 +144,14 @@ def _summary(table: Table, teachers: Sequence[Head],
     floor = {column: max(found, key=mean) for column, found in labels_only.items() if found}
     normal = next((column for column in best if column.key[2:] == ("normal", "none")), None)
     headroom = mean(attacks[normal][best[normal]]) - mean(floor[normal]) if normal and normal in floor else None
+    noise = max((stdev(values) for values in (attacks[normal][best[normal]], floor[normal]) if len(values) > 1),
+                default=0.0) if normal and normal in floor else 0.0
     lines = [["teacher", "strongest attack", "its student", "student of hard labels", "efficiency"]]
     for column, row in best.items():
         efficiency = ""
         if normal and column != normal and headroom is not None:
             lost = mean(attacks[normal][best[normal]]) - mean(attacks[column][row])
-            efficiency = f"{lost / headroom:.2f}" if headroom > 0 else "no headroom"
+            efficiency = f"{lost / headroom:.2f}" if headroom > noise else "no headroom"
         lines.append([column.words, row.words, spread(attacks[column][row]),
                       spread(floor[column]) if column in floor else "", efficiency])
     notes = [] if headroom is None else [f"Headroom above hard labels: {headroom:.2f} points."]

@@ -140,8 +140,9 @@ def _legend(report: Report) -> str:
         texts.append("Controls: the same attack on answers that know nothing of the image; what they reach is label "
                      "smoothing, not theft. The strongest attack is the best of those tried, which errs on the thief's "
                      "side, as one of many is the best by chance. Headroom: the strongest attack on the normal teacher "
-                     "less its student of hard labels. Efficiency: the part of the headroom that a defense takes; "
-                     "above 1 it is the defended teacher's own lost accuracy.")
+                     "less its student of hard labels; none if it is within the standard deviation of the seeds. "
+                     "Efficiency: the part of the headroom that a defense takes; above 1 it is the defended teacher's "
+                     "own lost accuracy.")
     if report.prices:
         texts.append("Price and profile: `python evaluate.py --help` defines the columns; L1 change and rank "
                      "correlation are against the normal teacher or, behind an answer defense, against the network's "
