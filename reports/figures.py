@@ -172,7 +172,10 @@ def _lines(sweep: Sweep) -> plt.Figure:
         axes.minorticks_off()
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set_title(drawable(f"{in_words(sweep.network)}, {sweep.where}"), fontsize=12)
-    axes.legend()
+    if len(sweep.lines) > 2:  # below, where no line is
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
+    else:
+        axes.legend()
     return figure
 
 
