@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -11,6 +12,7 @@ from reports.table import Head, Place, Table
 from runs.stages import display_name
 from utils.results import is_number
 
+MOST_COLUMNS = 6  # teachers; more of them are rows
 ITSELF = Head(("teacher",), "the teacher itself")
 ALONE = Head(("no teacher",), "no teacher: labels")
 
@@ -59,7 +61,7 @@ def _table(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
     table.rows = list(dict.fromkeys(row for row, _ in table.cells))
     table.columns = list(dict.fromkeys(column for _, column in table.cells))
     table.notes, table.summary = _summary(table, list(teachers.values()), fixed)
-    return table
+    return replace(table.transposed(), figure="heat") if len(teachers) > MOST_COLUMNS else table
 
 
 def row_words(students: Iterable[Cell], without: str = "") -> dict[Any, str]:

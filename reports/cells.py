@@ -21,7 +21,7 @@ NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": 
          "mobilenetv2": "MobileNetV2"}
 DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
-PARTS = ("baseline", "abd", "ablations", "attacks")  # and kd*: what a directory of experiments is divided into
+PARTS = ("baseline", "abd", "ablations", "attacks", "defenses")  # and kd*: parts of a directory of experiments
 KINDS = ("normal", "", "poisoned", "student", "unknown")  # in the order of rows; "": trained-in defenses
 Way = tuple[str, ...]  # how a student learns: (), plainly from data; (method,) or (method, backdoor defense)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import statistics
 import zlib
@@ -34,7 +35,7 @@ def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence
     say already, so it is no reason to go without them.
     """
     figures: list[tuple[str, Callable[[], plt.Figure]]] = [
-        (table.name, partial({"bars": _bars, "dots": _dots}[table.figure], table))
+        (table.name, partial({"bars": _bars, "dots": _dots, "heat": _heat}[table.figure], table))
         for table in tables if table.finished and len(table.keys) == 1]
     figures += [(sweep.name, partial(_lines, sweep)) for sweep in sweeps]
     for collection in collections:
@@ -92,6 +93,30 @@ def _dots(table: Table) -> plt.Figure:
     legend(axes, handles, [column.words for column in table.columns], loc="upper center", ncols=2, fontsize=10,
            bbox_to_anchor=(0.4, -0.4 / (1 + 0.1 * len(rows))))
     return figure
+
+
+def _heat(table: Table) -> plt.Figure:
+    """The mean of the last epoch in each cell, darker where it is higher, and as a number."""
+    figure, axes = plt.subplots(figsize=(3 + 0.55 * len(table.columns), 1.5 + 0.3 * len(table.rows)))
+    means = [[_mean(table, Place(row, column)) for column in table.columns] for row in table.rows]
+    found = [value for line in means for value in line if not math.isnan(value)]
+    middle = (min(found) + max(found)) / 2
+    axes.imshow(means, cmap="Greys", aspect="auto", vmin=min(found), vmax=max(found))
+    for y, line in enumerate(means):
+        for x, value in enumerate(line):
+            if not math.isnan(value):
+                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9,
+                          color="white" if value > middle else "black")
+    axes.set_xticks(range(len(table.columns)), [drawable(column.words) for column in table.columns], rotation=40,
+                    ha="right", fontsize=9)
+    axes.set_yticks(range(len(table.rows)), [drawable(row.words) for row in table.rows], fontsize=9)
+    axes.grid(visible=False)
+    axes.set_title(drawable(f"{table.title}: test accuracy, last epoch, %"), fontsize=10, loc="left", wrap=True)
+    return figure
+
+
+def _mean(table: Table, place: Place) -> float:
+    return statistics.mean(table.cells[place].values("last").values()) if table.is_finished(place) else math.nan
 
 
 def _dot_color(column: Head) -> str:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from reports.cells import Cell, spread
@@ -41,7 +41,7 @@ class Table:
     papers_references: dict[Place, list[Place]] = field(default_factory=dict)  # likewise, of the published values
     notes: list[str] = field(default_factory=list)  # sentences below it
     summary: list[list[str]] = field(default_factory=list)  # a smaller table below these
-    figure: str = "bars"  # or "dots", for many rows
+    figure: str = "bars"  # or "dots", for many rows, or "heat", for many rows and columns
     epochs: tuple[str, ...] = tuple(EPOCHS)  # that are shown; results.csv has both
 
     @property
@@ -60,6 +60,19 @@ class Table:
                 place = Place(place.row, Head((*key, name), f"{words}, {name}"))
         self.cells[place] = cell
         return place
+
+    def transposed(self) -> Table:
+        """The table with its rows as columns."""
+        def swap(place: Place) -> Place:
+            return Place(place.column, place.row)
+
+        return replace(self, rows=self.columns, columns=self.rows,
+                       cells={swap(place): cell for place, cell in self.cells.items()},
+                       published={swap(place): values for place, values in self.published.items()},
+                       references={swap(place): [swap(other) for other in others]
+                                   for place, others in self.references.items()},
+                       papers_references={swap(place): [swap(other) for other in others]
+                                          for place, others in self.papers_references.items()})
 
     def lines(self) -> list[list[str]]:
         """Heads, then up to four lines a row: what of the cells, and a text for each column."""

@@ -396,6 +396,17 @@ class TestAttacks:
         assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
         assert not [row for row, _ in found if "smoothed" in row]
 
+    def test_of_many_teachers_are_rows(self, root):
+        for number in range(7):
+            write(root / f"attacks/mad{number}", student(
+                root / "baseline/resnet18", temperature=1, alpha=1, labels=0, answer_defense=f"mad:0.{number + 1}",
+                queries="once"), 80.0 + number)
+        found = rows(root, "Attacks, CIFAR-10, student CNN, no labels")
+        assert found["normal ResNet-18, mad:0.3", "last epoch"]["KD, temperature 1"] == "82.00 (-4.00)"
+        assert found["normal ResNet-18", "last epoch"]["no teacher: labels"] == "86.00"
+        files, failures = report(root).write(root / "out")
+        assert not failures and "attacks-cifar10-net-no-labels.png" in {file.name for file in files}
+
     def test_two_ways_to_query_are_two_rows_and_no_defense(self, root):
         write(root / "attacks/views", student(root / "baseline/resnet18", temperature=1, alpha=1, labels=0), 84.5)
         found = rows(root, "Attacks, CIFAR-10, student CNN, no labels")

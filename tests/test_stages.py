@@ -144,10 +144,11 @@ def script_of(values):
         quick = {"zskt": ["pseudo_batches=1", "student_steps=1"], "ood": ["patches=4"]}.get(values["method"], rounds)
         return "train_datafree", [*quick, "batch_size=4", "sr_rounds=1"]
     if "teacher_model" in values:
-        return "train_kd", ["subset_fraction=1"]
+        smaller = {"query_budget": "query_budget=2", "pairs": "pairs=1000", "recovery_epochs": "recovery_epochs=1"}
+        return "train_kd", ["subset_fraction=1", *(text for key, text in smaller.items() if key in values)]
     if "trigger" in values:
         return "train_poisoned", ["poison_rate=0.5", "clean_fraction=0"]
-    return "train_nasty" if "adversarial_model" in values else "train_scratch", [
+    return "train_nasty" if {"adversarial_model", "defense"} & values.keys() else "train_scratch", [
         "subset_fraction=1"] * ("subset_fraction" in values)
 
 
