@@ -227,7 +227,7 @@ def test_after_a_failure_what_does_not_need_it_goes_on(tree, experiment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("demo", "count"), [("demo", 7), ("demo_theft", 4), ("demo_abd", 5)])
+@pytest.mark.parametrize(("demo", "count"), [("demo", 13), ("demo_theft", 4), ("demo_abd", 5)])
 def test_a_demo_runs_experiments_that_are_there_and_reports_them(demo, count):
     # the script as it is, but for what installs and runs something
     spied = 'source() { :; }; python() { echo "$@"; }; . "$0"'
