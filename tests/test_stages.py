@@ -191,12 +191,14 @@ def test_a_student_of_the_nasty_teacher_differs_from_that_of_the_normal_one_in_i
 def is_one_of_a_kind(name):
     """Of the students, those of a nasty teacher; of the backdoor experiments on a data set, which differ in their
     trigger alone, those of one or two triggers; of theft without data, which differs in its data set alone, that of
-    CIFAR-10; of the ablations and of the attacks, those of the demo."""
+    CIFAR-10; of the ablations and of the attacks, those of the demo; of the defenses, one attack on each."""
     dataset, kind, trigger, *_ = name.split("/")
     if dataset in COMMITTED:
         return False
     if "/kd_normal_" in name and name.replace("/kd_normal_", "/kd_nasty_") in EXPERIMENTS:
         return False
+    if kind == "defenses":
+        return name.endswith(("/teacher", "/no_labels/bayes"))
     if kind in ("ablations", "attacks"):
         return dataset == "demo"
     if "resnet34" in name:
