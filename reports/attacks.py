@@ -156,6 +156,8 @@ def _summary(table: Table, teachers: Sequence[Head],
             efficiency = f"{lost / headroom:.2f}" if headroom > noise else "no headroom"
         lines.append([column.words, row.words, spread(attacks[column][row]),
                       spread(floor[column]) if column in floor else "", efficiency])
+    kept = [place for place in range(len(lines[0])) if place < 3 or any(line[place] for line in lines[1:])]
+    lines = [[line[place] for place in kept] for line in lines]
     notes = [] if headroom is None else [f"Headroom above hard labels: {headroom:.2f} points."]
     return notes, lines if best else []
 

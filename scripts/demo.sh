@@ -10,6 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # these networks gain little from a second thread, and lose much on a busy core
 experiments=(experiments/demo/{baseline,kd_normal_net16,kd_nasty_net16}/net{16,8} experiments/demo/kd_nasty_net16/nasty_net16)
 attacks=(experiments/demo/attacks/{normal,nasty}_net16/no_labels/{kd_t1,kd_t20,hard_label})
 python scripts/run_all.py "${experiments[@]}" "${attacks[@]}" --seeds "${@:-0}"

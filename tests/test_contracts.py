@@ -225,6 +225,18 @@ def test_probabilities_are_the_logits_up_to_a_constant_however_sure_the_network_
     torch.testing.assert_close(Answers("probabilities")(logits), logits - 2000)
 
 
+def test_a_frozen_network_stays_in_eval_mode_behind_an_interface():
+    network = Small()
+    frozen = Frozen(network, Answers("label"))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    part = Images(torch.randint(256, (6, SIZE, SIZE, 3)).byte(), torch.arange(6) % CLASSES, torch.zeros(3),
+                  torch.ones(3))
+    Evaluation({"test": part}, torch.float32)(frozen.answering)
+    frozen(Batch(torch.randn(4, 3, SIZE, SIZE), torch.arange(4), torch.arange(4), torch.tensor(0.0)))
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 def test_zeros_of_an_interface_are_no_fault_of_the_network(monkeypatch):
     def top_1(strength):
         return lambda probabilities: nn.functional.one_hot(probabilities.argmax(1), CLASSES).float()

@@ -119,6 +119,11 @@ class _Answering(nn.Module):
     def __init__(self, network: nn.Module, answers: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.network, self.answers = network, answers
+        self.training = False  # an evaluation restores the mode that it found, with that of the frozen network
+
+    def train(self, mode: bool = True) -> _Answering:
+        """Stay in eval mode, as the frozen network does."""
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return finite_log_probabilities(self.answers(self.network(images)))  # for a cross-entropy that is finite
