@@ -30,14 +30,11 @@ class Averager(Attack):
     the answer."""
 
     class Params(WeightedParams):
+        reads_class = True
         temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs in the KL term")
         class_mean: Literal["ema", "batch"] = Field(
             "ema", description="images whose answers are averaged by class: `ema`, all so far, as a moving average; "
                                "`batch`, those of the batch, as published")
-
-        @property
-        def reads_labels(self) -> bool:
-            return True
 
     params: Params
 

@@ -20,9 +20,7 @@ class ClassMean(Control):
     """The attack `of` with the mean answer of each class: label smoothing by class."""
 
     class Params(ControlParams):
-        @property
-        def reads_labels(self) -> bool:
-            return True
+        reads_class = True
 
     params: Params
 

@@ -21,9 +21,7 @@ class Consensus(KD):
     """Student of the softened answers and of the labels, on the images where label and top class are the same."""
 
     class Params(KD.Params):
-        @property
-        def reads_labels(self) -> bool:
-            return True
+        reads_class = True
 
         @property
         def reads_top_class(self) -> bool:

@@ -69,7 +69,7 @@ class ControlParams(AttackParams):
 
     @property
     def reads_labels(self) -> bool:
-        return self.attack_params.reads_labels
+        return self.reads_class or self.attack_params.reads_labels
 
     @property
     def needs_labels(self) -> str:

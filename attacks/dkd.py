@@ -25,15 +25,12 @@ class DKD(Attack):
     or, for a thief without labels, the top class of the answer."""
 
     class Params(AttackParams):
+        reads_class = True
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         alpha: float = Field(1.0, ge=0, description="weight of TCKD, the KL term of the true class against the others")
         beta: float = Field(8.0, ge=0, description="weight of NCKD, the KL term among the classes that are not true")
         warmup_epochs: float = Field(
             20.0, ge=0, description="epochs over which the weight of both KL terms rises linearly from 0 to 1")
-
-        @property
-        def reads_labels(self) -> bool:
-            return True
 
     params: Params
 

@@ -36,15 +36,12 @@ class MKD(Attack):
     is the label or, for a thief without labels, the top class of the answer."""
 
     class Params(WeightedParams):
+        reads_class = True
         published: ClassVar = {"tiny_imagenet": {"rank": 5}}
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in the KL term")
         rank: int = Field(3, ge=1, description="rank of U V^T in the matrix of a class; 5 for Tiny-ImageNet")
         diagonal: float = Field(
             0.9, gt=0, lt=1, description="initial diagonal of the matrices, the probability that a class keeps")
-
-        @property
-        def reads_labels(self) -> bool:
-            return True
 
     params: Params
 

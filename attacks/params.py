@@ -2,7 +2,7 @@
 read without it."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -12,10 +12,12 @@ from utils.params import MethodParams
 class AttackParams(MethodParams):
     """Parameters of an attack, which also say what it does with labels."""
 
+    reads_class: ClassVar[bool] = False  # of each image: its label or, without labels, the top class of its answer
+
     @property
     def reads_labels(self) -> bool:
         """Whether the loss depends on the true labels if the thief has them."""
-        return False
+        return self.reads_class
 
     @property
     def needs_labels(self) -> str:
@@ -60,7 +62,7 @@ class WeightedParams(AttackParams):
 
     @property
     def reads_labels(self) -> bool:
-        return self.alpha < 1
+        return self.reads_class or self.alpha < 1
 
     @property
     def needs_labels(self) -> str:

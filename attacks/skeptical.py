@@ -42,6 +42,7 @@ class Skeptical(Attack):
     without labels, from the top classes of the answers."""
 
     class Params(AttackParams):
+        reads_class = True
         temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         alpha: float = Field(
             0.9, ge=0, le=1, description="weight of the KL of the answers and the outer head; its cross-entropy has "
@@ -52,10 +53,6 @@ class Skeptical(Attack):
         delay: int = Field(
             20, ge=-1, description="last epoch, counted from 0, that only trains the student's output on the labels; "
                                    "-1: none")
-
-        @property
-        def reads_labels(self) -> bool:
-            return True
 
     params: Params
 

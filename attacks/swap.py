@@ -20,9 +20,7 @@ class Swap(KD):
     """Student of the softened answers, in which the labeled class trades places with a wrong top class."""
 
     class Params(KD.Params):
-        @property
-        def reads_labels(self) -> bool:
-            return True
+        reads_class = True
 
         @property
         def needs_labels(self) -> str:

@@ -134,7 +134,9 @@ def test_every_experiment_names_checkpoints_of_experiments_with_the_same_network
             assert source.get("num_channels", 32) == values.get(f"{role}_num_channels", 32), name
             assert source["dataset"] == values["dataset"], name
         if "init_from" in values:
-            assert values["init_from"] == values["adversarial_resume"]
+            assert values["init_from"] == values.get("adversarial_resume", values["init_from"])
+            start = experiments[str(Path(values["init_from"]).parent.relative_to("experiments"))]
+            assert all(start[key] == values[key] for key in ("model_name", "dataset", "num_channels") if key in values)
 
 
 def script_of(values):
