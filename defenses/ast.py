@@ -24,11 +24,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from defenses import REGISTRY
-from defenses.base import Defense, eval_mode
+from defenses.base import Defense
 from utils.data import Batch
 from utils.errors import UserError
 from utils.losses import at_least_float32, cross_entropy
 from utils.params import MethodParams
+from utils.step import eval_mode
 
 
 @REGISTRY.register("ast", display_name="AST", source="Yilmaz & Keles, 2024 (pairs aligned, attack in pixel space)")

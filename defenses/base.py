@@ -1,13 +1,10 @@
-"""The contract of a trained-in defense, and what defenses share."""
+"""The contract of a trained-in defense."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from utils.data import Batch
 from utils.method import Method
@@ -31,24 +28,3 @@ class Defense(Method):
             network: network in training mode; maps images to logits (B, C).
             batch: images float32 (B, 3, H, W), labels int64 (B,), index int64 (B,), epoch float32 ().
         """
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
-    """Context in which a network is in eval mode: no dropout, and running statistics stay. Gives the network, without
-    the wrapper that several processes have around it."""
-    modes = {module: module.training for module in network.modules()}
-    try:
-        network.eval()
-        yield unwrapped(network)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The network without the wrapper that several processes have around it."""
-    if isinstance(network, DistributedDataParallel):
-        inner: nn.Module = network.module
-        return inner
-    return network

@@ -24,13 +24,14 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from defenses import REGISTRY
-from defenses.base import Defense, eval_mode
+from defenses.base import Defense
 from model import MODEL_NAMES, build_model
 from utils.data import Batch
 from utils.errors import UserError
 from utils.losses import cross_entropy, kl_divergence
 from utils.networks import check_image_size
 from utils.params import MethodParams
+from utils.step import eval_mode
 
 
 @REGISTRY.register("moving", display_name="moving adversary",

@@ -25,13 +25,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from defenses import REGISTRY
-from defenses.base import Defense, eval_mode, unwrapped
+from defenses.base import Defense
 from model.features import classifier
 from utils.data import Batch
 from utils.errors import UserError
 from utils.evaluation import Frozen
 from utils.losses import nasty_terms
 from utils.params import MethodParams, ModelOptions
+from utils.step import eval_mode, unwrapped
 
 
 @REGISTRY.register("nasty", display_name="nasty", source="Ma et al., ICLR 2021, arXiv:2105.07381")

@@ -15,7 +15,7 @@ from utils.data import Batch, Images, TrainBatches, in_order
 from utils.losses import at_least_float32, cross_entropy, finite_log_probabilities
 from utils.memory import Phase
 from utils.results import Row
-from utils.step import autocast
+from utils.step import autocast, eval_mode
 from utils.teacher_cache import TeacherCache
 
 Metric = Callable[[nn.Module, Tensor], Row]  # of a network and its confusion matrix (C, C) on the test images
@@ -119,11 +119,6 @@ class _Answering(nn.Module):
     def __init__(self, network: nn.Module, answers: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.network, self.answers = network, answers
-        self.training = False  # an evaluation restores the mode that it found, with that of the frozen network
-
-    def train(self, mode: bool = True) -> _Answering:
-        """Stay in eval mode, as the frozen network does."""
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return finite_log_probabilities(self.answers(self.network(images)))  # for a cross-entropy that is finite
@@ -167,15 +162,12 @@ def confusion_matrix(network: nn.Module, part: Images, dtype: torch.dtype) -> tu
     """How many images of each class (row) are taken for which (column), float64 (C, C) on the CPU, over a part of the
     data, not empty, and the mean cross-entropy in nats."""
     device = part.labels.device
-    was_training = network.training
-    network.eval()
-    with torch.inference_mode(), autocast(device, dtype):
+    with eval_mode(network), torch.inference_mode(), autocast(device, dtype):
         classes = network(normalise(part.images[:1], part.mean, part.std)).shape[1]
         sums = torch.zeros(classes**2 + 1, dtype=torch.float64, device=device)  # of the pairs, and of the losses
         for images, labels in in_order(part):
             logits = network(images)
             sums.index_add_(0, labels * classes + logits.argmax(1), torch.ones_like(labels, dtype=torch.float64))
             sums[-1] += cross_entropy(logits, labels).double() * len(labels)
-    network.train(was_training)
     *counts, loss = distributed.sum_over_ranks(sums).tolist()
     return torch.tensor(counts, dtype=torch.float64).view(classes, classes), loss / len(part)

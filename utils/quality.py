@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from utils.data import Images, in_order
 from utils.losses import at_least_float32, finite_log_probabilities
 from utils.results import Row
-from utils.step import autocast
+from utils.step import autocast, eval_mode
 
 BINS = 15  # of the confidence, for the calibration error
 
 
 def answers_to(network: nn.Module, part: Images, dtype: torch.dtype) -> Tensor:
     """Answers of a network to a part of the data, in its order, the whole in each process: float32 (N, C), CPU."""
-    network.eval()
-    with torch.inference_mode(), autocast(part.labels.device, dtype):
+    with eval_mode(network), torch.inference_mode(), autocast(part.labels.device, dtype):
         batches = [at_least_float32(network(images)).cpu() for images, _ in in_order(part, whole=True)]
     return torch.cat(batches).clone()
 

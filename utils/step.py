@@ -1,12 +1,13 @@
 """One training step: gather a batch, run the networks forward and backward, update the weights."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from utils import distributed, interrupts
 from utils.convolution import fast_convolutions
@@ -23,6 +24,27 @@ Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
 def autocast(device: torch.device, dtype: torch.dtype) -> Any:
     """The context in which networks compute in `dtype`; float32 is no context at all."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
+    """Context in which a network is in eval mode: no dropout, and running statistics stay. Gives the network, without
+    the wrapper that several processes have around it."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.eval()
+        yield unwrapped(network)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network without the wrapper that several processes have around it."""
+    if isinstance(network, DistributedDataParallel):
+        inner: nn.Module = network.module
+        return inner
+    return network
 
 
 class Step:
