@@ -129,8 +129,12 @@ class Table:
 
 def told(table: Table) -> list[str]:
     """The table, the sentences and the summary below it, as blocks of Markdown."""
-    return [markdown(table.lines()), *filter(None, ["\n".join(table.notes)]), *([markdown(table.summary)] * bool(
-        table.summary))]
+    blocks = [markdown(table.lines())]
+    if table.notes:
+        blocks.append("\n".join(table.notes))
+    if table.summary:
+        blocks.append(markdown(table.summary))
+    return blocks
 
 
 def _missing(cell: Cell) -> str:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from runs.directories import is_seed
+from utils import checkpoint
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = ("CIFAR10_short", "CIFAR10_20epochs", "CIFAR10_foreign")  # their results are in the repository
@@ -100,6 +101,22 @@ def call(monkeypatch, capsys):
 
 def results(directory):
     return json.loads((directory / "results.json").read_text())
+
+
+def same_to_the_bit(whole, parts):
+    """The content of the last checkpoint of two runs, which has to be the same in both."""
+    one, two = (checkpoint.load(directory / "last_model.tar").content for directory in (whole, parts))
+    for part in ("state_dict", "optim_dict", "learner", "history"):
+        assert _leaves(one[part]) == _leaves(two[part]), part
+    return one
+
+
+def _leaves(value):
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in _leaves(value[key])]
+    if isinstance(value, list):
+        return [leaf for each in value for leaf in _leaves(each)]
+    return [value.tolist() if isinstance(value, torch.Tensor) else value]
 
 
 def contents(directory):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import distributed, launcher
-from utils.augment import denormalise
+from utils.augment import denormalise, normalise
 from utils.console import progress_bar
 from utils.data import TrainBatches
 from utils.errors import UserError
@@ -86,7 +86,7 @@ class Supervised(Learner):
         method.normalization = part.mean, part.std
         with torch.random.fork_rng([]):
             torch.manual_seed(method.seed)
-            method.prepare(self.network, next(self.batches.epoch(0)).images)
+            method.prepare(self.network, normalise(part.images[:2], part.mean, part.std))
         parameters: list[Tensor] = list(method.parameters())
         if (parameters or list(method.buffers())) and distributed.world_size() > 1:
             raise UserError("a method with parameters or running averages of its own runs on one device")
