@@ -28,7 +28,7 @@ class Grid:
     teachers: Teachers
     student: Values  # parameters of the student's network trained from labels
     short: Runs  # parameters of attacks whose delays are made for longer runs, by attack
-    augmented: bool  # whether the images are augmented; else no attack can average views
+    augmented: bool  # whether the images are augmented, so that an attack can average views
 
     @property
     def place(self) -> str:
@@ -56,8 +56,8 @@ class Grid:
         found["hard_label"] = {"attack": "hard_label", **({"alpha": 0.5} if labels else {})}
         if labels:
             found |= {attack: {"attack": attack} for attack in ("swap", "consensus")}
-        elif self.augmented:
-            found["smoothing"] = {"attack": "smoothing"}
+        else:  # views to average: those of the recipe, where the others have none
+            found["smoothing"] = {"attack": "smoothing", **({} if self.augmented else {"augmentation": 1})}
         return found
 
     def controls(self) -> Runs:
