@@ -15,26 +15,18 @@ exit status is 0 if all is finished in the end, 1 if all is that could be read, 
 from __future__ import annotations
 
 import argparse
-import itertools
-import os
-import queue
-import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runs.directories import Run, find, is_seed, unreadable
 from runs.graph import check_sources, needs, without
+from runs.pool import Pool
 from runs.seeds import write
 from utils.cli import main
 from utils.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_all() -> None:
@@ -68,13 +60,13 @@ def run_all() -> None:
         _end(left_out)
         return
     begun = time.monotonic()
-    pool = Pool(waiting, graph, by_directory, jobs, arguments.gpus, arguments.data_dir)
-    pool.run()
+    pool = Pool(jobs, gpus=arguments.gpus, data_dir=arguments.data_dir, show=jobs == 1)  # side by side they would mix
+    failed = pool.run({directory: graph[directory] for directory in waiting}, by_directory)
     if waiting:
-        done = len(waiting) - len(pool.failed)
+        done = len(waiting) - len(failed)
         print(f"{done} run{'s' * (done != 1)} in {time.monotonic() - begun:.0f} s")
-    if pool.failed:
-        raise UserError(f"{len(pool.failed)} of {len(runs)} runs are not finished: {', '.join(map(str, pool.failed))}"
+    if failed:
+        raise UserError(f"{len(failed)} of {len(runs)} runs are not finished: {', '.join(map(str, failed))}"
                         + f"; {left_out}" * bool(left_out))
     _end(left_out)
 
@@ -116,88 +108,6 @@ def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> tuple[lis
     if not chosen and not dry_run:
         raise UserError(f"there is no experiment with seed {' or '.join(map(str, seeds))}")
     return chosen, [directory for directory in unread if not is_seed(directory) or directory.name in wanted]
-
-
-def _say(text: str) -> None:
-    """One write: print writes its end apart, and what another thread says could come between."""
-    print(f"{text}\n", end="", flush=True)
-
-
-class Pool:
-    """Processes of runs, each begun when what it needs is finished."""
-
-    def __init__(self, waiting: list[Path], graph: dict[Path, list[Path]], runs: dict[Path, Run], jobs: int,
-                 gpus: list[int], data_dir: Path) -> None:
-        self.waiting, self.graph, self.runs, self.jobs, self.gpus, self.data_dir = (
-            waiting, graph, runs, jobs, gpus, data_dir)
-        self.failed: list[Path] = []
-        self._numbers = itertools.count(1)
-        self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(jobs):
-            self._slots.put(slot)
-        self._lock = threading.Lock()  # no process is begun once they are being ended
-        self._stopping = False
-        self._processes: list[subprocess.Popen[str]] = []
-
-    def run(self) -> None:
-        order = TopologicalSorter({at: [source for source in self.graph[at] if source in self.waiting]
-                                   for at in self.waiting})
-        order.prepare()
-        running: dict[Future[None], Path] = {}
-        with ThreadPoolExecutor(self.jobs) as pool:
-            try:
-                while order.is_active():
-                    for directory in order.get_ready():
-                        if any(source in self.failed for source in self.graph[directory]):
-                            _say(f"left out, as it needs what failed: {directory}")
-                            self.failed.append(directory)
-                            order.done(directory)
-                        else:
-                            running[pool.submit(self._work, directory)] = directory
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        future.result()
-                        order.done(running.pop(future))
-            finally:  # an interrupt: each run keeps the epochs that it has finished
-                pool.shutdown(wait=False, cancel_futures=True)
-                with self._lock:
-                    self._stopping = True
-                    for process in self._processes:
-                        process.terminate()
-
-    def _work(self, directory: Path) -> None:
-        slot = self._slots.get()
-        try:
-            begun = time.monotonic()
-            with self._lock:
-                if self._stopping:
-                    return
-                _say(f"[{next(self._numbers)} of {len(self.waiting)}] {self.runs[directory].command}")
-                process = self._start(directory, slot)
-                self._processes.append(process)
-            errors = (process.communicate()[1] or "").strip()
-            if self._stopping:
-                return
-            if process.returncode:
-                self.failed.append(directory)
-                if process.returncode == 2:  # one line; else all that there is to know
-                    errors = errors.rpartition("\n")[2]
-                _say(f"failed: {directory}: {errors or f'exit status {process.returncode}'}")
-            else:
-                _say(f"finished in {time.monotonic() - begun:.0f} s: {directory}")
-        finally:
-            self._slots.put(slot)
-
-    def _start(self, directory: Path, slot: int) -> subprocess.Popen[str]:
-        words = [sys.executable, str(ROOT / self.runs[directory].params.script), "--save_path", str(directory),
-                 "--data_dir", str(self.data_dir)]
-        if self.gpus:
-            words += ["--gpu_id", str(self.gpus[slot % len(self.gpus)])]
-        alone = self.jobs == 1  # its log is shown; of several, only errors are kept
-        if alone:
-            return subprocess.Popen(words, text=True)
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
-        return subprocess.Popen(words, env=threads | os.environ | {"PYTHONIOENCODING": "utf-8"}, encoding="utf-8",
-                                errors="backslashreplace", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 if __name__ == "__main__":
