@@ -1,58 +1,112 @@
-"""Defenses of the demo's teacher against the core attacks, with labels and without.
+"""Defenses of a teacher, in its training or in front of its answers, against the core attacks of a thief who sends a
+fixed number of images.
 
-Below demo/defenses: `NAME/teacher`, a network that is protected by its training, from the weights of the normal
-teacher, and `NAME/{labels,no_labels}/ATTACK`, its students; `answers/NAME/...`, students of the normal teacher behind
-an answer defense. What they are compared with is in demo/attacks.
+Below FOLDER/defenses: `none`, students of the normal teacher; `NAME`, a network that is protected by its training, from
+the weights of the normal one (`teacher`), and its students; `NAME_WEIGHT`, the same with other weights of the defense,
+attacked without labels only; `answers/NAME`, students of the normal teacher behind an answer defense. The students are
+in `labels` and `no_labels`; `alone` are those of the same images and their labels, without a teacher.
 """
 from __future__ import annotations
 
-from experiments.recipes.attacks import DEMO, NO_LABELS
+from dataclasses import dataclass, field
+
+from experiments.recipes import nasty_teacher
+from experiments.recipes.attacks import CIFAR10, CIFAR100, CNN, DEMO, NO_LABELS, Grid
 from experiments.recipes.common import Runs, Values
 from experiments.recipes.demo import net
 
-PLACE = "demo/defenses"
 CORE = ("kd_t1", "kd_t4", "kd_t20", "hard_label", "kd_t1_top2", "htc", "averager", "logit_standardization")
-TRAINED: Runs = {
-    "nasty_t4": {"defense": "nasty", "temperature": 4, "weight": 0.04},
-    "nasty_t1": {"defense": "nasty", "temperature": 1, "weight": 0.04},
-    "nasty_light": {"defense": "nasty", "temperature": 20, "weight": 0.04, "trained_layers": "classifier"},
-    "nasty_half": {"defense": "nasty", "temperature": 20, "weight": 0.04, "kl_layers": "classifier"},
-    **{f"cmim_{weight}": {"defense": "cmim", "weight": weight} for weight in (0.1, 0.3, 1, 3, 10)},
-    **{f"moving_{weight}": {"defense": "moving", "temperature": 4, "weight": weight}
-       for weight in (0.001, 0.004, 0.01, 0.04, 0.1)},
-    "ast": {"defense": "ast"},
-    "label_smoothing": {"defense": "label_smoothing", "epsilon": 0.1}}
-ANSWERS = ("stingy:2", "temperature:4", "random:0.5", "reverse_sigmoid:0.21", "reverse_sigmoid:1", "mad:0.5", "mad:1",
-           "modelguard_w:0.5", "modelguard_w:1", "modelguard_s:1")
-# Against answer defenses: a fifth of the pairs and of the epochs that are the defaults
-ADAPTIVE: Runs = {"bayes": {"pairs": 20_000}, "ddae_plus": {"pairs": 20_000, "recovery_epochs": 40}}
+WEIGHTS = {"cmim": (0.1, 0.3, 1, 3, 10), "moving": (0.001, 0.004, 0.01, 0.04, 0.1)}
+MIDDLE = {"cmim": 1, "moving": 0.01}  # attacked with labels too
+ANSWERS = ("stingy:2", "temperature:4", "random:0.5", "reverse_sigmoid:1", "mad:0.5", "mad:1", "modelguard_w:0.5",
+           "modelguard_w:1", "modelguard_s:1")
+SMOOTHING = (0.1, 0.3, 0.5)
 
 
-def protected(name: str) -> Values:
-    """A teacher that starts from the weights of the normal one, which is also the adversary of those that have one."""
-    normal = f"experiments/{DEMO.teachers.directories['normal']}/{DEMO.teachers.checkpoint}"
-    adversary = {"adversarial_model": "net", "adversarial_num_channels": 16, "adversarial_resume": normal}
-    own = TRAINED[name]
-    return {**net(16, epochs=5), "init_from": normal, **(adversary if own["defense"] == "nasty" else {}), **own}
+@dataclass(frozen=True)
+class Defended:
+    """The defenses of the normal teacher of a grid."""
+
+    grid: Grid
+    teacher: Values  # parameters of the protected network
+    budget: Values  # of a student: number of images, and for how long it trains on them
+    adaptive: Runs = field(default_factory=lambda: {"bayes": {}, "ddae_plus": {}})  # attacks that undo an answer defense
+
+    @property
+    def place(self) -> str:
+        return f"{self.grid.teachers.folder}/defenses"
+
+    @property
+    def normal(self) -> str:
+        return self.grid.teachers.directories["normal"]
+
+    def trained(self) -> Runs:
+        """Defense and parameters by name; without the weights of a sweep."""
+        nasty_t4, nasty_t20 = ({"defense": "nasty", "temperature": temperature, "weight": self.grid.teachers.weight}
+                               for temperature in (4, 20))
+        return {"nasty_t4": nasty_t4,
+                "nasty_t20": nasty_t20,
+                "nasty_t20_light": {**nasty_t20, "trained_layers": "classifier"},
+                "nasty_t20_half": {**nasty_t20, "kl_layers": "classifier"},
+                **{name: self.swept(name, weight) for name, weight in MIDDLE.items()},
+                "ast": {"defense": "ast"},
+                "label_smoothing": {"defense": "label_smoothing", "epsilon": 0.1}}
+
+    def swept(self, name: str, weight: float) -> Values:
+        return {"defense": name, **({"temperature": 4} if name == "moving" else {}), "weight": weight}
+
+    def protected(self, own: Values) -> Values:
+        """A teacher that starts from the weights of the normal one, which is also the adversary of those that have
+        one."""
+        normal = f"experiments/{self.normal}/{self.grid.teachers.checkpoint}"
+        network = self.grid.teachers.network
+        adversary = {"adversarial_model": network["model_name"],
+                     **{f"adversarial_{key}": value for key, value in network.items() if key != "model_name"},
+                     "adversarial_resume": normal}
+        return {**self.teacher, "init_from": normal, **(adversary if own["defense"] == "nasty" else {}), **own}
+
+    def thieves(self, teacher: str, place: str, folders: tuple[str, ...] = ("labels", "no_labels"),
+                **answers: str) -> Runs:
+        found: Runs = {}
+        for folder in folders:
+            labels = folder == "labels"
+            attacks = {name: values for name, values in self.grid.attacks(labels=labels).items() if name in CORE}
+            if answers and not labels:
+                attacks |= {name: {"attack": name, **values} for name, values in self.adaptive.items()}
+            for name, values in attacks.items():
+                found[f"{place}/{folder}/{name}"] = self.grid.thief(teacher, **values, **answers) | self.budget | (
+                    {} if labels else NO_LABELS)
+        return found
+
+    def runs(self) -> Runs:
+        found = self.thieves(self.normal, f"{self.place}/none")
+        for name, values in self.trained().items():
+            place = f"{self.place}/{name}"
+            found |= {f"{place}/teacher": self.protected(values), **self.thieves(f"{place}/teacher", place)}
+        for name, weights in WEIGHTS.items():
+            for weight in weights:
+                place = f"{self.place}/{name}_{weight}"
+                if weight != MIDDLE[name]:
+                    found |= {f"{place}/teacher": self.protected(self.swept(name, weight)),
+                              **self.thieves(f"{place}/teacher", place, ("no_labels",))}
+        for answers in ANSWERS:
+            found |= self.thieves(self.normal, f"{self.place}/answers/{answers.replace(':', '_')}",
+                                  answer_defense=answers)
+        alone = {**self.grid.student, **self.budget}
+        alone["subset_size"] = alone.pop("query_budget")
+        found[f"{self.place}/alone/labels"] = alone
+        return found | {f"{self.place}/alone/label_smoothing_{epsilon}": {**alone, "label_smoothing": epsilon}
+                        for epsilon in SMOOTHING}
 
 
-def thieves(teacher: str, place: str, **answers: str) -> Runs:
-    found: Runs = {}
-    for folder, labels in (("labels", True), ("no_labels", False)):
-        attacks = {name: values for name, values in DEMO.attacks(labels=labels).items() if name in CORE}
-        if answers and not labels:
-            attacks |= {name: {"attack": name, **values} for name, values in ADAPTIVE.items()}
-        for name, values in attacks.items():
-            found[f"{place}/{folder}/{name}"] = DEMO.thief(teacher, **values, **answers) | ({} if labels else NO_LABELS)
-    return found
+# A tenth of the images. Against answer defenses a fifth of the pairs and of the epochs that are the defaults.
+DEMO_DEFENDED = Defended(DEMO, net(16, epochs=5), {"query_budget": 1000, "num_epochs": 20, "schedule": [15]}, {
+    "bayes": {"pairs": 20_000}, "ddae_plus": {"pairs": 20_000, "recovery_epochs": 40}})
+CIFAR10_DEFENDED = Defended(CIFAR10, {**CNN, "num_epochs": 20, "schedule": [15]}, {"query_budget": 5000})
+CIFAR100_DEFENDED = Defended(
+    CIFAR100, {**nasty_teacher.CIFAR100.training("resnet18"), "num_epochs": 20, "schedule": [15]},
+    {"query_budget": 10_000})
 
 
 def runs() -> Runs:
-    found: Runs = {}
-    for name in TRAINED:
-        found |= {f"{PLACE}/{name}/teacher": protected(name), **thieves(f"{PLACE}/{name}/teacher", f"{PLACE}/{name}")}
-    normal = DEMO.teachers.directories["normal"]
-    for answer_defense in ANSWERS:
-        place = f"{PLACE}/answers/{answer_defense.replace(':', '_')}"
-        found |= thieves(normal, place, answer_defense=answer_defense)
-    return found
+    return {**DEMO_DEFENDED.runs(), **CIFAR10_DEFENDED.runs(), **CIFAR100_DEFENDED.runs()}
