@@ -30,7 +30,7 @@ class Defended:
     grid: Grid
     teacher: Values  # parameters of the protected network
     budget: Values  # of a student: number of images, and for how long it trains on them
-    adaptive: Runs = field(default_factory=lambda: {"bayes": {}, "ddae_plus": {}})  # attacks that undo an answer defense
+    adaptive: Runs = field(default_factory=lambda: {"bayes": {}, "ddae_plus": {}})  # against answer defenses
 
     @property
     def place(self) -> str:
