@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from statistics import mean, stdev
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reports.cells import Cell, Collection, in_words, nearness, rank, spread
 from reports.table import Head, Place, Table
+from reports.verdicts import Attempt, Verdict, efficiency_in_words, judge
 from runs.stages import display_name
 from utils.results import is_number
 
@@ -25,43 +25,82 @@ def is_theft(cell: Cell) -> bool:
         what.control or what.images or not what.labels or what.queries == "once" or what.budget)
 
 
-def attacks(collection: Collection, own: Sequence[Cell]) -> list[Table]:
-    """A table for each student network and each kind of thief: with labels, without, or with foreign images."""
-    groups: dict[tuple[str, bool, str], list[Cell]] = {}
+Teacher = tuple[Any, str]  # the experiment of the attacked network, and the answer defense in front of it
+
+
+@dataclass(frozen=True)
+class Theft:
+    """Students of one network and one kind of thief: the table of their attacks, and the verdict on each teacher."""
+
+    network: str
+    thief: str  # `labels`, `no labels`, `images of cifar100, no labels`, with the number of images if not all
+    students: Sequence[Cell]
+    teachers: dict[Teacher, Head]
+    table: Table
+    verdicts: dict[Head, Verdict[Head]]  # of teachers with finished students
+    alone: Cell | None  # the same network from the labels of as many images
+
+    @property
+    def undefended(self) -> Head | None:
+        """The normal teacher with which the others are compared."""
+        return _undefended(self.verdicts)
+
+
+def thefts(collection: Collection, own: Sequence[Cell]) -> list[Theft]:
+    """By student network and kind of thief: with labels, without, or with foreign images, and the number of images."""
+    groups: dict[tuple[str, bool, str, int | None], list[Cell]] = {}
     for cell in filter(is_theft, own):
         what = cell.description
-        groups.setdefault((cell.network, what.labels and what.reads_labels, what.images), []).append(cell)
-    return [_table(collection, own, cells, *thief) for thief, cells in groups.items()]
+        thief = cell.network, what.labels and what.reads_labels, what.images, cell.subset
+        groups.setdefault(thief, []).append(cell)
+    return [_theft(collection, own, cells, *thief) for thief, cells in groups.items()]
 
 
-def _table(collection: Collection, own: Sequence[Cell], students: Sequence[Cell], network: str, labels: bool,
-           images: str) -> Table:
+def attacks(collection: Collection, own: Sequence[Cell]) -> list[Table]:
+    """A table for each student network and each kind of thief."""
+    return [theft.table for theft in thefts(collection, own)]
+
+
+def _theft(collection: Collection, own: Sequence[Cell], students: Sequence[Cell], network: str, labels: bool,
+           images: str, subset: int | None) -> Theft:
     whose = f"images of {images}, no labels" if images else "labels" if labels else "no labels"
-    table = Table(f"attacks {collection.name} {network} {whose}",
-                  f"Attacks, {collection.title}, student {in_words(network)}, {whose}{_queries(students)}",
+    thief = whose + (f", {subset:,} images" if subset else "")
+    table = Table(f"attacks {collection.name} {network} {whose}" + f" {subset} images" * bool(subset),
+                  f"Attacks, {collection.title}, student {in_words(network)}, {thief}{_queries(students)}",
                   figure="dots", epochs=("last",))
     teachers = _teachers(students, own)
     table.columns = [*teachers.values()]
-    alone = [cell for cell in own if cell.kind == "normal" and cell.network == network]
-    smoothed = sorted((cell for cell in own if cell.kind == "smoothed" and cell.network == network),
-                      key=lambda cell: cell.params["label_smoothing"])
-    fixed = {ALONE: max(alone, key=lambda cell: nearness(cell, students))} if alone else {}
-    fixed |= {Head(("no teacher", str(cell.params["label_smoothing"])),
-                   f"no teacher: label smoothing {cell.params['label_smoothing']:g}"): cell for cell in smoothed}
+    fixed = _without_teacher(own, students, network, subset)
     by_experiment = {cell.experiment: cell for cell in own}
     for (source, defense), column in teachers.items():
         if source in by_experiment and defense == "none":
             table.cells[Place(ITSELF, column)] = by_experiment[source]
         table.cells |= {Place(row, column): cell for row, cell in fixed.items()}
-    words = row_words(students)
+    words = row_words(students, without="query_budget" if subset else "")
     for cell in sorted(students, key=lambda cell: _by_number(words[cell.experiment])):
         place = Place(Head(_key(cell), words[cell.experiment]), _column(cell, teachers))
         table.put(place, cell)
         table.references[place] = [Place(ALONE, column) for column in table.columns]
     table.rows = list(dict.fromkeys(row for row, _ in table.cells))
     table.columns = list(dict.fromkeys(column for _, column in table.cells))
-    table.notes, table.summary = _summary(table, list(teachers.values()), fixed)
-    return replace(table.transposed(), figure="heat") if len(teachers) > MOST_COLUMNS else table
+    verdicts = _verdicts(table, list(teachers.values()), fixed)
+    table.notes, table.summary = _summary(verdicts)
+    shown = replace(table.transposed(), figure="heat") if len(teachers) > MOST_COLUMNS else table
+    return Theft(network, thief, students, teachers, shown, verdicts, fixed.get(ALONE))
+
+
+def _without_teacher(own: Sequence[Cell], students: Sequence[Cell], network: str,
+                     subset: int | None) -> dict[Head, Cell]:
+    """The network from the labels of as many images as the students have, and from smoothed ones, by strength."""
+    found: dict[Head, list[Cell]] = {}
+    for cell in own:
+        if cell.kind in ("normal", "smoothed") and (cell.network, cell.subset) == (network, subset):
+            smoothing = cell.params["label_smoothing"]
+            row = Head(("no teacher", str(smoothing)), f"no teacher: label smoothing {smoothing:g}") if smoothing \
+                else ALONE
+            found.setdefault(row, []).append(cell)
+    rows = sorted(found, key=lambda row: float(row.key[1]) if row != ALONE else 0.0)
+    return {row: max(found[row], key=lambda cell: nearness(cell, students)) for row in rows}
 
 
 def row_words(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
@@ -97,9 +136,6 @@ def _key(cell: Cell) -> tuple[str, ...]:
     return what.method, *settings, what.interface, what.queries, str(what.budget or "")
 
 
-Teacher = tuple[Any, str]  # the experiment of the attacked network, and the answer defense in front of it
-
-
 def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Teacher, Head]:
     """The columns: kind and network of the teacher, where it lies if that is not enough, and its answer defense."""
     victims: dict[Any, tuple[str, str]] = {}
@@ -132,34 +168,37 @@ def _queries(students: Sequence[Cell]) -> str:
     return f", {counts.pop():,} queries" if len(counts) == 1 else ""
 
 
-def _summary(table: Table, teachers: Sequence[Head],
-             fixed: dict[Head, Cell]) -> tuple[list[str], list[list[str]]]:
-    """The strongest attack on each teacher by the mean of its last epochs, and what a defense takes of the headroom:
-    sentences, and a table with a line for each teacher."""
-    attacks = {column: {row: values for row in table.rows if row not in fixed and row != ITSELF
-                        if (cell := table.cells.get(Place(row, column))) and (values := _last(cell))}
-               for column in teachers}
-    best = {column: max(found, key=lambda row: mean(found[row])) for column, found in attacks.items() if found}
-    labels_only = {column: [values for row, values in found.items()
-                            if table.cells[Place(row, column)].description.top_class_only]
-                   for column, found in attacks.items()}
-    floor = {column: max(found, key=mean) for column, found in labels_only.items() if found}
-    normal = next((column for column in best if column.key[2:] == ("normal", "none")), None)
-    headroom = mean(attacks[normal][best[normal]]) - mean(floor[normal]) if normal and normal in floor else None
-    noise = max((stdev(values) for values in (attacks[normal][best[normal]], floor[normal]) if len(values) > 1),
-                default=0.0) if normal and normal in floor else 0.0
+def _verdicts(table: Table, teachers: Sequence[Head], fixed: dict[Head, Cell]) -> dict[Head, Verdict[Head]]:
+    """The verdict on each teacher by the last epochs of its students."""
+    found = {}
+    for column in teachers:
+        cells = {row: cell for row in table.rows if row not in fixed and row != ITSELF
+                 if (cell := table.cells.get(Place(row, column)))}
+        verdict = judge({row: Attempt(values, cell.description.top_class_only) for row, cell in cells.items()
+                         if (values := _last(cell))})
+        if verdict:
+            found[column] = verdict
+    return found
+
+
+def _undefended(verdicts: Iterable[Head]) -> Head | None:
+    return next((column for column in verdicts if column.key[2:] == ("normal", "none")), None)
+
+
+def _summary(verdicts: dict[Head, Verdict[Head]]) -> tuple[list[str], list[list[str]]]:
+    """The strongest attack on each teacher, and what a defense takes of the headroom: sentences, and a table with a
+    line for each teacher."""
+    normal = _undefended(verdicts)
+    undefended = verdicts[normal] if normal else None
     lines = [["teacher", "strongest attack", "its student", "student of hard labels", "efficiency"]]
-    for column, row in best.items():
-        efficiency = ""
-        if normal and column != normal and headroom is not None:
-            lost = mean(attacks[normal][best[normal]]) - mean(attacks[column][row])
-            efficiency = f"{lost / headroom:.2f}" if headroom > noise else "no headroom"
-        lines.append([column.words, row.words, spread(attacks[column][row]),
-                      spread(floor[column]) if column in floor else "", efficiency])
+    lines += [[column.words, verdict.attack.words, spread(verdict.student),
+               spread(verdict.hard_labels) if verdict.hard_labels else "", efficiency_in_words(undefended, verdict)]
+              for column, verdict in verdicts.items()]
     kept = [place for place in range(len(lines[0])) if place < 3 or any(line[place] for line in lines[1:])]
     lines = [[line[place] for place in kept] for line in lines]
+    headroom = undefended.headroom if undefended else None
     notes = [] if headroom is None else [f"Headroom above hard labels: {headroom:.2f} points."]
-    return notes, lines if best else []
+    return notes, lines if verdicts else []
 
 
 def _last(cell: Cell) -> list[float]:

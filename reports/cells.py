@@ -113,6 +113,13 @@ class Cell:
         return _parts(self.experiment)[1] == "ablations"
 
     @property
+    def subset(self) -> int | None:
+        """The number of images that a network is trained on, of a student those that are sent to its teacher; None for
+        all of them, or a fraction."""
+        counts = [count for count in (self.description.budget, self.params.get("subset_size")) if count]
+        return min(counts, default=None)
+
+    @property
     def finished(self) -> list[Run]:
         return [run for run in self.runs if run.finished]
 
