@@ -37,6 +37,7 @@ class AST(Defense):
     """Network whose softened outputs have the few peaks that it shows for adversarial examples."""
 
     class Params(MethodParams):
+        strength: ClassVar = "alpha"
         published: ClassVar = {"cifar100": {"alpha": 0.035, "temperature": 30.0, "top_k": 7}}
         alpha: float = Field(
             0.05, ge=0, le=1, description="weight of the divergence from the sparse outputs; the cross-entropy has "

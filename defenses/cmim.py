@@ -14,7 +14,7 @@ comparable, as a KL falls with 1/tau^2. Weights worth a sweep: 0.1, 0.3, 1, 3, 1
 """
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ class CMIM(Defense):
     """Network whose outputs are alike for all images of a class, at several temperatures."""
 
     class Params(MethodParams):
+        strength: ClassVar = "weight"
         weight: float = Field(1.0, ge=0, description="weight of the conditional mutual information term")
         temperatures: list[Annotated[float, Field(gt=0)]] = Field(
             [1.0, 2.0, 4.0, 8.0, 16.0], min_length=1,

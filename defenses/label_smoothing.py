@@ -7,6 +7,8 @@ it adds to this. The loss is that of train_scratch.py with `label_smoothing`.
 """
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ class LabelSmoothing(Defense):
     """Control: a network that learns from smoothed labels."""
 
     class Params(MethodParams):
+        strength: ClassVar = "epsilon"
         epsilon: float = Field(
             0.1, ge=0, lt=1, description="probability of the target that is spread evenly over all classes")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -40,6 +41,7 @@ class Moving(Defense):
     """Accurate on the labels, far from the outputs of a student that learns from the network at the same time."""
 
     class Params(MethodParams):
+        strength: ClassVar = "weight"
         temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         weight: float = Field(
             0.001, ge=0, description="weight of the KL term that drives the network away from the student")

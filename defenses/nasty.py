@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +40,7 @@ class Nasty(Defense):
     """Accurate on the labels, far from the adversary in its softened outputs."""
 
     class Params(MethodParams):
+        strength: ClassVar = "weight"
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in the KL term")
         weight: float = Field(
             0.04, ge=0, description="weight of the KL term that drives the nasty teacher away from the adversary")

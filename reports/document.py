@@ -16,6 +16,7 @@ from reports.prices import Prices, prices
 from reports.sweeps import Sweep, sweeps
 from reports.table import Table, markdown, told
 from reports.tables import tables
+from reports.tradeoffs import Tradeoff, tradeoffs
 from runs.directories import Run, find
 from runs.graph import needs
 from utils.errors import UserError
@@ -33,6 +34,7 @@ class Report:
     tables: Sequence[Table]
     sweeps: Sequence[Sweep]
     prices: Sequence[Prices]
+    tradeoffs: Sequence[Tradeoff]
     unfinished: Sequence[Run]  # in the order in which they need each other
     remarks: Sequence[str]
 
@@ -51,7 +53,8 @@ class Report:
             remarks.append(str(error))
         unfinished = sorted((run for run in runs if not run.finished), key=lambda run: order.index(run.directory))
         groups = collections(found)
-        return cls(groups, tables(groups), sweeps(groups), prices(groups), unfinished, remarks)
+        return cls(groups, tables(groups), sweeps(groups), prices(groups), tradeoffs(groups), unfinished,
+                   remarks)
 
     @property
     def cells(self) -> list[Cell]:
@@ -84,7 +87,7 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "results.csv", _csv(self))
         write_text(out / "report.md", self.markdown())  # whatever becomes of the figures
-        pictures, failures = figures.draw(self.tables, self.sweeps, self.collections, out)
+        pictures, failures = figures.draw(self.tables, self.tradeoffs, self.sweeps, self.collections, out)
         write_text(out / "report.md", self.markdown(pictures, failures))
         return [out / "report.md", out / "results.csv", *pictures], failures
 
@@ -98,6 +101,8 @@ class Report:
             parts += [f"## {table.title}", *told(table), *_commands(missing)]
         for price in self.prices:
             parts += [f"## {price.title}", markdown(price.lines())]
+        for tradeoff in self.tradeoffs:
+            parts += [f"## {tradeoff.title}", markdown(tradeoff.table())]
         for sweep in self.sweeps:
             parts += [f"## {sweep.title}", markdown(sweep.table())]
         if others := [run.command for run in self.unfinished if run.command not in named]:
@@ -117,6 +122,7 @@ class Report:
         """For the terminal: the tables in which something is finished, and what else there is."""
         blocks = ["\n\n".join([table.title, *told(table)]) for table in self.tables if table.finished]
         blocks += [f"{price.title}\n\n{markdown(price.lines())}" for price in self.prices]
+        blocks += [f"{tradeoff.title}\n\n{markdown(tradeoff.table())}" for tradeoff in self.tradeoffs]
         blocks += [f"{sweep.title}\n\n{markdown(sweep.table())}" for sweep in self.sweeps]
         if idle := [table.title for table in self.tables if not table.finished]:
             blocks.append("Nothing finished yet in: " + "; ".join(idle) + ".")
@@ -147,6 +153,10 @@ def _legend(report: Report) -> str:
         texts.append("Price and profile: `python evaluate.py --help` defines the columns; L1 change and rank "
                      "correlation are against the normal teacher or, behind an answer defense, against the network's "
                      "own answers.")
+    if report.tradeoffs:
+        texts.append("Protection and its price: a teacher's accuracy is that of the answers that its clients get; a "
+                     "good defense keeps it high and the strongest attack's student low. No defense that keeps the top "
+                     "class pushes students below those of hard labels.")
     texts.append("The best epoch was chosen on the test images (unless `validation_fraction` was set), so it flatters.")
     if not all(run.finished for run in report.runs):
         texts.append("`–`: not run yet; `epoch N`: not finished.")

@@ -7,16 +7,21 @@ import re
 import statistics
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import ScaledTranslation
 
 from reports.attacks import is_theft
 from reports.cells import Cell, Collection, in_words, rank
 from reports.plots import drawable, legend, plt, save
 from reports.sweeps import KEYS, Sweep
 from reports.table import Head, Place, Table
+from reports.tradeoffs import Point, Series, Tradeoff
 from utils.errors import first_line
 
 COLOURS = {"no teacher": "0.6", "normal": "tab:blue", "poisoned": "tab:purple", "student": "tab:green",
@@ -27,9 +32,10 @@ plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.rig
                      "axes.grid.axis": "y", "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False})
 
 
-def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence[Collection],
-         out: Path) -> tuple[list[Path], list[str]]:
-    """Bars for each table of students in which something is finished, lines for each sweep, curves for each collection.
+def draw(tables: Sequence[Table], tradeoffs: Sequence[Tradeoff], sweeps: Sequence[Sweep],
+         collections: Sequence[Collection], out: Path) -> tuple[list[Path], list[str]]:
+    """Bars for each table of students in which something is finished, points for each tradeoff, lines for each sweep,
+    curves for each collection.
 
     Returns the paths of the files, and a remark on each figure that could not be drawn: a figure shows what the tables
     say already, so it is no reason to go without them.
@@ -37,6 +43,7 @@ def draw(tables: Sequence[Table], sweeps: Sequence[Sweep], collections: Sequence
     figures: list[tuple[str, Callable[[], plt.Figure]]] = [
         (table.name, partial({"bars": _bars, "dots": _dots, "heat": _heat}[table.figure], table))
         for table in tables if table.finished and len(table.keys) == 1]
+    figures += [(tradeoff.name, partial(_points, tradeoff)) for tradeoff in tradeoffs]
     figures += [(sweep.name, partial(_lines, sweep)) for sweep in sweeps]
     for collection in collections:
         begun = [cell for cell in collection.cells if not cell.ablation and not is_theft(cell)
@@ -202,6 +209,101 @@ def _lines(sweep: Sweep) -> plt.Figure:
     else:
         axes.legend()
     return figure
+
+
+MARKERS = "oD^vsPX<>p"  # told apart in grayscale: filled where the training defends, hollow where the answers do
+REFERENCE_STYLES = ("--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where a point of a tradeoff is drawn: at its means, and so many printer's points to the right of them."""
+
+    point: Point
+    x: float
+    y: float
+    right: float
+
+
+def _points(tradeoff: Tradeoff) -> plt.Figure:
+    """Accuracy of the strongest attack's student against that of the teacher: a marker a series, a point a teacher, the
+    strength of its defense beside it. Points of equal values lie side by side."""
+    figure, axes = plt.subplots(figsize=(7, 5.5))
+    axes.margins(0.08)
+    handles: list[Artist] = []
+    words = []
+    markers = {answers: itertools.cycle(MARKERS) for answers in (False, True)}
+    marks = _marks(tradeoff.series)
+    for number, series in enumerate(tradeoff.series):
+        color, marker, size = ("black", "*", 17) if series.undefended else (
+            f"C{number % 10}", next(markers[series.answers]), 9)
+        own = [marks[id(point)] for point in series.points]
+        errors = [[statistics.stdev(values) if len(values) > 1 else 0.0 for values in accuracies] for accuracies in (
+            [mark.point.teacher for mark in own], [mark.point.verdict.student for mark in own])]
+        axes.errorbar([mark.x for mark in own], [mark.y for mark in own], xerr=errors[0], yerr=errors[1], color=color,
+                      elinewidth=0.8, linewidth=1.5, zorder=2)
+        for mark in own:
+            beside = axes.transData + ScaledTranslation(mark.right / 72, 0, figure.dpi_scale_trans)
+            handle, = axes.plot(mark.x, mark.y, marker, color=color, markersize=size, markeredgewidth=1.6, zorder=3,
+                                markerfacecolor="white" if series.answers else color, transform=beside)
+        handles.append(handle)
+        words.append(series.title)
+    for (name, values), style in zip(tradeoff.references.items(), REFERENCE_STYLES, strict=False):
+        handles.append(axes.axhline(statistics.mean(values), color="0.35", linestyle=style, zorder=1))
+        words.append(f"student of {name}")
+    axes.grid(axis="both", alpha=0.3)
+    axes.set(xlabel="test accuracy of the teacher, as its clients meet it, %",
+             ylabel="test accuracy of the strongest attack's student, %")
+    axes.set_title(drawable(tradeoff.title) + "\nA good defense lies right and down. Points of "
+                   "equal values are drawn side by side.", fontsize=10, loc="left",
+                   wrap=True)
+    legend(axes, handles, words, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=10)
+    _write_strengths(axes, list(marks.values()), [marks[id(point)] for series in tradeoff.series
+                                                  if len(series.points) > 1 for point in series.points])
+    return figure
+
+
+def _marks(series: Sequence[Series]) -> dict[int, _Mark]:
+    """By the identity of the point."""
+    places: dict[tuple[float, float], list[Point]] = {}
+    for point in (point for each in series for point in each.points):
+        place = statistics.mean(point.teacher), statistics.mean(point.verdict.student)
+        places.setdefault((round(place[0], 2), round(place[1], 2)), []).append(point)
+    return {id(point): _Mark(point, x, y, 12 * (number - (len(points) - 1) / 2))
+            for (x, y), points in places.items() for number, point in enumerate(points)}
+
+
+def _write_strengths(axes: plt.Axes, marks: Sequence[_Mark], written: Sequence[_Mark]) -> None:
+    """The strength beside each of some marks, where no other mark or text is."""
+    size, gap = 9, 7  # of the text, and from the mark, in printer's points, in which all distances here are
+    scale = 72 / axes.figure.dpi
+
+    def center(mark: _Mark) -> tuple[float, float]:
+        across, up = axes.transData.transform((mark.x, mark.y)) * scale
+        return across + mark.right, up
+
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in map(center, marks)]
+    for mark in (mark for mark in written if mark.point.strength is not None):
+        text, (x, y) = f"{mark.point.strength:g}", center(mark)
+        width = 0.62 * size * len(text)
+        boxes = []
+        for across, up in ((1, 1), (-1, -1), (1, -1), (-1, 1), (1, 0), (-1, 0), (0, 1.5), (0, -1.5), (0, 2.5),
+                           (0, -2.5)):
+            left, bottom = x + across * gap - width * (1 - across) / 2, y + up * gap - size / 2
+            boxes.append((left, bottom, left + width, bottom + size))
+        box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+        taken.append(box)
+        axes.annotate(text, (mark.x, mark.y), (box[0] - x + mark.right, box[1] - y), textcoords="offset points",
+                      fontsize=size, zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")])
+
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def _overlap(one: Box, other: Box) -> float:
+    """The area that two boxes share."""
+    width, height = (min(one[end], other[end]) - max(one[start], other[start]) for start, end in ((0, 2), (1, 3)))
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def _curves(title: str, cells: Sequence[Cell]) -> plt.Figure:

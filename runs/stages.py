@@ -81,7 +81,9 @@ class NastyParams(BackdoorParams, CacheParams, DataParams):
 
     @property
     def description(self) -> Description:
-        return Description("teacher", kind=self.defense)
+        own = {key: getattr(self, key) for key in type(self).model_fields
+               if key not in NastyParams.model_fields and key not in self.checkpoints()}
+        return Description("teacher", kind=self.defense, settings=tuple(own.items()), strength=self.strength)
 
 
 class PoisonedParams(BackdoorParams, DataParams):
@@ -125,7 +127,10 @@ class ScratchParams(DataParams):
 
     @property
     def description(self) -> Description:
-        return Description("teacher", kind="smoothed" if self.label_smoothing else "normal")
+        if not self.label_smoothing:
+            return Description("teacher", kind="normal")
+        return Description("teacher", kind="smoothed", settings=(("label_smoothing", self.label_smoothing),),
+                           strength="label_smoothing")
 
 
 SCRATCH = Stage("scratch", ScratchParams)

@@ -73,7 +73,7 @@ class Description:
     """What a run makes, for tables: they group and name runs by this, never by script, directory or method.
 
     `role`: teacher or student. `kind` of a teacher: normal, smoothed (by label smoothing), poisoned, or its trained-in
-    defense. The other fields are of a student, empty where they do not apply.
+    defense, whose parameters are `settings`. The other fields are of a student, empty where they do not apply.
     """
 
     role: Literal["teacher", "student"]
@@ -83,7 +83,8 @@ class Description:
     uses_data: bool = True
     answers: str = ""  # what the teacher lets out, see `name_answers`
     backdoor_defense: str = "none"
-    settings: tuple[tuple[str, Any], ...] = ()  # parameters of the method, by name
+    settings: tuple[tuple[str, Any], ...] = ()  # parameters of the method, of a teacher those of `kind`, by name
+    strength: str = ""  # the one of the settings of a trained-in defense that is its strength
     interface: str = "logits"
     answer_defense: str = "none"
     top_class_only: bool = False  # whether the student learns no more of an answer than its top class
@@ -108,6 +109,7 @@ class MethodParams(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by data set: values other than the defaults
+    strength: ClassVar[str] = ""  # of a defense: the parameter that trades the teacher's accuracy for protection
 
     @model_validator(mode="before")
     @classmethod

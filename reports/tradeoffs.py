@@ -1,0 +1,192 @@
+"""What protection costs: the accuracy of a defended teacher against that of the strongest attack's student."""
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reports.attacks import Teacher, Theft, thefts
+from reports.cells import RECIPE, AnsweringTeacher, Cell, Collection, in_words, spread
+from reports.table import Head
+from reports.verdicts import Verdict, efficiency_in_words
+from runs.stages import display_name
+from utils.results import is_number
+
+NOT_DEFENSES = ("poisoned", "student", "unknown")  # kinds of attacked networks that nothing is known to protect
+
+
+@dataclass(frozen=True)
+class Point:
+    """A teacher that was attacked."""
+
+    strength: float | None  # of its defense
+    teacher: Sequence[float]  # accuracy in percent as its clients meet it, one a seed
+    verdict: Verdict[Head]
+
+
+@dataclass
+class Series:
+    """Teachers that differ only in the strength of their defense, in its order."""
+
+    name: str  # of the defense; `no defense`
+    parameter: str  # that is its strength; empty for an answer defense and where there is none
+    answers: bool  # whether it changes the answers, not the training
+    points: list[Point]
+
+    @property
+    def undefended(self) -> bool:
+        return not self.answers and not self.name
+
+    @property
+    def title(self) -> str:
+        """The name, with the strength if all points have the same: with several, each point has its own."""
+        name, strength = self.name or "no defense", self.points[0].strength
+        if len(self.points) > 1:
+            return f"{name}, by {self.parameter}" if self.parameter else name
+        if strength is None:
+            return name
+        return f"{name}, {self.parameter} {strength:g}" if self.parameter else f"{name} {strength:g}"
+
+
+@dataclass
+class Tradeoff:
+    """One figure and one table: the defenses that were attacked by one kind of thief, for one student network."""
+
+    name: str  # for files
+    title: str
+    series: list[Series]  # undefended teachers first
+    references: dict[str, list[float]]  # accuracies of students, by what they learned from
+
+    def table(self) -> list[list[str]]:
+        """Heads, then a line a teacher."""
+        lines = [["defense", "strength", "teacher, %", "strongest attack", "its student, %",
+                  "student of hard labels, %", "efficiency"]]
+        undefended = next((series.points[0].verdict for series in self.series if series.undefended), None)
+        for series in self.series:
+            for point in series.points:
+                strength = "" if point.strength is None else f"{series.parameter} {point.strength:g}".strip()
+                lines.append([series.name or "none", strength, spread(point.teacher), point.verdict.attack.words,
+                              spread(point.verdict.student),
+                              spread(point.verdict.hard_labels) if point.verdict.hard_labels else "",
+                              efficiency_in_words(undefended, point.verdict)])
+        kept = [place for place in range(len(lines[0])) if place < 5 or any(line[place] for line in lines[1:])]
+        return [[line[place] for place in kept] for line in lines]
+
+
+def tradeoffs(collections: Sequence[Collection]) -> list[Tradeoff]:
+    """One for each student network and kind of thief that attacked a defended teacher."""
+    found = []
+    for collection in collections:
+        own = [cell for cell in collection.cells if not cell.ablation and not cell.backdoor]
+        found += [made for theft in thefts(collection, own) if (made := _tradeoff(collection, own, theft))]
+    return found
+
+
+def _tradeoff(collection: Collection, own: Sequence[Cell], theft: Theft) -> Tradeoff | None:
+    by_experiment = {cell.experiment: cell for cell in own}
+    groups: dict[Hashable, list[tuple[Teacher, Point]]] = {}
+    for teacher, head in theft.teachers.items():
+        accuracies = _accuracies(teacher, theft.students, by_experiment.get(teacher[0]))
+        kind, answers = head.key[2], teacher[1]
+        if head in theft.verdicts and accuracies and (kind not in NOT_DEFENSES or answers != "none"):
+            key, strength = _apart_from_strength(teacher, by_experiment.get(teacher[0]))
+            groups.setdefault(key, []).append((teacher, Point(strength, accuracies, theft.verdicts[head])))
+    kinds = {teacher: head.key[2] for teacher, head in theft.teachers.items()}
+    names = _names([members[0][0] for members in groups.values()], kinds, by_experiment)
+    series = []
+    for members in groups.values():
+        teacher = members[0][0]
+        cell = by_experiment.get(teacher[0])
+        parameter = cell.description.strength if cell and teacher[1] == "none" else ""
+        points = sorted((point for _, point in members), key=lambda point: point.strength or 0.0)
+        series.append(Series(names[teacher], parameter, teacher[1] != "none", points))
+    series.sort(key=lambda each: (not each.undefended, each.answers))
+    normal = theft.verdicts.get(theft.undefended) if theft.undefended else None
+    references = {"labels, no teacher": list(theft.alone.values("last").values()) if theft.alone else [],
+                  "hard labels of the normal teacher": list(normal.hard_labels) if normal else []}
+    if all(each.undefended for each in series):
+        return None
+    return Tradeoff(f"tradeoff {theft.table.name.removeprefix('attacks ')}",
+                    f"Protection and its price, {collection.title}, student {in_words(theft.network)}, {theft.thief}, "
+                    "last epoch", series, {name: values for name, values in references.items() if values})
+
+
+def _accuracies(teacher: Teacher, students: Sequence[Cell], network: Cell | None) -> list[float]:
+    """Of a teacher as its clients meet it, by seed: of the network at its last epoch or, behind an answer defense, of
+    its answers, which students evaluate before they are trained."""
+    if teacher[1] == "none":
+        return list(network.values("last").values()) if network else []
+    found: dict[int, float] = {}
+    direct = [cell for cell in students if not cell.description.control
+              and (cell.source, cell.description.answer_defense) == teacher]
+    for cell in sorted(direct, key=lambda cell: cell.description.interface == "logits"):  # rounding may change ties
+        found |= AnsweringTeacher.of(cell).values("last")
+    return [found[seed] for seed in sorted(found)]
+
+
+def _apart_from_strength(teacher: Teacher, network: Cell | None) -> tuple[Hashable, float | None]:
+    """What teachers of one series have in common, and the strength of a teacher's defense."""
+    place, defense = teacher
+    if defense != "none":
+        name, _, strength = defense.partition(":")
+        return (str(place), name), float(strength) if _reads_as_number(strength) else None
+    if network is None:
+        return str(place), None
+    what = network.description
+    value = dict(what.settings).get(what.strength)
+    rest = tuple((key, str(setting)) for key, setting in what.settings if key != what.strength)
+    recipe = tuple(str(network.params.get(key)) for key in RECIPE)
+    if not is_number(value):
+        return str(place), None
+    return (what.kind, network.network, rest, recipe), float(value)
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _names(teachers: Sequence[Teacher], kinds: dict[Teacher, str],
+           by_experiment: dict[Any, Cell]) -> dict[Teacher, str]:
+    """A series is called by its defense, with the settings in which series of one defense differ, words only where they
+    are not the default; an undefended one by nothing."""
+    def settings(teacher: Teacher) -> dict[str, Any]:
+        cell = by_experiment.get(teacher[0])
+        return {key: value for key, value in cell.description.settings if key != cell.description.strength} \
+            if cell else {}
+
+    def trained(teacher: Teacher) -> str:
+        if kinds[teacher] in ("normal", *NOT_DEFENSES):
+            return ""
+        like = [settings(other) for other in teachers if kinds[other] == kinds[teacher]]
+        fields = type(by_experiment[teacher[0]].runs[0].params).model_fields if settings(teacher) else {}
+        differing = [f"{key} {value:g}" if is_number(value) else f"{key} {value}"
+                     for key, value in settings(teacher).items() if len({str(other.get(key)) for other in like}) > 1
+                     and (is_number(value) or value != fields[key].default)]
+        return ", ".join([display_name(kinds[teacher]), *differing])
+
+    names = {}
+    for teacher in teachers:
+        place, defense = teacher
+        own = trained(teacher)
+        if defense != "none" and own:
+            _, strength = _apart_from_strength((place, "none"), by_experiment.get(place))
+            own += "" if strength is None else f" {strength:g}"
+        names[teacher] = " + ".join(filter(None, [own, _answer_defense(defense)]))
+    words = list(names.values())
+    return {teacher: f"{name}, {teacher[0]}" if name and words.count(name) > 1 else name
+            for teacher, name in names.items()}
+
+
+def _answer_defense(specification: str) -> str:
+    """What tables call an answer defense, without its strength if that is a number."""
+    from defenses.answers import ANSWER_DEFENSES  # with torch, of which a report without runs has no need
+
+    name, _, strength = specification.partition(":")
+    if name == "none":
+        return ""
+    words = ANSWER_DEFENSES.entry(name).display_name if name in ANSWER_DEFENSES else name
+    return f"{words} {strength}" if strength and not _reads_as_number(strength) else words
