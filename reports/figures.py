@@ -213,6 +213,7 @@ def _lines(sweep: Sweep) -> plt.Figure:
 
 MARKERS = "oD^vsPX<>p"  # told apart in grayscale: filled where the training defends, hollow where the answers do
 REFERENCE_STYLES = ("--", ":", "-.")
+LEAST_RANGE = 2  # percentage points on an axis, lest a difference of some images look like a large one
 
 
 @dataclass(frozen=True)
@@ -229,11 +230,11 @@ def _points(tradeoff: Tradeoff) -> plt.Figure:
     """Accuracy of the strongest attack's student against that of the teacher: a marker a series, a point a teacher, the
     strength of its defense beside it. Points of equal values lie side by side."""
     figure, axes = plt.subplots(figsize=(7, 5.5))
-    axes.margins(0.08)
     handles: list[Artist] = []
     words = []
     markers = {answers: itertools.cycle(MARKERS) for answers in (False, True)}
     marks = _marks(tradeoff.series)
+    axes.margins(x=0.08 + max(mark.right for mark in marks.values()) / 400, y=0.08)
     for number, series in enumerate(tradeoff.series):
         color, marker, size = ("black", "*", 17) if series.undefended else (
             f"C{number % 10}", next(markers[series.answers]), 9)
@@ -245,18 +246,21 @@ def _points(tradeoff: Tradeoff) -> plt.Figure:
         for mark in own:
             beside = axes.transData + ScaledTranslation(mark.right / 72, 0, figure.dpi_scale_trans)
             handle, = axes.plot(mark.x, mark.y, marker, color=color, markersize=size, markeredgewidth=1.6, zorder=3,
-                                markerfacecolor="white" if series.answers else color, transform=beside)
+                                markerfacecolor="white" if series.answers else color, transform=beside, clip_on=False)
         handles.append(handle)
         words.append(series.title)
     for (name, values), style in zip(tradeoff.references.items(), REFERENCE_STYLES, strict=False):
         handles.append(axes.axhline(statistics.mean(values), color="0.35", linestyle=style, zorder=1))
         words.append(f"student of {name}")
+    for limits, set_limits in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
+        lacking = max(LEAST_RANGE - (limits[1] - limits[0]), 0) / 2
+        set_limits(limits[0] - lacking, limits[1] + lacking)
     axes.grid(axis="both", alpha=0.3)
     axes.set(xlabel="test accuracy of the teacher, as its clients meet it, %",
              ylabel="test accuracy of the strongest attack's student, %")
-    axes.set_title(drawable(tradeoff.title) + "\nA good defense lies right and down. Points of "
-                   "equal values are drawn side by side.", fontsize=10, loc="left",
-                   wrap=True)
+    hint = "A good defense lies right and down." + (
+        " Points of equal values are drawn side by side." * any(mark.right for mark in marks.values()))
+    axes.set_title(f"{drawable(tradeoff.title)}\n{hint}", fontsize=10, loc="left", wrap=True)
     legend(axes, handles, words, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=10)
     _write_strengths(axes, list(marks.values()), [marks[id(point)] for series in tradeoff.series
                                                   if len(series.points) > 1 for point in series.points])

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from reports.attacks import row_words
 from reports.cells import Cell, Collection, in_words, spread, way_in_words
 
-# Parameters that are swept, in words; `weight` is that of a student's nasty teacher.
-KEYS = {"weight": "weight of the nasty teacher's KL term", "temperature": "temperature of the student",
+# Parameters that are swept, in words; `weight` is that of a student's teacher, nasty or otherwise defended.
+KEYS = {"weight": "weight of the teacher's defense", "temperature": "temperature of the student",
         "alpha": "weight alpha of the student's KL term", "subset_fraction": "fraction of the training images",
         "query_budget": "number of images sent to the teacher"}
 LENGTH = ("num_epochs", "batch_size", "schedule")  # of a training, which fits the number of images
