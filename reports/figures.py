@@ -18,7 +18,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from reports.attacks import is_theft
 from reports.cells import Cell, Collection, in_words, rank
-from reports.plots import drawable, legend, plt, save
+from reports.plots import drawable, heat_map, legend, plt, save
 from reports.sweeps import KEYS, Sweep
 from reports.table import Head, Place, Table
 from reports.tradeoffs import Point, Series, Tradeoff
@@ -103,23 +103,10 @@ def _dots(table: Table) -> plt.Figure:
 
 
 def _heat(table: Table) -> plt.Figure:
-    """The mean of the last epoch in each cell, darker where it is higher, and as a number."""
-    figure, axes = plt.subplots(figsize=(3 + 0.55 * len(table.columns), 1.5 + 0.3 * len(table.rows)))
+    """The mean of the last epoch in each cell."""
     means = [[_mean(table, Place(row, column)) for column in table.columns] for row in table.rows]
-    found = [value for line in means for value in line if not math.isnan(value)]
-    middle = (min(found) + max(found)) / 2
-    axes.imshow(means, cmap="Greys", aspect="auto", vmin=min(found), vmax=max(found))
-    for y, line in enumerate(means):
-        for x, value in enumerate(line):
-            if not math.isnan(value):
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9,
-                          color="white" if value > middle else "black")
-    axes.set_xticks(range(len(table.columns)), [drawable(column.words) for column in table.columns], rotation=40,
-                    ha="right", fontsize=9)
-    axes.set_yticks(range(len(table.rows)), [drawable(row.words) for row in table.rows], fontsize=9)
-    axes.grid(visible=False)
-    axes.set_title(drawable(f"{table.title}: test accuracy, last epoch, %"), fontsize=10, loc="left", wrap=True)
-    return figure
+    return heat_map([row.words for row in table.rows], [column.words for column in table.columns], means,
+                    f"{table.title}: test accuracy, last epoch, %")
 
 
 def _mean(table: Table, place: Place) -> float:

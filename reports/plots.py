@@ -5,6 +5,7 @@ underscore as "not in the legend".
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,25 @@ def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequ
     drawn = where.legend(handles, [str(number) for number in range(len(labels))], **options)
     for text, label in zip(drawn.get_texts(), labels, strict=True):
         text.set_text(drawable(label))
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]],
+             title: str) -> plt.Figure:
+    """Each value as a number, darker where it is higher; NaN: an empty cell."""
+    figure, axes = plt.subplots(figsize=(3 + 0.55 * len(columns), 1.5 + 0.3 * len(rows)))
+    found = [value for line in values for value in line if not math.isnan(value)]
+    middle = (min(found) + max(found)) / 2
+    axes.imshow(values, cmap="Greys", aspect="auto", vmin=min(found), vmax=max(found))
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            if not math.isnan(value):
+                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9,
+                          color="white" if value > middle else "black")
+    axes.set_xticks(range(len(columns)), [drawable(column) for column in columns], rotation=40, ha="right", fontsize=9)
+    axes.set_yticks(range(len(rows)), [drawable(row) for row in rows], fontsize=9)
+    axes.grid(visible=False)
+    axes.set_title(drawable(title), fontsize=10, loc="left", wrap=True)
+    return figure
 
 
 def save(figure: plt.Figure, file: Path) -> None:

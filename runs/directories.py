@@ -64,7 +64,7 @@ def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
         if not root.is_dir():
             remarks.append(f"{root}: " + ("is no directory" if root.exists() else "does not exist"))
             continue
-        files = sorted(root.rglob("params.json"))
+        files = _files(root)
         if not files:
             remarks.append(f"{root}: no params.json in it or below it")
         for file in files:
@@ -80,8 +80,21 @@ def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def unreadable(roots: Iterable[Path], runs: Iterable[Run]) -> list[Path]:
     """The directories at and below these that hold a params.json but are none of the runs that `find` found there."""
     found = {run.directory.resolve() for run in runs}
-    directories = {file.parent.resolve(): file.parent for root in roots for file in sorted(root.rglob("params.json"))}
+    directories = {file.parent.resolve(): file.parent for root in roots for file in _files(root)}
     return sorted(path for resolved, path in directories.items() if resolved not in found)
+
+
+def _files(root: Path) -> list[Path]:
+    """Every params.json at and below a directory but those of audits, whose runs lie below theirs."""
+    return [file for file in sorted(root.rglob("params.json")) if not is_audit(file)]
+
+
+def is_audit(file: Path) -> bool:
+    """Whether a params.json is that of an audit, which names the `checkpoint` that it is of."""
+    try:
+        return "checkpoint" in read_json(file)
+    except (UserError, OSError):
+        return False
 
 
 def _read(directory: Path, remarks: list[str]) -> Run:

@@ -14,6 +14,7 @@ import attacks
 import datafree
 import defenses
 from attacks.params import AttackParams
+from audits.params import AuditParams
 from backdoor.params import BackdoorParams
 from datafree.params import DataFreeParams
 from utils.errors import UserError
@@ -30,7 +31,7 @@ from utils.params import (
     name_answers,
 )
 
-__all__ = ["DATAFREE", "KD", "NASTY", "POISONED", "SCRATCH", "STAGES", "display_name", "recorded_params",
+__all__ = ["AUDIT", "DATAFREE", "KD", "NASTY", "POISONED", "SCRATCH", "STAGES", "display_name", "recorded_params",
            "stage_of", "stage_of_script"]
 
 
@@ -138,6 +139,7 @@ NASTY = Stage("nasty", NastyParams, key="defense", methods=defenses.REGISTRY)
 KD = Stage("kd", KDParams, key="attack", methods=attacks.REGISTRY)
 POISONED = Stage("poisoned", PoisonedParams)
 DATAFREE = Stage("datafree", DataFreeParams, key="method", methods=datafree.REGISTRY)
+AUDIT = Stage("audit", AuditParams)  # which trains by the other ones
 STAGES = Stage.ALL
 
 # Keys that tell the params.json of a stage from those below; students without data also have a teacher, for instance.

@@ -27,9 +27,9 @@ class RunDirectory:
         self.path, self.artifacts = path, tuple(artifacts)
         self.unlock: Callable[[], Any] = lambda: None
 
-    def lock(self) -> None:
+    def lock(self, other: str = "another process is training") -> None:
         """Keep other processes from training here until `unlock`, or until this object or its process ends. Raises
-        UserError if another process has the lock."""
+        UserError, which begins with `other`, if another process has the lock."""
         if distributed.rank() or fcntl is None:
             return
         handle = os.open(self.path, os.O_RDONLY)
@@ -37,7 +37,7 @@ class RunDirectory:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is training in {self.path}") from None
+            raise UserError(f"{other} in {self.path}") from None
         except OSError:
             pass  # a file system without locks
 

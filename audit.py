@@ -1,0 +1,167 @@
+"""Audit a model: how much of it can be stolen through its outputs, by a grid of attacks, and what protecting it costs.
+
+    python audit.py --save_path experiments/demo/audit_nasty
+    python audit.py --save_path experiments/demo/audit_nasty --dry_run
+    python audit.py --save_path experiments/demo/audit_nasty --set seeds=[0,1,2] 'interfaces=["label"]'
+    python audit.py --compare experiments/demo/audit_normal experiments/demo/audit_nasty
+
+DIR/params.json names the model (`model_name`, `checkpoint`), the data set, how students are trained (`num_epochs`,
+`learning_rate`, ...) and, where the preset is not wanted, what is tried. Each student is a run of its own below
+DIR/runs. Writes audit.md, audit.json, audit.csv and figures to DIR.
+
+Run it again to continue an interrupted audit: what is finished is not trained again. With `--lay_out` only the
+directories are made, for `snakemake --config experiments=DIR/runs` for example; the same command without it goes on.
+All keys of params.json: `python -m utils.params audit`. The format of audit.json: `python audit.py --schema`.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from audits import document, figures
+from audits.model import Evaluated, evaluate_model
+from audits.params import AuditParams
+from audits.plan import Plan, plan, same_grid
+from audits.progress import Bar, cost, duration, seconds_left
+from audits.result import Audit, summarize
+from runs.directories import Run, find, is_audit
+from runs.pool import Pool
+from runs.stages import AUDIT
+from utils import cli, session
+from utils.errors import UserError
+from utils.files import write_text
+from utils.params import load_params, parse_overrides
+from utils.run_directory import RunDirectory
+
+
+def audit() -> None:
+    arguments = _parser().parse_args()
+    if arguments.schema:
+        print(json.dumps(Audit.model_json_schema(), indent=1))
+        return
+    if arguments.compare:
+        print(document.comparison([(name, _read(Path(name))) for name in arguments.compare]))
+        return
+    if not arguments.save_path:
+        raise UserError("--save_path names the directory of the audit, which holds a params.json")
+    directory: Path = arguments.save_path
+    params: AuditParams = load_params(directory / "params.json", AUDIT, parse_overrides(arguments.set))
+    lock = RunDirectory(directory)
+    lock.lock("another audit is running")
+    before = _audit_of(params.unprotected)
+    model = evaluate_model(params, arguments.data_dir, arguments.device,
+                           unprotected=before[1].checkpoint if before else params.unprotected)
+    plans = [plan(params, directory, model.sizes, references=before[0] if before else None)]
+    if before:
+        if differing := same_grid(params, before[1]):
+            raise UserError(f'"unprotected": the audit in {before[0]} differs in {", ".join(differing)}: its students '
+                            "are no comparison")
+        plans.append(plan(before[1], before[0], model.sizes).as_unprotected())
+    grid = Plan.joined(plans)
+    jobs = arguments.jobs or len(arguments.gpus) or (1 if _has_gpu(params) else os.cpu_count() or 1)
+    if arguments.dry_run:
+        _say_what_would_be(grid, model, jobs)
+        return
+    if arguments.restart:
+        shutil.rmtree(directory / "runs", ignore_errors=True)
+    for attempt in grid.attempts:
+        for seed in grid.seeds:
+            attempt.write(seed)
+    if arguments.lay_out:
+        print(f"{len(grid.directories())} runs below {directory / 'runs'}, none of them run")
+        return
+    failed = _train(grid, model, jobs, arguments.gpus, arguments.data_dir)
+    versions = session.describe(torch.device("cpu"), torch.float32, {})["versions"]
+    result = summarize(grid, params, model, failed, versions)
+    pictures = figures.draw(result, directory)
+    write_text(directory / "audit.json", result.model_dump_json(indent=1) + "\n")
+    write_text(directory / "audit.csv", document.table(result, grid))
+    write_text(directory / "audit.md", document.document(result, params, directory, pictures))
+    print(document.terminal(result, directory))
+    print(f"Written to {directory}: audit.md, audit.json, audit.csv, {', '.join(file.name for file in pictures)}.")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(grid.directories())} runs are not finished: "
+                        f"{', '.join(map(str, failed))}")
+
+
+def _audit_of(unprotected: str | None) -> tuple[Path, AuditParams] | None:
+    """The audit of the unprotected model, where a directory of one is named."""
+    file = Path(unprotected or "") / "params.json"
+    if not unprotected or not is_audit(file):
+        return None
+    return file.parent, load_params(file, AUDIT)
+
+
+def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: Path) -> list[Path]:
+    """Train the students that are not finished. Returns the directories of those that failed."""
+    runs = _runs(grid)
+    waiting = {run.directory: run for run in runs if not run.finished}
+    bar = Bar({directory: cost(run, model.images, model.test_images) for directory, run in waiting.items()})
+    try:
+        return Pool(jobs, gpus=gpus, data_dir=data_dir, watcher=bar).run({each: [] for each in waiting}, waiting)
+    finally:
+        bar.close()
+
+
+def _runs(grid: Plan) -> list[Run]:
+    """The runs of a grid that are laid out."""
+    runs, remarks = find([directory for directory in grid.directories() if directory.is_dir()])
+    if remarks:
+        raise UserError("; ".join(remarks))
+    return runs
+
+
+def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int) -> None:
+    runs = _runs(grid)
+    finished = [run for run in runs if run.finished]
+    costs = {attempt.run_directory(seed): cost(Run(attempt.run_directory(seed), attempt.params()), model.images,
+                                               model.test_images) for attempt in grid.attempts for seed in grid.seeds}
+    left = seconds_left(costs, finished, jobs)
+    print(f"{len(costs)} students, {len(finished)} of them finished; " + (
+        f"about {duration(left)} for the others, {jobs} at a time, by the pace of these" if left is not None else
+        f"how long they take, {jobs} at a time, is known once the first are finished"))
+
+
+def _read(directory: Path) -> Audit:
+    file = directory / "audit.json"
+    try:
+        return Audit.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist: run `python audit.py --save_path {directory}` first") from None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged or of another version: {str(error).splitlines()[0]}") from None
+
+
+def _has_gpu(params: AuditParams) -> bool:
+    return params.cuda and torch.cuda.is_available()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--save_path", type=lambda path: Path(cli.recorded(path)), metavar="DIR",
+                        help="directory of the audit, which holds a params.json")
+    parser.add_argument("--compare", nargs="+", metavar="DIR", help="print finished audits side by side, and run none")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="students at a time (default: one a GPU; without a GPU, one a core)")
+    parser.add_argument("--gpus", nargs="+", type=int, default=[], metavar="N", help="GPUs that they are spread over")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+    parser.add_argument("--device", default="auto", metavar="DEVICE",
+                        help="of the evaluation of the model itself: auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], type=cli.recorded, metavar="KEY=VALUE",
+                        help="parameters of this audit that differ from params.json")
+    parser.add_argument("--dry_run", action="store_true",
+                        help="say how many students are to be trained and about how long, and write nothing")
+    parser.add_argument("--lay_out", action="store_true", help="make the directories of the runs, and run none")
+    parser.add_argument("--restart", action="store_true",
+                        help="start over: the students of an earlier audit are removed")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of audit.json")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.main(audit)

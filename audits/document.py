@@ -1,0 +1,258 @@
+"""An audit for people: audit.md, audit.csv, and the same in a few lines for the terminal."""
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from attacks import REGISTRY
+from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
+from audits.plan import Plan
+from audits.result import Audit, Spread, Student, ThiefVerdict
+from reports.prices import COLUMNS
+from reports.table import markdown
+
+WIDTH = 118
+MOST_VERDICTS = 12  # on the terminal
+HAS = {LABELED: "training images with their labels", UNLABELED: "training images without labels",
+       NO_DATA: "no image of the data set, but patches of one drawn picture"}
+SHOWN_PRICES = ("accuracy", "cross_entropy", "calibration_error", "risk_coverage_area", "l1_change", "entropy",
+                "non_target_mass", "cmi", "rank_correlation")
+
+
+def terminal(audit: Audit, directory: Path) -> str:
+    """At most 40 lines, before the names of the files."""
+    shown = sorted(audit.verdicts, key=lambda found: -(found.headroom_left or 0))[:MOST_VERDICTS]
+    verdicts = [found for found in audit.verdicts if found in shown]
+    more = len(audit.verdicts) - len(verdicts)
+    blocks = [_headline(audit), markdown(_verdict_lines(verdicts, brief=True))]
+    blocks += [f"{more} kinds of thieves with less headroom are in {directory / 'audit.md'}."] * bool(more)
+    blocks.append("\n".join(textwrap.fill(f"{_whose(found)}: {found.sentence}.", WIDTH, subsequent_indent="  ")
+                            for found in verdicts))
+    blocks.append(markdown(_price_lines(audit)))
+    blocks.append(textwrap.fill(
+        "The strongest attack is the best of those tried, which errs on the thief's side; another attack, more images "
+        "or a longer training may get more. " + _failures(audit), WIDTH))
+    return "\n\n".join(blocks)
+
+
+def document(audit: Audit, params: AuditParams, directory: Path, pictures: Sequence[Path] = ()) -> str:
+    """audit.md."""
+    parts = [f"# Audit of {params.checkpoint}", _headline(audit), "## Verdict",
+             markdown(_verdict_lines(audit.verdicts)),
+             "\n".join(f"- {_whose(found)}: **{found.sentence}**." for found in audit.verdicts), _legend(audit)]
+    parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
+    parts += ["## Price and profile", _PRICE, markdown(_price_lines(audit, brief=False))]
+    parts += ["## Threat model", _threat(audit, params)]
+    parts += ["## Students", "Test accuracy at the last epoch, percent, mean ± standard deviation of the seeds. "
+              "Controls: the same attack on answers that know nothing of the image (uniform, or the mean of their "
+              "class where it picks the top class)."]
+    for title, lines in _student_tables(audit):
+        parts += [f"### {title}", markdown(lines)]
+    parts += ["## Not tried", *([_not_tried(audit)] if audit.not_tried else ["Every attack there is was tried."])]
+    if audit.failed:
+        parts += ["## Failed", "\n".join(f"- `{name}`" for name in audit.failed)]
+    parts += ["## What these numbers cannot say", markdown(_limits(audit, params))]
+    parts += ["## How it was made", _provenance(audit, directory)]
+    if audit.remarks:
+        parts += ["## Remarks", "\n".join(f"- {text}" for text in audit.remarks)]
+    return "\n\n".join(parts) + "\n"
+
+
+_PRICE = ("What clients get on the test images: accuracy, ECE and AURC (area under the risk-coverage curve) in "
+          "percent, cross-entropy in nats; and what the answers hold for a student: entropy, CMI (conditional mutual "
+          "information given the class) and separation of the classes in nats, non-target mass in percent, number of "
+          "peaks. L1 change and rank correlation are against the unprotected model or, without one, against the "
+          "model's own probabilities. `python evaluate.py --help` defines them.")
+
+
+def table(audit: Audit, plan: Plan) -> str:
+    """audit.csv: a line for each run, with its directory and the command that makes it."""
+    heads = ["network", "images", "thief", "victim", "answers", "attack", "seed", "test_accuracy", "directory",
+             "command"]
+    scripts = {attempt.directory.as_posix(): attempt.stage.script for attempt in plan.attempts}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    for each in audit.students:
+        for seed, accuracy in each.accuracy.seeds.items():
+            place = f"{each.accuracy.directory}/seed{seed}"
+            script = scripts[each.accuracy.directory]
+            writer.writerow([each.network, each.images or "all", each.thief, each.victim, each.answers, each.attack,
+                             seed, accuracy, place, f"python {script} --save_path {shlex.quote(place)}"])
+    return text.getvalue()
+
+
+def comparison(audits: Sequence[tuple[str, Audit]]) -> str:
+    """Several audits side by side: the strongest attack and its student, and the price. Each is named by its
+    directory."""
+    kinds = dict.fromkeys((found.network, found.images, found.thief, found.answers)
+                          for _, audit in audits for found in audit.verdicts)
+    lines = [["thief", *(name for name, _ in audits)]]
+    for network, images, thief, answers in kinds:
+        found = [audit.verdict(thief, answers, images, network) for _, audit in audits]
+        whose = next(_whose(each) for each in found if each)
+        lines.append([whose, *(f"{each.accuracy} by {each.attack}" if each else "not tried" for each in found)])
+        lines.append(["- above the floor", *(f"{each.headroom_left:+.2f}" if each and each.headroom_left is not None
+                                               else "" for each in found)])
+    for key in SHOWN_PRICES:
+        values = [audit.prices["logits"].get(key) for _, audit in audits]
+        if any(value is not None for value in values):
+            head, digits = COLUMNS[key]
+            lines.append([f"price: {head}" if key in SHOWN_PRICES[:5] else f"profile: {head}",
+                          *("" if value is None else f"{value:.{digits}f}" for value in values)])
+    return markdown(lines)
+
+
+def _headline(audit: Audit) -> str:
+    params = audit.params
+    accuracy = audit.prices["logits"]["accuracy"]
+    state = "" if audit.finished else " NOT FINISHED: the same command goes on."
+    seeds = ", ".join(map(str, params["seeds"]))
+    return textwrap.fill(
+        f"{params['checkpoint']}: {params['model_name']} on {params['dataset']}, {accuracy:.2f} % of "
+        f"{audit.test_images:,} test images. {audit.runs} students, seed{'s' * (len(params['seeds']) > 1)} {seeds}, "
+        f"{_duration(audit.seconds)} of training in all. Test accuracies at the last epoch, percent, mean ± standard "
+        f"deviation.{state}", WIDTH)
+
+
+def _whose(found: ThiefVerdict) -> str:
+    """`unlabeled, 1,000 images, mad:0.5`."""
+    images = f"{found.images:,} images" if found.images else "" if found.thief == NO_DATA else "all images"
+    return ", ".join(filter(None, [found.thief, images, found.answers]))
+
+
+def _verdict_lines(verdicts: Iterable[ThiefVerdict], *, brief: bool = False) -> list[list[str]]:
+    verdicts = list(verdicts)
+    heads = ["thief", "strongest attack", "its student", "labels alone", "smoothed", "hard labels", "unprotected",
+             "control", "headroom", "left", "efficiency"]
+    if not brief and len({found.network for found in verdicts}) > 1:
+        heads.append("student network")
+    lines = [heads]
+    for found in verdicts:
+        spreads = [found.accuracy, found.labels, found.label_smoothing, found.hard_label, found.unprotected,
+                   found.control]
+        efficiency = "" if found.unprotected is None else "no headroom" if found.efficiency is None else \
+            f"{found.efficiency:.2f}"
+        lines.append([_whose(found), found.attack, *(_text(each) for each in spreads), _points(found.headroom),
+                      _points(found.headroom_left), efficiency,
+                      *([found.network] if len(heads) > 11 else [])])
+    kept = [at for at in range(len(heads)) if at < 3 or any(line[at] for line in lines[1:])]
+    return [[line[at] for at in kept] for line in lines]
+
+
+def _text(spread: Spread | None) -> str:
+    return str(spread) if spread else ""
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def _price_lines(audit: Audit, *, brief: bool = True) -> list[list[str]]:
+    keys = [key for key in (SHOWN_PRICES if brief else [*COLUMNS, "foreign_auroc"])
+            if any(key in row for row in audit.prices.values())]
+    heads = {**COLUMNS, "foreign_auroc": ("foreign AUROC, %", 2)}
+    return [["clients get", *(heads[key][0] for key in keys)],
+            *([name, *(f"{row[key]:.{heads[key][1]}f}" if key in row else "" for key in keys)]
+              for name, row in audit.prices.items())]
+
+
+def _student_tables(audit: Audit) -> Iterable[tuple[str, list[list[str]]]]:
+    """A table for each network, number of images and kind of thief: a line an attack, a column a kind of answers."""
+    groups: dict[tuple[str, int | None, str], list[Student]] = {}
+    for each in audit.students:
+        if each.victim != "none":
+            groups.setdefault((each.network, each.images, each.thief), []).append(each)
+    for (network, images, thief), students in groups.items():
+        columns = dict.fromkeys(_column(each) for each in students)
+        lines = [["attack", *columns]]
+        for attack in dict.fromkeys(each.attack for each in students):
+            found = {_column(each): each for each in students if each.attack == attack}
+            lines.append([attack, *(str(found[column].accuracy) if column in found else "" for column in columns)])
+        for each in audit.students:
+            if each.victim == "none" and (each.network, each.images) == (network, images):
+                lines.append([f"no teacher: {each.attack}", str(each.accuracy), *[""] * (len(columns) - 1)])
+        of = f"{images:,} images" if images else "all images"
+        yield f"{network}, {thief}, {'patches' if thief == NO_DATA else of}", lines
+
+
+def _column(student: Student) -> str:
+    return {"model": student.answers, "unprotected": "unprotected", "control": "control"}[student.victim]
+
+
+def _legend(audit: Audit) -> str:
+    margins = sorted({round(found.margin, 2) for found in audit.verdicts})
+    of = "the larger standard deviation of the seeds" if len(audit.params["seeds"]) > 1 else \
+        "one seed tells no deviation; the standard error on so many test images"
+    return (f"The strongest attack is the best of those tried, which errs on the thief's side. *Labels alone* and "
+            "*smoothed*: the same network trained on the same images from their labels, plainly and with label "
+            "smoothing. *Hard labels*: the best student of the model's top classes, which no defense that keeps them "
+            "can go below. *Unprotected*: the strongest attack on the unprotected model or, without one, on this "
+            "model's logits. *Headroom*: that one less the floor, the student of hard labels or, where the thief has "
+            "labels, the better student of these alone; *left*: the strongest attack on this model less its floor. *Efficiency*: the part of the headroom that protection takes; above "
+            "1 it is the model's own lost accuracy, so see the price. *Control*: the strongest attack on answers that "
+            f"know nothing of the image. Not told apart: {', '.join(f'{value:g}' for value in margins)} points "
+            f"({of}).")
+
+
+def _threat(audit: Audit, params: AuditParams) -> str:
+    thieves = dict.fromkeys(found.thief for found in audit.verdicts)
+    lines = ["A client copies the model by training a network of his own on its answers. He knows the data's classes, "
+             "the size of the images and their normalization, and which attack to use; he does not see weights, "
+             "gradients or features. Each image is sent once and its answer kept."]
+    for thief in thieves:
+        lines.append(f"- *{thief}*: has {HAS.get(thief, f'images of {thief}, which are not of the data set')}.")
+    answers = dict.fromkeys(found.answers for found in audit.verdicts)
+    lines.append(f"- He gets: {', '.join(answers)}.")
+    lines.append("- His networks: " + ", ".join(dict.fromkeys(found.network for found in audit.verdicts))
+                 + f"; trained for {params.num_epochs} epochs on all images, up to five times as many on fewer.")
+    return "\n".join(lines)
+
+
+def _not_tried(audit: Audit) -> str:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in audit.not_tried.items():
+        reasons.setdefault(reason, []).append(REGISTRY.entry(name).display_name)
+    return "\n".join(f"- {', '.join(names)}: {reason}" for reason, names in reasons.items())
+
+
+def _limits(audit: Audit, params: AuditParams) -> list[list[str]]:
+    lines = [["limit", "what it means"],
+             ["only attacks that were tried", "an attack of tomorrow, or one of the list above, may get more"],
+             ["one recipe for all students", f"{params.num_epochs} epochs at learning rate {params.learning_rate:g}; a "
+                                             "thief who tunes or trains longer may get more"],
+             ["these networks", "a larger student, or one that starts from trained weights, may get more"],
+             ["these images", "a thief with more or better images is another thief; add budgets or data sets"],
+             ["a maximum of noisy numbers", "the strongest of many attacks is the strongest by chance too"],
+             ["the test set of this data set", "where clients ask about other images, accuracy and leak differ"],
+             ["copies only", "nothing is said of membership inference, of adversarial examples made with the copy, or "
+                             "of finding a copy later"]]
+    if len(params.seeds) == 1:
+        lines.append(["one seed", "differences of a point may be those of another seed"])
+    return lines
+
+
+def _provenance(audit: Audit, directory: Path) -> str:
+    versions = audit.versions
+    lines = [f"- `python audit.py --save_path {shlex.quote(str(directory))}`; the command of each run is in audit.csv.",
+             f"- model: `{audit.model['path']}`, SHA-256 `{audit.model['sha256']}`"]
+    if audit.unprotected:
+        lines.append(f"- unprotected: `{audit.unprotected['path']}`, SHA-256 `{audit.unprotected['sha256']}`")
+    queries = ", ".join(f"{count:,}" for count in audit.queries)
+    lines += [f"- queries of a run: {queries or 'none counted'}",
+              f"- commit {versions.get('commit') or 'unknown'}, torch {versions.get('torch')}, torchvision "
+              f"{versions.get('torchvision')}, Python {versions.get('python')}"]
+    return "\n".join(lines)
+
+
+def _failures(audit: Audit) -> str:
+    return f"{len(audit.failed)} runs failed: {', '.join(audit.failed[:3])}." if audit.failed else ""
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else \
+        f"{seconds / 3600:.1f} h"

@@ -1,0 +1,67 @@
+"""The figures of an audit: attacks against what a client gets, and curves against the number of images."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from audits.result import Audit, Student
+from reports.plots import drawable, heat_map, legend, plt, save
+
+
+def draw(audit: Audit, out: Path) -> list[Path]:
+    """A heat map for each network and kind of thief, and curves where there are several numbers of images."""
+    made = []
+    for network, thief in dict.fromkeys((each.network, each.thief) for each in audit.verdicts):
+        students = [each for each in audit.students if each.network == network and each.thief == thief
+                    and each.victim != "none"]
+        file = out / f"attacks_{network}_{thief}.png".replace(":", "_").replace("/", "_")
+        save(_heat(students, f"{thief} thief, student {network}: test accuracy, %"), file)
+        made.append(file)
+        budgets = {each.images for each in students}
+        if len(budgets) > 1:
+            curves = out / f"budget_{network}_{thief}.png".replace(":", "_").replace("/", "_")
+            save(_curves(audit, network, thief), curves)
+            made.append(curves)
+    return made
+
+
+def _heat(students: Sequence[Student], title: str) -> plt.Figure:
+    columns = list(dict.fromkeys((each.images, each.victim, each.answers if each.victim == "model" else "")
+                                 for each in sorted(students, key=lambda each: each.images or 10**9)))
+    attacks = list(dict.fromkeys(each.attack for each in students))
+    found = {(each.attack, each.images, each.victim, each.answers if each.victim == "model" else ""):
+             each.accuracy.mean for each in students}
+    values = [[found.get((attack, *column), float("nan")) for column in columns] for attack in attacks]
+    several = len({images for images, *_ in columns}) > 1
+    words = [(answers if victim == "model" else victim) + (f", {images:,} images" if images else ", all images")
+             * several for images, victim, answers in columns]
+    return heat_map(attacks, words, values, title)
+
+
+def _curves(audit: Audit, network: str, thief: str) -> plt.Figure:
+    figure, axes = plt.subplots(figsize=(8, 5))
+    verdicts = [each for each in audit.verdicts if each.network == network and each.thief == thief]
+    counts = max(audit.queries, default=0)
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for each in verdicts:
+        x = each.images or counts
+        for name, spread in ((f"strongest attack, {each.answers}", each.accuracy),
+                             (f"hard labels, {each.answers}", each.hard_label),
+                             ("strongest attack, unprotected", each.unprotected), ("labels alone", each.labels)):
+            if spread and x not in [point[0] for point in lines.get(name, ())]:
+                lines.setdefault(name, []).append((x, spread.mean, spread.sd or 0.0))
+    handles = []
+    for (name, points), marker in zip(lines.items(), "osD^vPX*" * len(lines), strict=False):
+        xs, means, deviations = zip(*sorted(points), strict=True)
+        style = "--" if name.startswith("hard") else ":" if name == "labels alone" else "-"
+        handles.append(axes.errorbar(xs, means, yerr=deviations if any(deviations) else None, marker=marker, capsize=3,
+                                     linestyle=style)[0])
+    axes.set_xscale("log")
+    ticks = sorted({x for points in lines.values() for x, *_ in points})
+    axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("images that the thief sends")
+    axes.set_ylabel("test accuracy of the student, %")
+    axes.set_title(drawable(f"{thief} thief, student {network}"), fontsize=11, loc="left")
+    legend(axes, handles, list(lines), fontsize=10)
+    return figure

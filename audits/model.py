@@ -1,0 +1,135 @@
+"""The audited model itself: whether it is what it is said to be, what its answers are worth to those who ask honestly,
+and what they hold for a student."""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
+from audits.plan import answers_in_words
+from defenses.answers import Answers
+from runs.trained import RECORDED, Source, read_source
+from utils import seeds
+from utils.data import Images
+from utils.data_record import compare_origin
+from utils.datasets import Dataset, load_dataset, with_transfer_set
+from utils.device import choose_device, choose_dtype, prepare_device
+from utils.errors import UserError
+from utils.quality import answers_to, foreign_auroc, likeness, profile, quality
+from utils.results import Row
+
+LEAST_ABOVE_CHANCE = 0.1  # of the way from chance to 100 %
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What is known of the models before anything is trained."""
+
+    source: dict[str, str]  # path and SHA-256 of the checkpoint
+    unprotected: dict[str, str] | None
+    sizes: dict[str, int]  # number of training images, of the data set and of those of foreign images
+    images: int  # training images of the data set
+    classes: int
+    test_images: int
+    image_size: int
+    prices: dict[str, Row]  # by what a client gets; "unprotected": of that model's logits
+    remarks: list[str]
+
+
+def evaluate_model(params: AuditParams, data_dir: Path, device: str = "auto",
+                   unprotected: str | None = None) -> Evaluated:
+    """Load the models and the data, and evaluate what clients get.
+
+    unprotected: the checkpoint of the unprotected model. Raises UserError where a checkpoint does not fit the network
+    or the data set, or its network is hardly better than chance.
+    """
+    test = _Test(params, data_dir, device)
+    source, logits = test.logits(params.checkpoint)
+    original = test.logits(unprotected) if unprotected else None
+    prices: dict[str, Row] = {}
+    for interface in dict.fromkeys(["logits", *(params.interfaces or ["logits"])]):
+        for defense in dict.fromkeys(["none", *params.answer_defenses]):
+            try:
+                answers = Answers(interface, defense)
+            except ValueError as error:
+                raise UserError(f"{error}") from None
+            prices[answers_in_words(interface, defense)] = test.price(params.checkpoint, logits, answers,
+                                                                      original[1] if original else None)
+    if original and unprotected:
+        prices["unprotected"] = test.price(unprotected, original[1], Answers(), None)
+    dataset = test.dataset
+    return Evaluated(source.checkpoint.source, original[0].checkpoint.source if original else None, test.sizes(),
+                     len(dataset.train_labels), dataset.num_classes, len(dataset.test_labels), dataset.image_size,
+                     prices, test.remarks)
+
+
+class _Test:
+    """The data set of an audit, and networks on its test images."""
+
+    def __init__(self, params: AuditParams, data_dir: Path, device: str) -> None:
+        self.params, self.data_dir = params, data_dir
+        self.device = choose_device(device, None, cuda=params.cuda)
+        self.dataset: Dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
+                                             background=params.background)
+        prepare_device(self.device, "fp32")
+        self.dtype = choose_dtype("fp32", self.device)
+        mean, std = (torch.tensor(values, device=self.device) for values in (
+            params.mean or self.dataset.mean, params.std or self.dataset.std))
+        self.part = Images(self.dataset.test_images.to(self.device), self.dataset.test_labels.to(self.device), mean,
+                           std)
+        self.remarks = list(self.dataset.remarks)
+        self._networks: dict[str, nn.Module] = {}
+
+    def logits(self, checkpoint: str) -> tuple[Source, Tensor]:
+        """Logits (N, C) of the network with these weights to the test images."""
+        given = {key: value for key, value in self.params.model_dump().items()
+                 if key in RECORDED and value is not None and (key in self.params.model_fields_set or key == "dataset")}
+        source = read_source(checkpoint, given=given)
+        record = {"classes": self.dataset.classes, "image_size": self.dataset.image_size,
+                  "mean": self.part.mean.tolist(), "std": self.part.std.tolist()}
+        self.remarks += [text for text in compare_origin(source.checkpoint, record, checkpoint)
+                         if text not in self.remarks]
+        network = source.build(self.dataset.num_classes, self.dataset.image_size)
+        self._networks[checkpoint] = network.to(self.device).to(memory_format=torch.channels_last)
+        logits = answers_to(network, self.part, self.dtype)
+        if not logits.isfinite().all():
+            raise UserError(f"{checkpoint}: the outputs of the network are not finite")
+        chance = 100 / self.dataset.num_classes
+        accuracy = 100 * (logits.argmax(1) == self.part.labels.cpu()).double().mean().item()
+        if accuracy < chance + LEAST_ABOVE_CHANCE * (100 - chance):
+            raise UserError(f"{checkpoint}: {accuracy:.1f} % of the test images of {self.params.dataset} are "
+                            f"recognized, hardly more than by chance ({chance:.1f} %): is it a network of this data "
+                            'set, of classes in this order, trained with this "mean" and "std"?')
+        return source, logits
+
+    def price(self, checkpoint: str, logits: Tensor, defend: Answers, original: Tensor | None) -> Row:
+        """`quality`, `profile` and `likeness` of the answers: to the unprotected model or, without one, to the logits
+        that they were before an interface or defense changed them."""
+        answers, labels = defend(logits), self.part.labels.cpu()
+        row = quality(answers, labels) | profile(answers, labels)
+        if original is not None or defend.changes:
+            row |= likeness(answers, original if original is not None else logits)
+        if self.params.foreign:
+            row["foreign_auroc"] = foreign_auroc(answers, defend(self._foreign_logits(checkpoint)))
+        return row
+
+    def sizes(self) -> dict[str, int]:
+        foreign = [name for name in self.params.thieves or () if name not in (LABELED, UNLABELED, NO_DATA)]
+        return {self.params.dataset: len(self.dataset.train_labels), **{
+            name: len(self._transfer_set(name).train_images) for name in foreign}}
+
+    def _transfer_set(self, name: str) -> Dataset:
+        return with_transfer_set(self.dataset, name, self.data_dir, background=self.params.background)
+
+    def _foreign_logits(self, checkpoint: str) -> Tensor:
+        """Logits to as many foreign images as there are test images, if there are."""
+        images = self._transfer_set(str(self.params.foreign)).train_images
+        drawn = torch.randperm(len(images), generator=seeds.generator("foreign"))[:len(self.part)]
+        found = images[drawn].to(self.device)
+        part = dataclasses.replace(self.part, images=found,
+                                   labels=torch.zeros(len(found), dtype=torch.int64, device=self.device))
+        return answers_to(self._networks[checkpoint], part, self.dtype)

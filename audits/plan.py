@@ -1,0 +1,352 @@
+"""What an audit trains: the grid of attacks, each a run of train_kd.py or train_datafree.py in a directory of its own,
+and the students that they are compared with.
+
+Below DIR/runs, of a student NET on IMAGES (`all`, or a number): `NET/IMAGES/alone`, without a teacher;
+`NET/IMAGES/controls`, attacks on answers that know nothing of the image; `NET/IMAGES/THIEF/ANSWERS`, attacks on the
+audited model, and `NET/IMAGES/THIEF/unprotected`, the same on the unprotected one; each run in ATTACK/seedN.
+"""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from attacks import REGISTRY
+from attacks.params import AttackParams
+from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
+from runs.stages import DATAFREE, KD, SCRATCH
+from utils.errors import UserError
+from utils.files import write_text
+from utils.params import Params as RunParams
+from utils.params import Stage, changed_keys, check_params
+
+SMOOTHING = (0.1, 0.3)  # of students without a teacher: the strengths that reached most on the demo
+MOST_LONGER = 5  # times as many epochs as on all images
+LEAST_STEPS = 8  # of an epoch
+
+Specification = dict[str, Any]  # an attack and its parameters
+# Of the attacks by which the demo's teachers were stolen best those that cost no more than a plain training, and those
+# that were made against protected teachers.
+CORE: tuple[Specification, ...] = (
+    {"attack": "kd", "temperature": 1}, {"attack": "kd", "temperature": 4}, {"attack": "kd", "temperature": 20},
+    {"attack": "hard_label"}, {"attack": "dist"}, {"attack": "htc"}, {"attack": "averager"},
+    {"attack": "logit_standardization"})
+# Everything but controls, which need an attack, and chains of students, which are no single run.
+NOT_ALONE = ("uniform", "class_mean", "scm_chain")
+NO_DATA_METHODS: tuple[Specification, ...] = (
+    {"method": "ood", "patch_kinds": ["colour", "grey", "blob"], "balance": 1, "temperature": 4,
+     "annealing": "cosine"},)
+FULL_INTERFACES = ("logits", "top_k:3", "round:1", "label")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attack of one thief on one model, or a student without a teacher: an experiment, with a run for each seed."""
+
+    student: str  # network, as in directories
+    images: int | None  # that the student learns from; None: all
+    thief: str
+    victim: str  # "model", "unprotected", "control", or "none" for a student from labels alone
+    answers: str  # what a client gets, `logits` or as `name_answers` has it
+    attack: str  # in words
+    directory: Path
+    values: dict[str, Any] = field(compare=False)  # of params.json, without the seed
+    stage: Stage = field(compare=False)
+    top_class_only: bool = False
+    control_of: str = ""
+
+    def params(self) -> RunParams:
+        """Raises UserError where the parameters do not go together."""
+        return check_params(self.values, self.directory, self.stage, {})
+
+    def run_directory(self, seed: int) -> Path:
+        return self.directory / f"seed{seed}"
+
+    def write(self, seed: int) -> None:
+        """Write the params.json of one seed. Raises UserError where one of other parameters is there."""
+        file = self.run_directory(seed) / "params.json"
+        values = {**self.values, "seed": seed}
+        text = json.dumps(values, indent=1) + "\n"
+        if file.exists():
+            there = check_params(json.loads(file.read_text(encoding="utf-8")), file, self.stage, {})
+            if changed := changed_keys(there.model_dump(), check_params(values, file, self.stage, {})):
+                raise UserError(f"{file} is of an earlier audit with other parameters, {', '.join(changed)}: choose "
+                                "another directory, or start over with --restart")
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All attempts of an audit, and what is not tried, with the reason."""
+
+    attempts: list[Attempt]
+    not_tried: dict[str, str]
+    seeds: list[int]
+
+    @classmethod
+    def joined(cls, plans: Sequence[Plan]) -> Plan:
+        """One plan of several; what is not tried is that of the first."""
+        return cls([attempt for each in plans for attempt in each.attempts], plans[0].not_tried, plans[0].seeds)
+
+    def as_unprotected(self) -> Plan:
+        """The plan of an audit of the unprotected model, as a part of that of the protected one: what clients get there
+        is of no interest but for the logits."""
+        kept = [replace(attempt, victim="unprotected") if attempt.victim == "model" else attempt
+                for attempt in self.attempts if attempt.victim != "model" or attempt.answers == "logits"]
+        return replace(self, attempts=kept)
+
+    def directories(self) -> list[Path]:
+        return [attempt.run_directory(seed) for attempt in self.attempts for seed in self.seeds]
+
+
+def plan(params: AuditParams, directory: Path, sizes: Mapping[str, int], references: Path | None = None) -> Plan:
+    """The grid of an audit.
+
+    sizes: number of training images of `dataset` and of each data set of foreign images. references: the directory of
+    the audit of the unprotected model, which has its attacks and the students without a teacher.
+
+    Raises UserError where a thief, interface or attack is unknown, or an attack that was asked for fits nowhere.
+    """
+    grid = _Grid(params, directory, sizes)
+    attempts = list(grid.attempts(references))
+    if not any(attempt.victim == "model" for attempt in attempts):
+        raise UserError(f"{directory / 'params.json'}: the grid is empty: no attack fits the thieves and interfaces "
+                        f"({'; '.join(f'{name}: {why}' for name, why in grid.refused.items())})")
+    tried = {attempt.values["attack"] for attempt in attempts if attempt.victim == "model" and "attack" in
+             attempt.values}
+    asked = [specification["attack"] for specification in _specifications(params)] if params.attacks else []
+    if in_vain := [name for name in asked if name not in tried]:
+        raise UserError(f'{directory / "params.json"}: "attacks": {in_vain[0]} fits no thief and interface of this '
+                        f"audit: {grid.refused.get(in_vain[0], 'it needs labels')}")
+    not_tried = {name: grid.refused.get(name, "not asked for") for name in REGISTRY
+                 if name not in tried and name not in ("uniform", "class_mean")}
+    return Plan(attempts, not_tried, list(params.seeds))
+
+
+@dataclass
+class _Grid:
+    params: AuditParams
+    directory: Path
+    sizes: Mapping[str, int]
+    refused: dict[str, str] = field(default_factory=dict)  # attacks that fit somewhere not, and the reason
+
+    def attempts(self, references: Path | None) -> Iterator[Attempt]:
+        params = self.params
+        thieves = list(params.thieves or (LABELED, UNLABELED, *([NO_DATA] if params.preset == "full" else [])))
+        interfaces = list(params.interfaces or (FULL_INTERFACES if params.preset == "full" else FULL_INTERFACES[:1]))
+        victims = {"model": [(interface, defense) for interface in interfaces for defense in params.answer_defenses]}
+        if params.unprotected and references is None:
+            victims["unprotected"] = [("logits", "none")]
+        for student in params.students or [params.network]:
+            for images in params.query_budgets:
+                if references is None:
+                    yield from self._alone(student, images)
+                    if LABELED in thieves:
+                        yield from self._controls(student, images)
+                for victim, answers in victims.items():
+                    for interface, defense in answers:
+                        for thief in thieves:
+                            if thief != NO_DATA:
+                                yield from self._attacks(student, images, thief, victim, interface, defense)
+                            elif images == params.query_budgets[0]:  # patches are no images to count
+                                yield from self._without_data(student, victim, interface, defense)
+
+    def _alone(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
+        for smoothing in (0, *SMOOTHING):
+            values = self._training(student, images, self.params.dataset)
+            values |= {"subset_size": images} if images else {}
+            words = f"label smoothing {smoothing:g}" if smoothing else "labels"
+            yield self._attempt(student, images, LABELED, "none", "", words, f"alone/{_slug(words)}",
+                                values | ({"label_smoothing": smoothing} if smoothing else {}), SCRATCH)
+
+    def _controls(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
+        """Of each attack that reads labels: on uniform answers or, where it picks the top class, on class means."""
+        for specification in _specifications(self.params):
+            attack = _attack_params({**specification, **_labels_for(specification, LABELED)})
+            if attack is None or not attack.reads_labels:
+                continue
+            name = specification["attack"]
+            control = "class_mean" if attack.reads_top_class else "uniform"
+            own = {key: value for key, value in {**specification, **_labels_for(specification, LABELED)}.items()
+                   if key != "attack"}
+            words = attack_in_words(specification)
+            values = {**self._student(student, images, LABELED, "model", "logits", "none"), "attack": control,
+                      "of": name, "of_parameters": own}
+            attempt = self._attempt(student, images, LABELED, "control", control, words, f"controls/{_slug(words)}",
+                                    values, KD, control_of=words)
+            if fitting := self._fits(attempt, name):
+                yield fitting
+
+    def _attacks(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, interface: str,
+                 defense: str) -> Iterator[Attempt]:
+        place = _place(victim, interface, defense)
+        for specification in _specifications(self.params, defended=defense != "none"):
+            words = attack_in_words(specification)
+            values = {**self._student(student, images, thief, victim, interface, defense), **specification,
+                      **_labels_for(specification, thief)}
+            attempt = self._attempt(student, images, thief, victim, answers_in_words(interface, defense), words,
+                                    f"{_slug(thief)}/{place}/{_slug(words)}", values, KD)
+            if fitting := self._fits(attempt, specification["attack"]):
+                yield fitting
+
+    def _without_data(self, student: Mapping[str, Any], victim: str, interface: str,
+                      defense: str) -> Iterator[Attempt]:
+        count = self.sizes[self.params.dataset]
+        for specification in NO_DATA_METHODS:
+            base = self._student(student, None, NO_DATA, victim, interface, defense)
+            kind = DATAFREE.params_by(specification["method"])
+            values = {key: value for key, value in base.items() if key in kind.model_fields and key != "schedule"}
+            values |= {**specification, "patches": count}
+            words = DATAFREE.display_name(specification["method"])
+            attempt = self._attempt(student, None, NO_DATA, victim, answers_in_words(interface, defense), words,
+                                    f"{NO_DATA}/{_place(victim, interface, defense)}/{_slug(words)}", values, DATAFREE)
+            if fitting := self._fits(attempt, specification["method"]):
+                yield fitting
+
+    def _attempt(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, answers: str,
+                 attack: str, place: str, values: dict[str, Any], stage: Stage, control_of: str = "") -> Attempt:
+        network = network_name(student)
+        directory = self.directory / "runs" / network / str(images or "all") / place
+        return Attempt(network, images, thief, victim, answers, attack, directory, values, stage,
+                       control_of=control_of)
+
+    def _fits(self, attempt: Attempt, name: str) -> Attempt | None:
+        """The attempt with what its parameters say of it; None where they do not go together, which is noted."""
+        try:
+            description = attempt.params().description
+        except UserError as error:
+            self.refused[name] = str(error).removeprefix(f"{attempt.directory}: ")
+            return None
+        return replace(attempt, top_class_only=description.top_class_only)
+
+    def _student(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, interface: str,
+                 defense: str) -> dict[str, Any]:
+        """Parameters of a student of the audited or of the unprotected model, without those of the attack."""
+        params = self.params
+        foreign = thief if thief not in (LABELED, UNLABELED, NO_DATA) else None
+        values = self._training(student, images, foreign or params.dataset)
+        checkpoint = str(params.unprotected) if victim == "unprotected" else params.checkpoint
+        values |= {"teacher_model": params.model_name, "teacher_resume": weights(checkpoint), "queries": "once",
+                   "teacher_cache": True}
+        if params.model_name == "net":
+            values["teacher_num_channels"] = params.num_channels
+        if params.model_options:
+            values["teacher_model_options"] = params.model_options
+        values |= {"query_budget": images} if images else {}
+        values |= {"transfer_set": foreign} if foreign else {} if thief == LABELED else {"labels": False}
+        return values | {key: value for key, value in (("interface", interface), ("answer_defense", defense))
+                         if value not in ("logits", "none")}
+
+    def _training(self, student: Mapping[str, Any], images: int | None, dataset: str) -> dict[str, Any]:
+        values = {**self.params.training, **student}
+        count = self.sizes[dataset]
+        if images is None:
+            return values
+        if images > count:
+            raise UserError(f'{self.directory / "params.json"}: "query_budgets" has {images}, but {dataset} has '
+                            f"{count} training images")
+        longer = max(1.0, min(count / images, MOST_LONGER))
+        return values | {"num_epochs": round(self.params.num_epochs * longer),
+                         "schedule": [round(epoch * longer) for epoch in self.params.schedule],
+                         "batch_size": min(self.params.batch_size, max(2, images // LEAST_STEPS))}
+
+
+def _specifications(params: AuditParams, *, defended: bool = False) -> list[Specification]:
+    """The attacks that are tried, hard labels always among them; defended: on answers that a defense has changed."""
+    if params.attacks is not None:
+        found = [{"attack": each} if isinstance(each, str) else dict(each) for each in params.attacks]
+        for each in found:
+            _check_attack(each)
+    elif params.preset == "core":
+        found = list(CORE)
+    else:
+        named = {specification["attack"] for specification in CORE}
+        found = [*CORE, *({"attack": "kd", "temperature": temperature} for temperature in (2, 10)),
+                 {"attack": "skeptical", "delay": 0},  # its published delay is longer than many a training
+                 *({"attack": name} for name in REGISTRY if name not in {*named, *NOT_ALONE, "skeptical"}
+                   and not _undoes_defenses(name))]
+    if params.attacks is None and defended:
+        found += [{"attack": name} for name in REGISTRY if _undoes_defenses(name)
+                  and (params.preset == "full" or name == "bayes")]
+    hard_label = {"attack": "hard_label"}
+    return found if hard_label in found else [*found, hard_label]
+
+
+def _check_attack(specification: Specification) -> None:
+    name = specification.get("attack")
+    try:
+        if not isinstance(name, str):
+            raise ValueError(f"{specification} has no \"attack\"")
+        REGISTRY.entry(name)
+    except ValueError as error:
+        raise UserError(f'"attacks": {error}') from None
+
+
+def _undoes_defenses(name: str) -> bool:
+    return REGISTRY[name].Params().needs_all_answers if name not in NOT_ALONE else False
+
+
+def _labels_for(specification: Specification, thief: str) -> dict[str, Any]:
+    """Without labels, a loss that mixes both has the teacher's term only; with them, hard labels are half of it."""
+    attack = _attack_params(specification)
+    if attack is None or "alpha" not in type(attack).model_fields:
+        return {}
+    if thief != LABELED:
+        return {"alpha": 1} if attack.needs_labels else {}
+    return {"alpha": 0.5} if attack.top_class_only and "alpha" not in specification else {}
+
+
+def _attack_params(specification: Specification) -> AttackParams | None:
+    """Parameters of an attack; None where they are wrong, of which its run says why."""
+    try:
+        return REGISTRY[specification["attack"]].Params(**{key: value for key, value in specification.items()
+                                                          if key != "attack"})
+    except ValueError:
+        return None
+
+
+def attack_in_words(specification: Specification) -> str:
+    """`KD, temperature 4`: the attack and the parameters that were given."""
+    own = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+           for key, value in specification.items() if key != "attack"]
+    return ", ".join([REGISTRY.entry(specification["attack"]).display_name, *own])
+
+
+def answers_in_words(interface: str, answer_defense: str) -> str:
+    """`logits`, `label`, `mad:0.5`, `label after mad:0.5`: what a client gets."""
+    if answer_defense == "none":
+        return interface
+    return answer_defense if interface in ("logits", "probabilities") else f"{interface} after {answer_defense}"
+
+
+def network_name(student: Mapping[str, Any]) -> str:
+    """`net16`, `resnet18`, `mobilenet_v3_small`: a network in directories and tables."""
+    name = str(student["model_name"])
+    return f"net{student.get('num_channels', 32)}" if name == "net" else _slug(re.split("[:/]", name)[-1])
+
+
+def _place(victim: str, interface: str, defense: str) -> str:
+    return "unprotected" if victim == "unprotected" else _slug(answers_in_words(interface, defense))
+
+
+def _slug(words: str) -> str:
+    """Words as the name of a directory."""
+    return re.sub(r"[^a-z0-9_.]+", "_", words.lower()).strip("_.")
+
+
+def weights(checkpoint: str) -> str:
+    """The file that a run reads as its teacher: the last checkpoint of the directory of a run, or the file itself."""
+    return str(Path(checkpoint) / "last_model.tar") if Path(checkpoint).is_dir() else checkpoint
+
+
+def same_grid(params: AuditParams, other: AuditParams) -> Sequence[str]:
+    """The keys in which two audits differ whose students are to be compared."""
+    keys = ("dataset", "query_budgets", "students", "seeds", "preset", "attacks", "thieves")
+    return [key for key in keys if getattr(params, key) != getattr(other, key)] + [
+        key for key in dict.fromkeys([*params.training, *other.training])
+        if params.training.get(key) != other.training.get(key)]

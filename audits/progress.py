@@ -1,0 +1,67 @@
+"""How far the students of an audit are, and how long the others will take by their pace."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from runs.directories import Run
+from runs.pool import Watcher
+from utils.params import RecipeParams
+
+TEST = 1 / 3  # of the cost of a training image: the forward pass of a test image, after each epoch
+STARTUP = 2.0  # seconds of a run that its record does not count
+
+
+def cost(run: Run, training_images: int, test_images: int) -> float:
+    """Images that a run sends through its network, an evaluated one as a third of a trained one."""
+    params = run.params
+    images = getattr(params, "query_budget", None) or getattr(params, "subset_size", None) or getattr(
+        params, "patches", None) or training_images
+    assert isinstance(params, RecipeParams)
+    return params.num_epochs * (images + TEST * test_images)
+
+
+def seconds_left(costs: dict[Path, float], finished: Sequence[Run], jobs: int) -> float | None:
+    """By the pace of the finished runs; None where none is finished."""
+    records = [(run.results, costs[run.directory]) for run in finished if run.results]
+    if not records:
+        return None
+    pace = sum(results.wall_time_seconds + STARTUP for results, _ in records) / sum(each for _, each in records)
+    done = {run.directory for run in finished}
+    return pace * sum(each for directory, each in costs.items() if directory not in done) / jobs
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else \
+        f"{seconds / 3600:.1f} h"
+
+
+class Bar(Watcher):
+    """One progress bar with the time left; failures are printed above it. Where stderr is no terminal, a line a run."""
+
+    def __init__(self, costs: dict[Path, float]) -> None:
+        """costs: of the runs to come, by directory."""
+        self._costs, self._done, self._of = costs, 0, len(costs)
+        self._bar = tqdm(total=sum(costs.values()), smoothing=0, leave=False, disable=not sys.stderr.isatty(),
+                         bar_format="{desc} |{bar}| {percentage:.0f} %, {remaining} left", desc=f"0 of {self._of}")
+
+    def begun(self, run: Run, number: int, of: int) -> None:
+        if self._bar.disable:
+            super().begun(run, number, of)
+
+    def finished(self, run: Run, seconds: float) -> None:
+        if self._bar.disable:
+            super().finished(run, seconds)
+        self._done += 1
+        self._bar.set_description_str(f"{self._done} of {self._of} students", refresh=False)
+        self._bar.update(self._costs[run.directory])
+
+    def failed(self, run: Run, error: str) -> None:
+        with tqdm.external_write_mode():
+            super().failed(run, error)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,206 @@
+"""What an audit found: audit.json, of which these classes are the schema (`python audit.py --schema`)."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from audits.model import Evaluated
+from audits.params import LABELED, NO_DATA, AuditParams
+from audits.plan import Plan
+from reports import verdicts
+from reports.verdicts import Verdict
+from utils.results import Results
+
+FORMAT = 1
+
+
+class Spread(BaseModel):
+    """Test accuracies at the last epoch, percent, of one experiment."""
+
+    directory: str = Field(description="of the experiment; each seed's run is in DIRECTORY/seedN")
+    seeds: dict[int, float] = Field(description="accuracy by seed")
+    mean: float
+    sd: float | None = Field(description="standard deviation over the seeds; null for one seed")
+
+    @classmethod
+    def of(cls, directory: str, seeds: Mapping[int, float]) -> Spread:
+        values = list(seeds.values())
+        return cls(directory=directory, seeds=dict(seeds), mean=mean(values),
+                   sd=stdev(values) if len(values) > 1 else None)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.sd is None else f"{self.mean:.2f} ± {self.sd:.2f}"
+
+
+class Student(BaseModel):
+    """One attack of one thief, or a student without a teacher, with the runs of all seeds."""
+
+    network: str
+    images: int | None = Field(description="that it learned from; null: all training images")
+    thief: str
+    victim: str = Field(description="`model`, `unprotected`, `control` (answers that know nothing of the image) or "
+                                    "`none` (labels alone)")
+    answers: str = Field(description="what the thief got for an image")
+    attack: str
+    top_class_only: bool = Field(description="whether it learned no more of an answer than its top class")
+    accuracy: Spread
+
+
+class ThiefVerdict(BaseModel):
+    """What one kind of thief gets: the strongest attack of those tried, beside its reference points.
+
+    The strongest attack is a maximum over those tried, which errs on the thief's side.
+    """
+
+    network: str
+    images: int | None
+    thief: str
+    answers: str
+    attack: str = Field(description="the strongest one")
+    accuracy: Spread = Field(description="of its student")
+    labels: Spread | None = Field(description="of a student of the same images and their labels, without a teacher")
+    label_smoothing: Spread | None = Field(description="the same with the better strength of label smoothing")
+    hard_label: Spread | None = Field(description="the best student of the top classes alone, of this model: the floor "
+                                                  "of defenses that keep the top class")
+    unprotected: Spread | None = Field(description="the strongest attack on the unprotected model or, without one, on "
+                                                   "this model's logits")
+    control: Spread | None = Field(description="the same attack on answers that know nothing of the image")
+    headroom: float | None = Field(description="strongest attack on the unprotected model less its floor, points: its "
+                                              "student of hard labels or, where the thief has labels, the better "
+                                              "student of these alone")
+    headroom_left: float | None = Field(description="strongest attack less the floor, points")
+    efficiency: float | None = Field(description="part of the headroom that protection takes; null without headroom; "
+                                                 "above 1 it is the model's own lost accuracy")
+    margin: float = Field(description="points within which nothing is told apart: the standard deviation of the seeds "
+                                      "or, of one seed, the standard error on so many test images")
+    sentence: str
+
+
+class Audit(BaseModel):
+    """All of it."""
+
+    format: int = FORMAT
+    finished: bool
+    params: dict[str, Any]
+    model: dict[str, str] = Field(description="path and SHA-256 of the audited checkpoint")
+    unprotected: dict[str, str] | None
+    test_images: int
+    classes: int
+    verdicts: list[ThiefVerdict]
+    students: list[Student]
+    prices: dict[str, dict[str, float]] = Field(description="what answers are worth to honest users, and what they "
+                                                            "hold, as of evaluate.py; by what a client gets")
+    queries: list[int] = Field(description="numbers of images that the thieves' runs sent to the model")
+    not_tried: dict[str, str] = Field(description="attacks, and why they were not tried")
+    failed: list[str] = Field(description="directories of runs that failed")
+    seconds: float = Field(description="sum of the runs, training and evaluation")
+    runs: int
+    versions: dict[str, Any]
+    remarks: list[str]
+
+    def verdict(self, thief: str, answers: str, images: int | None, network: str) -> ThiefVerdict | None:
+        return next((each for each in self.verdicts if (each.thief, each.answers, each.images, each.network) == (
+            thief, answers, images, network)), None)
+
+
+def read_students(plan: Plan) -> tuple[list[Student], list[Results]]:
+    """The students of a plan that are finished, and the records of their runs."""
+    students: list[Student] = []
+    records: list[Results] = []
+    for attempt in plan.attempts:
+        found = {seed: record for seed in plan.seeds
+                 if (record := Results.read(attempt.run_directory(seed) / "results.json"))}
+        if found:
+            accuracies = {seed: record.last["test_accuracy"] for seed, record in found.items()}
+            students.append(Student(
+                network=attempt.student, images=attempt.images, thief=attempt.thief, victim=attempt.victim,
+                answers=attempt.answers, attack=attempt.attack, top_class_only=attempt.top_class_only,
+                accuracy=Spread.of(attempt.directory.as_posix(), accuracies)))
+            records += found.values()
+    return students, records
+
+
+def judge_all(students: Sequence[Student], test_images: int) -> list[ThiefVerdict]:
+    """A verdict for each network of students, number of images, kind of thief and kind of answers."""
+    kinds = dict.fromkeys((each.network, each.images, each.thief, each.answers) for each in students
+                          if each.victim == "model")
+    return [_judge(students, *kind, test_images=test_images) for kind in kinds]
+
+
+def _judge(students: Sequence[Student], network: str, images: int | None, thief: str, answers: str, *,
+           test_images: int) -> ThiefVerdict:
+    alike = [each for each in students if each.network == network and each.thief == thief and each.images == images]
+    own = {each.attack: each for each in alike if each.victim == "model" and each.answers == answers}
+    plain = {each.attack: each for each in alike if each.victim == "unprotected"} or \
+        {each.attack: each for each in alike if each.victim == "model" and each.answers in ("logits", "probabilities")}
+    alone = [each for each in students if each.victim == "none" and each.network == network and each.images == images]
+    labels = next((each.accuracy for each in alone if each.attack == "labels"), None)
+    smoothed = max((each.accuracy for each in alone if each.attack != "labels"), key=lambda found: found.mean,
+                   default=None)
+    floor = _better(labels, smoothed) if thief == LABELED else None
+    verdict, unprotected = _verdict(own, floor), _verdict(plain, floor)
+    assert verdict is not None
+    controls = (each for each in alike if each.victim == "control" and each.attack == verdict.attack)
+    control = next((each.accuracy for each in controls), None)
+    hard_label = max((each.accuracy for each in own.values() if each.top_class_only), key=lambda found: found.mean,
+                     default=None)
+    strongest = own[verdict.attack].accuracy
+    rate = strongest.mean / 100
+    margin = max(verdict.noise, 0.0 if len(strongest.seeds) > 1 else
+                 100 * math.sqrt(rate * (1 - rate) / test_images))
+    same = plain.keys() == own.keys() and all(plain[name] is own[name] for name in own)
+    found = ThiefVerdict(
+        network=network, images=images, thief=thief, answers=answers, attack=verdict.attack, accuracy=strongest,
+        labels=labels, label_smoothing=smoothed, hard_label=hard_label,
+        unprotected=plain[unprotected.attack].accuracy if unprotected and not same else None, control=control,
+        headroom=unprotected.headroom if unprotected else None, headroom_left=verdict.headroom,
+        efficiency=verdicts.efficiency(unprotected, verdict) if unprotected and not same else None, margin=margin,
+        sentence="")
+    return found.model_copy(update={"sentence": _sentence(found)})
+
+
+def _verdict(students: Mapping[str, Student], floor: Spread | None) -> Verdict[str] | None:
+    """floor: what a thief gets without the model, where he has labels; else it is his student of hard labels."""
+    found = verdicts.judge({name: verdicts.Attempt(list(each.accuracy.seeds.values()), each.top_class_only)
+                            for name, each in students.items()})
+    return replace(found, hard_labels=list(floor.seeds.values())) if found and floor else found
+
+
+def _better(*spreads: Spread | None) -> Spread | None:
+    return max((each for each in spreads if each), key=lambda each: each.mean, default=None)
+
+
+def _sentence(found: ThiefVerdict) -> str:
+    """`distillable by ...`, or `no attack tried beats ...`; never more than was tried."""
+    if found.thief == NO_DATA:
+        return f"{found.attack} gets {found.accuracy} % without an image of the data set"
+    if found.thief == LABELED:
+        reference, words = _better(found.labels, found.label_smoothing), "the thief's own labels"
+    else:
+        reference, words = found.hard_label, "hard labels"
+    if reference is None:
+        return f"{found.attack} gets {found.accuracy} %"
+    gained = found.accuracy.mean - reference.mean
+    if gained > found.margin:
+        return f"distillable by {found.attack}: {gained:.1f} points above {words}"
+    return f"no attack tried beats {words}"
+
+
+def summarize(plan: Plan, params: AuditParams, model: Evaluated, failed: Iterable[Path],
+              versions: Mapping[str, Any]) -> Audit:
+    """The audit as far as its runs are finished."""
+    students, records = read_students(plan)
+    return Audit(
+        finished=len(records) == len(plan.directories()), params=params.model_dump(mode="json"),
+        model=model.source, unprotected=model.unprotected, test_images=model.test_images, classes=model.classes,
+        verdicts=judge_all(students, model.test_images), students=students, prices=model.prices,
+        queries=sorted({count for record in records for count in record.queries.values()}),
+        not_tried=plan.not_tried, failed=[str(directory) for directory in failed],
+        seconds=sum(record.wall_time_seconds for record in records), runs=len(records), versions=dict(versions),
+        remarks=model.remarks)
