@@ -20,12 +20,13 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from audits import document, figures
 from audits.model import Evaluated, evaluate_model
-from audits.params import AuditParams
+from audits.params import OF_MODEL, AuditParams
 from audits.plan import Plan, plan, same_grid
 from audits.progress import Bar, cost, duration, seconds_left
 from audits.result import Audit, summarize
@@ -50,10 +51,11 @@ def audit() -> None:
     if not arguments.save_path:
         raise UserError("--save_path names the directory of the audit, which holds a params.json")
     directory: Path = arguments.save_path
-    params: AuditParams = load_params(directory / "params.json", AUDIT, parse_overrides(arguments.set))
+    overrides = parse_overrides(arguments.set)
+    params: AuditParams = load_params(directory / "params.json", AUDIT, overrides)
     lock = RunDirectory(directory)
     lock.lock("another audit is running")
-    before = _audit_of(params.unprotected)
+    before = _audit_of(params.unprotected, overrides)
     model = evaluate_model(params, arguments.data_dir, arguments.device,
                            unprotected=before[1].checkpoint if before else params.unprotected)
     plans = [plan(params, directory, model.sizes, references=before[0] if before else None)]
@@ -89,12 +91,12 @@ def audit() -> None:
                         f"{', '.join(map(str, failed))}")
 
 
-def _audit_of(unprotected: str | None) -> tuple[Path, AuditParams] | None:
-    """The audit of the unprotected model, where a directory of one is named."""
+def _audit_of(unprotected: str | None, overrides: dict[str, Any]) -> tuple[Path, AuditParams] | None:
+    """The audit of the unprotected model, where a directory of one is named, with the grid that this one is given."""
     file = Path(unprotected or "") / "params.json"
     if not unprotected or not is_audit(file):
         return None
-    return file.parent, load_params(file, AUDIT)
+    return file.parent, load_params(file, AUDIT, {key: value for key, value in overrides.items() if key not in OF_MODEL})
 
 
 def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: Path) -> list[Path]:

@@ -193,7 +193,8 @@ def _legend(audit: Audit) -> str:
             "smoothing. *Hard labels*: the best student of the model's top classes, which no defense that keeps them "
             "can go below. *Unprotected*: the strongest attack on the unprotected model or, without one, on this "
             "model's logits. *Headroom*: that one less the floor, the student of hard labels or, where the thief has "
-            "labels, the better student of these alone; *left*: the strongest attack on this model less its floor. *Efficiency*: the part of the headroom that protection takes; above "
+            "labels, the better student of these alone; *left*: the strongest attack on this model less its "
+            "floor. *Efficiency*: the part of the headroom that protection takes; above "
             "1 it is the model's own lost accuracy, so see the price. *Control*: the strongest attack on answers that "
             f"know nothing of the image. Not told apart: {', '.join(f'{value:g}' for value in margins)} points "
             f"({of}).")

@@ -13,6 +13,8 @@ LABELED, UNLABELED, NO_DATA = "labeled", "unlabeled", "no_data"
 # What the runs of a grid do not take from the audit: it sets these itself, or they have no meaning for them.
 OWN = ("checkpoint", "unprotected", "preset", "attacks", "interfaces", "answer_defenses", "thieves", "query_budgets",
        "students", "seeds", "foreign")
+OF_MODEL = ("checkpoint", "unprotected", "model_name", "model_options", "num_channels", "interfaces", "answer_defenses",
+            "foreign")  # what may differ between the audits of a protected and of an unprotected model
 REFUSED = ("seed", "init_from", "subset_size", "subset_fraction")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from attacks import REGISTRY
 from attacks.params import AttackParams
-from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
+from audits.params import LABELED, NO_DATA, OF_MODEL, UNLABELED, AuditParams
 from runs.stages import DATAFREE, KD, SCRATCH
 from utils.errors import UserError
 from utils.files import write_text
@@ -346,7 +346,6 @@ def weights(checkpoint: str) -> str:
 
 def same_grid(params: AuditParams, other: AuditParams) -> Sequence[str]:
     """The keys in which two audits differ whose students are to be compared."""
-    keys = ("dataset", "query_budgets", "students", "seeds", "preset", "attacks", "thieves")
-    return [key for key in keys if getattr(params, key) != getattr(other, key)] + [
-        key for key in dict.fromkeys([*params.training, *other.training])
-        if params.training.get(key) != other.training.get(key)]
+    one, two = ({key: value for key, value in each.model_dump().items() if key not in OF_MODEL}
+                | {"students": each.students or [each.network]} for each in (params, other))
+    return [key for key in one if one[key] != two[key]]

@@ -4,7 +4,7 @@ A params.json lists its keys in the order in which a recipe gives them.
 """
 from __future__ import annotations
 
-from experiments.recipes import abd, attacks, cifar10_short, defenses, demo, nasty_teacher
+from experiments.recipes import abd, attacks, audits, cifar10_short, defenses, demo, nasty_teacher
 from experiments.recipes.common import Runs
 
 PUBLISHED = nasty_teacher.published()  # directories whose params.json stays as published
@@ -14,7 +14,7 @@ def all_runs() -> Runs:
     """Parameters by directory. Raises ValueError for a directory of two recipes, or of a published file."""
     runs: Runs = {}
     for recipe in (nasty_teacher.runs, abd.runs, cifar10_short.runs, demo.runs,
-                   attacks.runs, defenses.runs):
+                   attacks.runs, defenses.runs, audits.runs):
         new = recipe()
         if twice := new.keys() & (runs.keys() | PUBLISHED):
             raise ValueError(f"more than one recipe, or a published file too, for {', '.join(sorted(twice))}")
