@@ -96,7 +96,8 @@ def _audit_of(unprotected: str | None, overrides: dict[str, Any]) -> tuple[Path,
     file = Path(unprotected or "") / "params.json"
     if not unprotected or not is_audit(file):
         return None
-    return file.parent, load_params(file, AUDIT, {key: value for key, value in overrides.items() if key not in OF_MODEL})
+    grid = {key: value for key, value in overrides.items() if key not in OF_MODEL}
+    return file.parent, load_params(file, AUDIT, grid)
 
 
 def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: Path) -> list[Path]:
