@@ -15,8 +15,6 @@ teacher and student is measured too. Run it again to continue an interrupted run
 """
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor, nn
 
 import attacks
@@ -40,7 +38,11 @@ def train_kd() -> None:
     teacher = run.frozen("teacher", answers, Queries(once, params.views))
     attack = attacks.REGISTRY[params.attack].from_run(params, run.dataset.num_classes)
     if answers and params.needs_all_answers:
-        teacher.on_table = partial(attack.learn_defense, answers)
+        def study(table: Tensor) -> None:
+            if line := attack.learn_defense(answers, table):
+                run.log(line)
+
+        teacher.on_table = study
     backdoor = measure_backdoor(run)
 
     def loss(student: nn.Module, batch: Batch) -> dict[str, Tensor]:

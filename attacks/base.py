@@ -23,13 +23,15 @@ class Attack(Method):
 
     Params: ClassVar[type[AttackParams]] = AttackParams
 
-    def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> None:
-        """Study a known answer defense before the first epoch; called where `params.needs_all_answers`.
+    def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> str:
+        """Study a known answer defense before the first epoch and return a line for the log, or ""; called where
+        `params.needs_all_answers`.
 
         Args:
             defend: maps logits or log-probabilities (N, C) to what the interface returns for them.
             answers: float32 (N, C), what it returned for all training images, in their order.
         """
+        return ""
 
     @abstractmethod
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:

@@ -97,8 +97,8 @@ class Control(Attack):
         """The answers that the attack gets, log-probabilities up to a constant per row, for answers (B, C) of images
         of classes `labels` (B,)."""
 
-    def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> None:
-        pass  # it would be undone for answers that the attack does not get
+    def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> str:
+        return ""  # it would be undone for answers that the attack does not get
 
     def prepare(self, network: nn.Module, images: Tensor) -> None:
         self.attack.seed = self.seed

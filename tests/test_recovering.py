@@ -41,6 +41,23 @@ def test_what_is_recovered_follows_from_the_seed_and_leaves_the_generator_as_it_
     assert torch.equal(*found)
 
 
+def test_sorted_classes_recover_the_top_class_that_a_defense_hides_in_a_margin():
+    clean, defend = 3 * answers(classes=10), Answers("probabilities", "modelguard_w:1")
+    kept = {}
+    for sort_classes in (False, True):
+        attack = build_attack("ddae_plus", 10, pairs=5000, recovery_epochs=40, sort_classes=sort_classes)
+        attack.learn_defense(defend, defend(clean))
+        kept[sort_classes] = (attack.recovered.argmax(1) == clean.argmax(1)).float().mean()
+    assert kept[True] > 0.85 > 0.6 > kept[False]
+
+
+def test_the_log_compares_recovered_answers_that_are_perturbed_again_with_the_observed():
+    attack, defend = build_attack("bayes", 4, pairs=20_000), Answers("probabilities", "temperature:3")
+    line = attack.learn_defense(defend, defend(answers()))
+    distance = (defend(attack.recovered).exp() - defend(answers()).exp()).abs().sum(1).mean()
+    assert line.startswith("recovered answers: 100.00 % have the top class") and line.endswith(f"{distance:.3f}")
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_without_a_known_defense_the_attack_is_plain_distillation(name):
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
@@ -61,6 +78,7 @@ def test_a_run_recovers_before_the_first_epoch_and_continues_bit_for_bit(student
               "answer_defense": "mad:1", "interface": "probabilities"}
     whole = student(**params, num_epochs=2)
     assert call("train_kd", whole).returncode == 0
+    assert (whole / "training.log").read_text().count("recovered answers: ") == 1
     parts = whole.rename(whole.with_name("whole")), student(**params, num_epochs=1)
     assert call("train_kd", parts[1]).returncode == 0
     assert call("train_kd", parts[1], "--set", "num_epochs=2").returncode == 0
