@@ -1,7 +1,8 @@
 """Defenses of a teacher, in its training or in front of its answers, against the core attacks of a thief who sends a
 fixed number of images.
 
-Below FOLDER/defenses: `none`, students of the normal teacher; `NAME`, a network that is protected by its training, from
+Below FOLDER/defenses: `none`, students of the normal teacher; `continued`, one that has trained on from its
+weights for as long as the protected ones, and its students; `NAME`, a network that is protected by its training, from
 the weights of the normal one (`teacher`), and its students; `NAME_WEIGHT`, the same with other weights of the defense,
 attacked without labels only; `answers/NAME`, students of the normal teacher behind an answer defense. The students are
 in `labels` and `no_labels`; `alone` are those of the same images and their labels, without a teacher.
@@ -30,7 +31,7 @@ class Defended:
     grid: Grid
     teacher: Values  # parameters of the protected network
     budget: Values  # of a student: number of images, and for how long it trains on them
-    adaptive: Runs = field(default_factory=lambda: {"bayes": {}, "ddae_plus": {}})  # against answer defenses
+    recovery: Values = field(default_factory=dict)  # of the attacks that undo an answer defense, if not the defaults
 
     @property
     def place(self) -> str:
@@ -63,7 +64,13 @@ class Defended:
         adversary = {"adversarial_model": network["model_name"],
                      **{f"adversarial_{key}": value for key, value in network.items() if key != "model_name"},
                      "adversarial_resume": normal}
-        return {**self.teacher, "init_from": normal, **(adversary if own["defense"] == "nasty" else {}), **own}
+        return {**self.teacher, "init_from": normal, **(adversary if own.get("defense") == "nasty" else {}), **own}
+
+    def adaptive(self) -> Runs:
+        """The attacks that undo an answer defense."""
+        network = {"attack": "ddae_plus", **self.recovery}
+        return {"bayes": {"attack": "bayes", **{key: self.recovery[key] for key in ("pairs",) if key in self.recovery}},
+                "ddae_plus": network, "ddae_plus_sorted": {**network, "sort_classes": 1}}
 
     def thieves(self, teacher: str, place: str, folders: tuple[str, ...] = ("labels", "no_labels"),
                 **answers: str) -> Runs:
@@ -72,7 +79,7 @@ class Defended:
             labels = folder == "labels"
             attacks = {name: values for name, values in self.grid.attacks(labels=labels).items() if name in CORE}
             if answers and not labels:
-                attacks |= {name: {"attack": name, **values} for name, values in self.adaptive.items()}
+                attacks |= self.adaptive()
             for name, values in attacks.items():
                 found[f"{place}/{folder}/{name}"] = self.grid.thief(teacher, **values, **answers) | self.budget | (
                     {} if labels else NO_LABELS)
@@ -80,6 +87,8 @@ class Defended:
 
     def runs(self) -> Runs:
         found = self.thieves(self.normal, f"{self.place}/none")
+        place = f"{self.place}/continued"
+        found |= {f"{place}/teacher": self.protected({}), **self.thieves(f"{place}/teacher", place)}
         for name, values in self.trained().items():
             place = f"{self.place}/{name}"
             found |= {f"{place}/teacher": self.protected(values), **self.thieves(f"{place}/teacher", place)}
@@ -101,7 +110,7 @@ class Defended:
 
 # A tenth of the images. Against answer defenses a fifth of the pairs and of the epochs that are the defaults.
 DEMO_DEFENDED = Defended(DEMO, net(16, epochs=5), {"query_budget": 1000, "num_epochs": 20, "schedule": [15]}, {
-    "bayes": {"pairs": 20_000}, "ddae_plus": {"pairs": 20_000, "recovery_epochs": 40}})
+    "pairs": 20_000, "recovery_epochs": 40})
 CIFAR10_DEFENDED = Defended(CIFAR10, {**CNN, "num_epochs": 20, "schedule": [15]}, {"query_budget": 5000})
 CIFAR100_DEFENDED = Defended(
     CIFAR100, {**nasty_teacher.CIFAR100.training("resnet18"), "num_epochs": 20, "schedule": [15]},
