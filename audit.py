@@ -1,9 +1,9 @@
 """Audit a model: how much of it can be stolen through its outputs, by a grid of attacks, and what protecting it costs.
 
-    python audit.py --save_path experiments/demo/audit_nasty
-    python audit.py --save_path experiments/demo/audit_nasty --dry_run
-    python audit.py --save_path experiments/demo/audit_nasty --set seeds=[0,1,2] 'interfaces=["label"]'
-    python audit.py --compare experiments/demo/audit_normal experiments/demo/audit_nasty
+    python audit.py --save_path experiments/demo/audits/nasty
+    python audit.py --save_path experiments/demo/audits/nasty --dry_run
+    python audit.py --save_path experiments/demo/audits/nasty --set seeds=[0,1,2] 'interfaces=["label"]'
+    python audit.py --compare experiments/demo/audits/normal experiments/demo/audits/nasty
 
 DIR/params.json names the model (`model_name`, `checkpoint`), the data set, how students are trained (`num_epochs`,
 `learning_rate`, ...) and, where the preset is not wanted, what is tried. Each student is a run of its own below

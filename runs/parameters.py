@@ -48,9 +48,10 @@ def _type_name(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " / ".join(f"`{choice}`" if isinstance(choice, str) else str(choice) for choice in schema["enum"]
                           if not isinstance(choice, bool))
-    schema = schema.get("anyOf", [schema])[0]  # an optional value: what it is when it is not null
+    if "anyOf" in schema:  # an optional value: what it is when it is not null
+        return " or ".join(_type_name(choice) for choice in schema["anyOf"] if choice.get("type") != "null")
     names = {"integer": "int", "number": "float", "string": "string", "object": "object"}
-    return f"list of {names[schema['items']['type']]}" if schema["type"] == "array" else names[schema["type"]]
+    return f"list of {_type_name(schema['items'])}" if schema["type"] == "array" else names[schema["type"]]
 
 
 def schema(stage: Stage, method: str | None = None) -> dict[str, Any]:

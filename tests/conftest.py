@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runs.directories import is_seed
+from runs.directories import is_audit, is_seed
 from utils import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,7 @@ COMMITTED = ("CIFAR10_short", "CIFAR10_20epochs", "CIFAR10_foreign")  # their re
 EXPERIMENTS = {str(path.parent.relative_to(ROOT / "experiments")): json.loads(path.read_text())
                for shipped in ("CIFAR10", *COMMITTED, "CIFAR100", "GTSRB", "TinyImageNet", "demo")
                for path in sorted((ROOT / "experiments" / shipped).rglob("params.json"))
-               if not is_seed(path.parent)}
+               if not is_seed(path.parent) and not is_audit(path)}
 torch.set_num_threads(1)  # as in the processes that the tests start: sums in the same order, the same bits
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 FEW = {"num_channels": 4, "learning_rate": 0.001, "batch_size": 8, "num_epochs": 2, "precision": "fp32"}

@@ -227,7 +227,7 @@ def test_after_a_failure_what_does_not_need_it_goes_on(tree, experiment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("demo", "count"), [("demo", 13), ("demo_theft", 4), ("demo_abd", 5)])
+@pytest.mark.parametrize(("demo", "count"), [("demo_theft", 4), ("demo_abd", 5)])
 def test_a_demo_runs_experiments_that_are_there_and_reports_them(demo, count):
     # the script as it is, but for what installs and runs something
     spied = 'source() { :; }; python() { echo "$@"; }; . "$0"'
@@ -241,6 +241,18 @@ def test_a_demo_runs_experiments_that_are_there_and_reports_them(demo, count):
     assert not remarks
     runs = [run for run in runs if not is_seed(run.directory)]
     assert len(runs) == count and len(needs(runs)) == count
+
+
+@pytest.mark.slow
+def test_the_demo_audits_the_teachers_that_it_trains():
+    spied = 'source() { :; }; python() { echo "$@"; }; . "$0"'
+    done = subprocess.run(["bash", "-c", spied, "scripts/demo.sh", "1", "2"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    trained, *audits = [line.split() for line in done.stdout.splitlines()]
+    assert [run.directory.name for run in find(ROOT / name for name in trained[1:3])[0]] == ["net16", "nasty_net16"]
+    for words in audits:
+        assert words[0] == "audit.py" and words[-1] == "seeds=[1,2]"
+        assert json.loads((ROOT / words[2] / "params.json").read_text())["checkpoint"] in trained
 
 
 def snakemake(tree, *arguments):
