@@ -181,7 +181,7 @@ def _student_tables(audit: Audit) -> Iterable[tuple[str, list[list[str]]]]:
 
 
 def _column(student: Student) -> str:
-    return {"model": student.answers, "unprotected": "unprotected", "control": "control"}[student.victim]
+    return f"model: {student.answers}" if student.victim == "model" else student.victim
 
 
 def _legend(audit: Audit) -> str:

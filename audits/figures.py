@@ -27,13 +27,14 @@ def draw(audit: Audit, out: Path) -> list[Path]:
 
 def _heat(students: Sequence[Student], title: str) -> plt.Figure:
     columns = list(dict.fromkeys((each.images, each.victim, each.answers if each.victim == "model" else "")
-                                 for each in sorted(students, key=lambda each: each.images or 10**9)))
+                                 for each in sorted(students, key=lambda each: (
+                                     each.images or 10**9, ("unprotected", "model", "control").index(each.victim)))))
     attacks = list(dict.fromkeys(each.attack for each in students))
     found = {(each.attack, each.images, each.victim, each.answers if each.victim == "model" else ""):
              each.accuracy.mean for each in students}
     values = [[found.get((attack, *column), float("nan")) for column in columns] for attack in attacks]
     several = len({images for images, *_ in columns}) > 1
-    words = [(answers if victim == "model" else victim) + (f", {images:,} images" if images else ", all images")
+    words = [(f"model: {answers}" if victim == "model" else victim) + (f", {images:,} images" if images else ", all images")
              * several for images, victim, answers in columns]
     return heat_map(attacks, words, values, title)
 
