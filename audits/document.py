@@ -195,8 +195,9 @@ def _legend(audit: Audit) -> str:
             "model's logits. *Headroom*: that one less the floor, the student of hard labels or, where the thief has "
             "labels, the better student of these alone; *left*: the strongest attack on this model less its "
             "floor. *Efficiency*: the part of the headroom that protection takes; above "
-            "1 it is the model's own lost accuracy, so see the price. *Control*: the strongest attack on answers that "
-            f"know nothing of the image. Not told apart: {', '.join(f'{value:g}' for value in margins)} points "
+            "1 students are worse than from the unprotected model's top classes, as where the model itself has become "
+            "worse: see the price. *Control*: the strongest attack on answers that know nothing of the image. "
+            f" Not told apart: {', '.join(f'{value:g}' for value in margins)} points "
             f"({of}).")
 
 

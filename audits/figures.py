@@ -34,8 +34,8 @@ def _heat(students: Sequence[Student], title: str) -> plt.Figure:
              each.accuracy.mean for each in students}
     values = [[found.get((attack, *column), float("nan")) for column in columns] for attack in attacks]
     several = len({images for images, *_ in columns}) > 1
-    words = [(f"model: {answers}" if victim == "model" else victim) + (f", {images:,} images" if images else ", all images")
-             * several for images, victim, answers in columns]
+    words = [(f"model: {answers}" if victim == "model" else victim) + several * (
+        f", {images:,} images" if images else ", all images") for images, victim, answers in columns]
     return heat_map(attacks, words, values, title)
 
 

@@ -76,7 +76,8 @@ class ThiefVerdict(BaseModel):
                                               "student of these alone")
     headroom_left: float | None = Field(description="strongest attack less the floor, points")
     efficiency: float | None = Field(description="part of the headroom that protection takes; null without headroom; "
-                                                 "above 1 it is the model's own lost accuracy")
+                                                 "above 1 students are worse than from the unprotected model's top "
+                                                 "classes")
     margin: float = Field(description="points within which nothing is told apart: the standard deviation of the seeds "
                                       "or, of one seed, the standard error on so many test images")
     sentence: str

@@ -147,8 +147,8 @@ def _legend(report: Report) -> str:
                      "smoothing, not theft. The strongest attack is the best of those tried, which errs on the thief's "
                      "side, as one of many is the best by chance. Headroom: the strongest attack on the normal teacher "
                      "less its student of hard labels; none if it is within the standard deviation of the seeds. "
-                     "Efficiency: the part of the headroom that a defense takes; above 1 it is the defended teacher's "
-                     "own lost accuracy.")
+                     "Efficiency: the part of the headroom that a defense takes; above 1 its students are worse "
+                     "than those of the normal teacher's hard labels.")
     if report.prices:
         texts.append("Price and profile: `python evaluate.py --help` defines the columns; L1 change and rank "
                      "correlation are against the normal teacher or, behind an answer defense, against the network's "
