@@ -75,7 +75,8 @@ class ThiefVerdict(BaseModel):
                                               "student of hard labels or, where the thief has labels, the better "
                                               "student of these alone")
     headroom_left: float | None = Field(description="strongest attack less the floor, points")
-    efficiency: float | None = Field(description="part of the headroom that protection takes; null without headroom; "
+    efficiency: float | None = Field(description="part of the headroom that protection takes; null where the headroom is "
+                                                 "within the margin; "
                                                  "above 1 students are worse than from the unprotected model's top "
                                                  "classes")
     margin: float = Field(description="points within which nothing is told apart: the standard deviation of the seeds "
@@ -161,7 +162,8 @@ def _judge(students: Sequence[Student], network: str, images: int | None, thief:
         labels=labels, label_smoothing=smoothed, hard_label=hard_label,
         unprotected=plain[unprotected.attack].accuracy if unprotected and not same else None, control=control,
         headroom=unprotected.headroom if unprotected else None, headroom_left=verdict.headroom,
-        efficiency=verdicts.efficiency(unprotected, verdict) if unprotected and not same else None, margin=margin,
+        efficiency=verdicts.efficiency(unprotected, verdict) if unprotected and not same and (
+            unprotected.headroom or 0.0) > margin else None, margin=margin,
         sentence="")
     return found.model_copy(update={"sentence": _sentence(found)})
 
