@@ -55,6 +55,7 @@ class Attempt:
     directory: Path
     values: dict[str, Any] = field(compare=False)  # of params.json, without the seed
     stage: Stage = field(compare=False)
+    answer_defense: str = "none"
     top_class_only: bool = False
     control_of: str = ""
 
@@ -222,7 +223,8 @@ class _Grid:
         except UserError as error:
             self.refused[name] = str(error).removeprefix(f"{attempt.directory}: ")
             return None
-        return replace(attempt, top_class_only=description.top_class_only)
+        return replace(attempt, top_class_only=description.top_class_only,
+                       answer_defense=description.answer_defense)
 
     def _student(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, interface: str,
                  defense: str) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class Student(BaseModel):
     victim: str = Field(description="`model`, `unprotected`, `control` (answers that know nothing of the image) or "
                                     "`none` (labels alone)")
     answers: str = Field(description="what the thief got for an image")
+    answer_defense: str
     attack: str
     top_class_only: bool = Field(description="whether it learned no more of an answer than its top class")
     accuracy: Spread
@@ -75,10 +76,9 @@ class ThiefVerdict(BaseModel):
                                               "student of hard labels or, where the thief has labels, the better "
                                               "student of these alone")
     headroom_left: float | None = Field(description="strongest attack less the floor, points")
-    efficiency: float | None = Field(description="part of the headroom that protection takes; null where the headroom is "
-                                                 "within the margin; "
-                                                 "above 1 students are worse than from the unprotected model's top "
-                                                 "classes")
+    efficiency: float | None = Field(description="part of the headroom that protection takes; null where the headroom "
+                                                 "is within the margin; above 1 students are worse than from the "
+                                                 "unprotected model's top classes")
     margin: float = Field(description="points within which nothing is told apart: the standard deviation of the seeds "
                                       "or, of one seed, the standard error on so many test images")
     sentence: str
@@ -122,7 +122,8 @@ def read_students(plan: Plan) -> tuple[list[Student], list[Results]]:
             accuracies = {seed: record.last["test_accuracy"] for seed, record in found.items()}
             students.append(Student(
                 network=attempt.student, images=attempt.images, thief=attempt.thief, victim=attempt.victim,
-                answers=attempt.answers, attack=attempt.attack, top_class_only=attempt.top_class_only,
+                answers=attempt.answers, answer_defense=attempt.answer_defense, attack=attempt.attack,
+                top_class_only=attempt.top_class_only,
                 accuracy=Spread.of(attempt.directory.as_posix(), accuracies)))
             records += found.values()
     return students, records
@@ -145,13 +146,13 @@ def _judge(students: Sequence[Student], network: str, images: int | None, thief:
     labels = next((each.accuracy for each in alone if each.attack == "labels"), None)
     smoothed = max((each.accuracy for each in alone if each.attack != "labels"), key=lambda found: found.mean,
                    default=None)
-    floor = _better(labels, smoothed) if thief == LABELED else None
-    verdict, unprotected = _verdict(own, floor), _verdict(plain, floor)
+    hard_label = _hard_label(alike, own)
+    alone_floor = _better(labels, smoothed) if thief == LABELED else None
+    verdict = _verdict(own, alone_floor or hard_label)
+    unprotected = _verdict(plain, alone_floor or _hard_label(alike, plain))
     assert verdict is not None
     controls = (each for each in alike if each.victim == "control" and each.attack == verdict.attack)
     control = next((each.accuracy for each in controls), None)
-    hard_label = max((each.accuracy for each in own.values() if each.top_class_only), key=lambda found: found.mean,
-                     default=None)
     strongest = own[verdict.attack].accuracy
     rate = strongest.mean / 100
     margin = max(verdict.noise, 0.0 if len(strongest.seeds) > 1 else
@@ -173,6 +174,14 @@ def _verdict(students: Mapping[str, Student], floor: Spread | None) -> Verdict[s
     found = verdicts.judge({name: verdicts.Attempt(list(each.accuracy.seeds.values()), each.top_class_only)
                             for name, each in students.items()})
     return replace(found, hard_labels=list(floor.seeds.values())) if found and floor else found
+
+
+def _hard_label(alike: Sequence[Student], of: Mapping[str, Student]) -> Spread | None:
+    """The best student of the top classes alone that these students' model gives behind their answer defense: of any
+    interface, as all that has a top class gives the same one."""
+    one = next(iter(of.values()), None)
+    return _better(*(each.accuracy for each in alike if one and each.top_class_only
+                     and (each.victim, each.answer_defense) == (one.victim, one.answer_defense)))
 
 
 def _better(*spreads: Spread | None) -> Spread | None:

@@ -67,7 +67,8 @@ class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CachePa
                            plain=self.attack == KDParams.model_fields["attack"].default,
                            answers=name_answers(self.interface, self.answer_defense),
                            interface=self.interface, answer_defense=self.answer_defense,
-                           top_class_only=self.top_class_only or (self.interface == "label" and not self.reads_labels),
+                           top_class_only=self.top_class_only or (
+                               self.interface == "label" and not (self.labeled and self.reads_labels)),
                            settings=tuple((self.settings_of or own).items()),
                            control=self.attack if self.control_of else "",
                            labels=self.labeled, reads_labels=self.reads_labels,
