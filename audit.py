@@ -65,6 +65,8 @@ def audit() -> None:
                             "are no comparison")
         plans.append(plan(before[1], before[0], model.sizes).as_unprotected())
     grid = Plan.joined(plans)
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"--jobs is {arguments.jobs}: at least 1")
     jobs = arguments.jobs or len(arguments.gpus) or (1 if _has_gpu(params) else os.cpu_count() or 1)
     if arguments.dry_run:
         _say_what_would_be(grid, model, jobs)
@@ -85,7 +87,8 @@ def audit() -> None:
     write_text(directory / "audit.csv", document.table(result, grid))
     write_text(directory / "audit.md", document.document(result, params, directory, pictures))
     print(document.terminal(result, directory))
-    print(f"Written to {directory}: audit.md, audit.json, audit.csv, {', '.join(file.name for file in pictures)}.")
+    names = ["audit.md", "audit.json", "audit.csv", *(file.name for file in pictures)]
+    print(f"Written to {directory}: {', '.join(names)}.")
     if failed:
         raise UserError(f"{len(failed)} of {len(grid.directories())} runs are not finished: "
                         f"{', '.join(map(str, failed))}")
@@ -103,6 +106,7 @@ def _audit_of(unprotected: str | None, overrides: dict[str, Any]) -> tuple[Path,
 def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: Path) -> list[Path]:
     """Train the students that are not finished. Returns the directories of those that failed."""
     runs = _runs(grid)
+    _check_checkpoints(grid, runs, model)
     waiting = {run.directory: run for run in runs if not run.finished}
     bar = Bar({directory: cost(run, model.images, model.test_images) for directory, run in waiting.items()})
     try:
@@ -113,10 +117,23 @@ def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: P
 
 def _runs(grid: Plan) -> list[Run]:
     """The runs of a grid that are laid out."""
-    runs, remarks = find([directory for directory in grid.directories() if directory.is_dir()])
+    runs, remarks = find([directory for directory in grid.directories() if (directory / "params.json").exists()])
     if remarks:
         raise UserError("; ".join(remarks))
     return runs
+
+
+def _check_checkpoints(grid: Plan, runs: list[Run], model: Evaluated) -> None:
+    """Raise UserError where a finished student learned from other weights than the checkpoint has by now."""
+    read = {run.directory: {each["sha256"] for each in run.results.checkpoints_read.values()}
+            for run in runs if run.results}
+    now = {"model": model.source, "unprotected": model.unprotected}
+    for attempt in grid.attempts:
+        source = now.get(attempt.victim)
+        for directory in map(attempt.run_directory, grid.seeds):
+            if source and read.get(directory) and source["sha256"] not in read[directory]:
+                raise UserError(f"{source['path']} has changed since {directory} learned from it: choose another "
+                                "directory, or start over with --restart")
 
 
 def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int) -> None:

@@ -16,7 +16,7 @@ from reports.prices import COLUMNS
 from reports.table import markdown
 
 WIDTH = 118
-MOST_VERDICTS = 12  # on the terminal
+MOST_LINES, MOST_VERDICTS, MOST_PRICES = 40, 12, 8  # on the terminal
 HAS = {LABELED: "training images with their labels", UNLABELED: "training images without labels",
        NO_DATA: "no image of the data set, but patches of one drawn picture"}
 SHOWN_PRICES = ("accuracy", "cross_entropy", "calibration_error", "risk_coverage_area", "l1_change", "entropy",
@@ -25,14 +25,22 @@ SHOWN_PRICES = ("accuracy", "cross_entropy", "calibration_error", "risk_coverage
 
 def terminal(audit: Audit, directory: Path) -> str:
     """At most 40 lines, before the names of the files."""
-    shown = sorted(audit.verdicts, key=lambda found: -(found.headroom_left or 0))[:MOST_VERDICTS]
+    texts = (_terminal(audit, directory, most) for most in range(MOST_VERDICTS, 0, -1))
+    return next((text for text in texts if text.count("\n") < MOST_LINES), _terminal(audit, directory, 1))
+
+
+def _terminal(audit: Audit, directory: Path, most: int) -> str:
+    """most: verdicts that are shown."""
+    shown = sorted(audit.verdicts, key=lambda found: -(found.headroom_left or 0))[:most]
     verdicts = [found for found in audit.verdicts if found in shown]
     more = len(audit.verdicts) - len(verdicts)
     blocks = [_headline(audit), markdown(_verdict_lines(verdicts, brief=True))]
     blocks += [f"{more} kinds of thieves with less headroom are in {directory / 'audit.md'}."] * bool(more)
     blocks.append("\n".join(textwrap.fill(f"{_whose(found)}: {found.sentence}.", WIDTH, subsequent_indent="  ")
                             for found in verdicts))
-    blocks.append(markdown(_price_lines(audit)))
+    prices = _price_lines(audit)
+    blocks.append(markdown(prices[:MOST_PRICES + 1]) + f"\n{len(prices) - 1 - MOST_PRICES} more are in "
+                  f"{directory / 'audit.md'}." * (len(prices) > MOST_PRICES + 1))
     blocks.append(textwrap.fill(
         "The strongest attack is the best of those tried, which errs on the thief's side; another attack, more images "
         "or a longer training may get more. " + _failures(audit), WIDTH))
@@ -135,8 +143,8 @@ def _verdict_lines(verdicts: Iterable[ThiefVerdict], *, brief: bool = False) -> 
     for found in verdicts:
         spreads = [found.accuracy, found.labels, found.label_smoothing, found.hard_label, found.unprotected,
                    found.control]
-        efficiency = "" if found.unprotected is None else "no headroom" if found.efficiency is None else \
-            f"{found.efficiency:.2f}"
+        efficiency = "" if found.unprotected is None or found.headroom is None else \
+            "no headroom" if found.efficiency is None else f"{found.efficiency:.2f}"
         lines.append([_whose(found), found.attack, *(_text(each) for each in spreads), _points(found.headroom),
                       _points(found.headroom_left), efficiency,
                       *([found.network] if len(heads) > 11 else [])])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
-from audits.plan import answers_in_words
+from audits.plan import answers_in_words, interfaces
 from defenses.answers import Answers
 from runs.trained import RECORDED, Source, read_source
 from utils import seeds
@@ -51,7 +51,7 @@ def evaluate_model(params: AuditParams, data_dir: Path, device: str = "auto",
     source, logits = test.logits(params.checkpoint)
     original = test.logits(unprotected) if unprotected else None
     prices: dict[str, Row] = {}
-    for interface in dict.fromkeys(["logits", *(params.interfaces or ["logits"])]):
+    for interface in dict.fromkeys(["logits", *interfaces(params)]):
         for defense in dict.fromkeys(["none", *params.answer_defenses]):
             try:
                 answers = Answers(interface, defense)

@@ -1,6 +1,7 @@
 """The params.json of an audit. Imports no torch, as params.json files are read without it."""
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -63,8 +64,10 @@ class AuditParams(DataParams):
                 raise ValueError(f'"{key}" is not of an audit, see "{instead}"')
         for key in ("attacks", "interfaces", "answer_defenses", "thieves", "query_budgets", "students", "seeds"):
             values = getattr(self, key) or []
-            if twice := next((value for at, value in enumerate(values) if value in values[:at]), None):
-                raise ValueError(f'"{key}" has {twice!r} twice')
+            if twice := [value for at, value in enumerate(values) if value in values[:at]]:
+                raise ValueError(f'"{key}" has {json.dumps(twice[0])} twice')
+        if nameless := [each for each in self.students or () if "model_name" not in each]:
+            raise ValueError(f'"students": {json.dumps(nameless[0])} has no "model_name"')
         return self
 
     @property

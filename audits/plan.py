@@ -19,7 +19,7 @@ from attacks.params import AttackParams
 from audits.params import LABELED, NO_DATA, OF_MODEL, UNLABELED, AuditParams
 from runs.stages import DATAFREE, KD, SCRATCH
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import read_json, write_text
 from utils.params import Params as RunParams
 from utils.params import Stage, changed_keys, check_params
 
@@ -72,8 +72,11 @@ class Attempt:
         values = {**self.values, "seed": seed}
         text = json.dumps(values, indent=1) + "\n"
         if file.exists():
-            there = check_params(json.loads(file.read_text(encoding="utf-8")), file, self.stage, {})
-            if changed := changed_keys(there.model_dump(), check_params(values, file, self.stage, {})):
+            there, now = (check_params(each, file, self.stage, {}) for each in (read_json(file), values))
+            changed = changed_keys(there.model_dump(), now)
+            if there.num_epochs != now.num_epochs and "num_epochs" in now.changeable:  # a run could go on with it
+                changed.append(f"num_epochs ({there.num_epochs} -> {now.num_epochs})")
+            if changed:
                 raise UserError(f"{file} is of an earlier audit with other parameters, {', '.join(changed)}: choose "
                                 "another directory, or start over with --restart")
             return
@@ -118,12 +121,17 @@ def plan(params: AuditParams, directory: Path, sizes: Mapping[str, int], referen
     if not any(attempt.victim == "model" for attempt in attempts):
         raise UserError(f"{directory / 'params.json'}: the grid is empty: no attack fits the thieves and interfaces "
                         f"({'; '.join(f'{name}: {why}' for name, why in grid.refused.items())})")
+    places = [attempt.directory for attempt in attempts]
+    if twice := [place for at, place in enumerate(places) if place in places[:at]]:
+        raise UserError(f"{directory / 'params.json'}: two students of the grid have the directory {twice[0]}: one "
+                        "attack, interface, thief or network is given twice, in other words")
     tried = {attempt.values["attack"] for attempt in attempts if attempt.victim == "model" and "attack" in
              attempt.values}
-    asked = [specification["attack"] for specification in _specifications(params)] if params.attacks else []
-    if in_vain := [name for name in asked if name not in tried]:
+    in_words = {attempt.attack for attempt in attempts if attempt.victim == "model"}
+    asked = _specifications(params) if params.attacks else []
+    if in_vain := [each["attack"] for each in asked if attack_in_words(each) not in in_words]:
         raise UserError(f'{directory / "params.json"}: "attacks": {in_vain[0]} fits no thief and interface of this '
-                        f"audit: {grid.refused.get(in_vain[0], 'it needs labels')}")
+                        f"audit: {grid.refused.get(in_vain[0], 'a thief without images cannot use it')}")
     not_tried = {name: grid.refused.get(name, "not asked for") for name in REGISTRY
                  if name not in tried and name not in ("uniform", "class_mean")}
     return Plan(attempts, not_tried, list(params.seeds))
@@ -139,8 +147,8 @@ class _Grid:
     def attempts(self, references: Path | None) -> Iterator[Attempt]:
         params = self.params
         thieves = list(params.thieves or (LABELED, UNLABELED, *([NO_DATA] if params.preset == "full" else [])))
-        interfaces = list(params.interfaces or (FULL_INTERFACES if params.preset == "full" else FULL_INTERFACES[:1]))
-        victims = {"model": [(interface, defense) for interface in interfaces for defense in params.answer_defenses]}
+        victims = {"model": [(interface, defense) for interface in interfaces(params)
+                             for defense in params.answer_defenses]}
         if params.unprotected and references is None:
             victims["unprotected"] = [("logits", "none")]
         for student in params.students or [params.network]:
@@ -310,6 +318,11 @@ def _attack_params(specification: Specification) -> AttackParams | None:
                                                           if key != "attack"})
     except ValueError:
         return None
+
+
+def interfaces(params: AuditParams) -> Sequence[str]:
+    """What the model's interface returns, in turn."""
+    return params.interfaces or (FULL_INTERFACES if params.preset == "full" else FULL_INTERFACES[:1])
 
 
 def attack_in_words(specification: Specification) -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +135,26 @@ def refused(run, script, directory, *arguments):
     assert line.startswith("error: ")
     assert contents(directory) == before
     return line
+
+
+def all_end(session, seconds=30.0):
+    """Whether all processes of a session end in that time, forked ones too, whose command line is that of another."""
+    end = time.monotonic() + seconds
+    while _members(session) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not _members(session)
+
+
+def _members(session):
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = file.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has ended
+            continue
+        if int(of) == session and state != "Z":
+            found.append(int(file.parent.name))
+    return found
 
 
 class Malicious:

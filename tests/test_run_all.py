@@ -6,10 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, all_end, environment
 
 from runs.directories import find, is_seed, unreadable
 from runs.graph import check_sources, needs, without
@@ -24,13 +23,6 @@ def tree(experiment, tmp_path):
     experiment("tree/y", **teacher, teacher_resume=str(tmp_path / "tree/z/last_model.tar"))
     experiment("tree/x", **teacher, teacher_resume=str(tmp_path / "tree/y/last_model.tar"))
     return tmp_path / "tree"
-
-
-def content(file):
-    try:
-        return file.read_bytes()
-    except OSError:  # the process has ended
-        return b""
 
 
 def script(name, *arguments, **options):
@@ -201,14 +193,15 @@ def test_an_interrupt_ends_all_runs_and_is_no_failure(tree):
         params = json.loads((tree / name / "params.json").read_text())
         (tree / name / "params.json").write_text(json.dumps(params | {"num_epochs": 10_000}))
     process = subprocess.Popen([sys.executable, str(ROOT / "scripts/run_all.py"), str(tree), "--jobs", "2"],
-                               env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     while not all((tree / name / "metrics.csv").exists() for name in ("z", "w")):
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and "failed" not in out + errors
-    assert not [file for file in Path("/proc").glob("[0-9]*/cmdline") if str(tree).encode() in content(file)]
+    assert all_end(process.pid)
 
 
 @pytest.mark.slow

@@ -1,0 +1,607 @@
+"""The audit: its grid of attacks, its verdicts, and whole audits, interrupted ones among them."""
+import csv
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FEW, ROOT, all_end, command, environment, refused, results
+
+from attacks import REGISTRY
+from audits import document
+from audits.params import LABELED, NO_DATA, UNLABELED
+from audits.plan import CORE, LEAST_STEPS, MOST_LONGER, plan
+from audits.progress import duration, seconds_left
+from audits.result import Audit, Spread, Student, judge_all
+from model import build_model
+from runs.directories import Run, find, is_audit
+from runs.stages import AUDIT
+from utils.errors import UserError
+from utils.params import check_params
+from utils.results import Results
+from utils.run_directory import RunDirectory
+
+SIZES = {"folder:images": 45, "cifar100": 100}
+HARD_LABEL = {"attack": "hard_label"}
+
+
+def params_of(**values):
+    return check_params({"dataset": "folder:images", "model_name": "net", "checkpoint": "teacher", **FEW, **values},
+                        Path("DIR/params.json"), AUDIT, {})
+
+
+def grid(**values):
+    return plan(params_of(**values), Path("DIR"), SIZES)
+
+
+def of_victim(attempts, victim="model"):
+    return [attempt for attempt in attempts if attempt.victim == victim]
+
+
+FULL = {"preset": "full", "thieves": ["labeled", "unlabeled", "cifar100", "no_data"], "query_budgets": [20, None],
+        "answer_defenses": ["none", "mad:0.5"], "unprotected": "original", "seeds": [0, 1],
+        "students": [{"model_name": "net", "num_channels": 4}, {"model_name": "resnet18"}]}
+
+
+@pytest.mark.parametrize("values", [{}, {"unprotected": "original"}, {"preset": "full"}, FULL],
+                         ids=["core", "unprotected", "full", "all keys"])
+def test_every_attempt_has_valid_parameters_and_a_directory_of_its_own(values):
+    made = grid(**values)
+    for attempt in made.attempts:
+        assert attempt.params().num_epochs >= FEW["num_epochs"]
+    directories = made.directories()
+    assert len(set(directories)) == len(directories) == len(made.attempts) * len(made.seeds)
+    assert all(directory.is_relative_to("DIR/runs") for directory in directories)
+
+
+def test_the_core_tries_what_it_names_on_each_thief_and_the_full_preset_all_that_fits():
+    core = of_victim(grid().attempts)
+    assert {attempt.thief for attempt in core} == {LABELED, UNLABELED} and len(core) == 2 * len(CORE)
+    full = of_victim(grid(preset="full").attempts)
+    assert {attempt.thief for attempt in full} == {LABELED, UNLABELED, NO_DATA}
+    assert {attempt.answers for attempt in full} > {"logits", "label"}
+    left_out = grid(preset="full", answer_defenses=["none", "mad:0.5"]).not_tried
+    assert set(left_out) == {"scm_chain"}  # a chain of runs
+
+
+@pytest.mark.parametrize("values", [{}, {"preset": "full"}, {"attacks": ["kd", "htc", {"attack": "kd", "alpha": 0.5}]}])
+def test_a_thief_without_labels_uses_none(values):
+    attempts = of_victim(grid(**values, thieves=["unlabeled", "cifar100"]).attempts)
+    assert attempts
+    for attempt in attempts:
+        params = attempt.params()
+        assert not params.labeled and not params.needs_labels
+        if REGISTRY[params.attack].Params().needs_labels:
+            assert params.alpha == 1
+
+
+@pytest.mark.parametrize("values", [{}, {"preset": "full"}, {"attacks": ["kd"]},
+                                    {"attacks": ["kd"], "interfaces": ["label", "top_k:2"]}])
+def test_hard_labels_are_always_among_the_attacks_of_a_thief(values):
+    attempts = of_victim(grid(**values).attempts)
+    for thief in (LABELED, UNLABELED):
+        for answers in {attempt.answers for attempt in attempts}:
+            found = [attempt.params() for attempt in attempts if attempt.thief == thief and attempt.answers == answers]
+            assert any(params.attack == "hard_label" for params in found)
+
+
+def test_each_student_has_references_of_its_network_and_images():
+    made = grid(attacks=["kd"], query_budgets=[20, None], students=[{"model_name": "net"}, {"model_name": "resnet18"}])
+    for student in ("net32", "resnet18"):
+        for images in (20, None):
+            alike = [each for each in made.attempts if each.student == student and each.images == images]
+            assert {each.attack for each in of_victim(alike, "none")} > {"labels"}
+            assert {each.control_of for each in of_victim(alike, "control")} == {"KD", "Hard label"}
+            assert {each.answers for each in of_victim(alike, "control")} == {"uniform", "class_mean"}
+
+
+def test_a_smaller_budget_means_more_epochs_and_smaller_batches():
+    made = grid(attacks=["kd"], query_budgets=[5, 20, None], num_epochs=10, schedule=[6], batch_size=8)
+    recipes = {each.images: each.params() for each in made.attempts if each.victim == "model"}
+    assert [recipes[images].num_epochs for images in (None, 20, 5)] == [10, round(10 * 45 / 20), 10 * MOST_LONGER]
+    assert [recipes[images].schedule for images in (None, 20, 5)] == [[6], [round(6 * 45 / 20)], [6 * MOST_LONGER]]
+    assert [recipes[images].batch_size for images in (None, 20, 5)] == [8, 20 // LEAST_STEPS, 2]
+    assert [recipes[images].query_budget for images in (None, 20, 5)] == [None, 20, 5]
+    alone = {each.images: each.params() for each in of_victim(made.attempts, "none")}
+    assert alone[20].subset_size == 20 and alone[20].num_epochs == recipes[20].num_epochs
+
+
+def test_references_of_another_audit_are_not_trained_again(tmp_path):
+    params = params_of(unprotected="DIR")
+    own = plan(params, tmp_path, SIZES, references=Path("DIR"))
+    assert {attempt.victim for attempt in own.attempts} == {"model"}
+    theirs = grid(interfaces=["logits", "label"]).as_unprotected()
+    assert {attempt.victim for attempt in theirs.attempts} == {"none", "control", "unprotected"}
+    assert {attempt.answers for attempt in of_victim(theirs.attempts, "unprotected")} == {"logits"}
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"attacks": ["nope"]}, ['"attacks"', "'nope'"]),
+    ({"attacks": [{"temperature": 4}]}, ['"attacks"', 'no "attack"']),
+    ({"attacks": ["kd", {"attack": "kd", "temperature": -1}]}, ["DIR/params.json", '"attacks"', '"temperature" is -1']),
+    ({"attacks": ["kd", {"attack": "kd", "temperatur": 1}]}, ["DIR/params.json", '"attacks"', '"temperatur"']),
+    ({"attacks": []}, ["DIR/params.json", '"attacks"']),
+    ({"attacks": ["kd"], "thieves": ["no_data"]}, ["DIR/params.json", '"attacks"', "kd"]),
+    ({"attacks": ["kd", "kd"]}, ["DIR/params.json", '"attacks" has "kd" twice']),
+    ({"attacks": ["kd", {"attack": "kd"}]}, ["DIR/params.json", "/kd: ", "twice"]),
+    ({"interfaces": ["logits", "probabilities"], "answer_defenses": ["mad:1"]}, ["DIR/params.json", "twice"]),
+    ({"interfaces": []}, ["DIR/params.json", '"interfaces"']),
+    ({"seeds": [0, 0]}, ["DIR/params.json", '"seeds" has 0 twice']),
+    ({"query_budgets": [None, None]}, ["DIR/params.json", '"query_budgets" has null twice']),
+    ({"query_budgets": [46]}, ["DIR/params.json", '"query_budgets" has 46', "45 training images"]),
+    ({"query_budgets": [1]}, ["DIR/params.json", '"query_budgets"']),
+    ({"students": [{"num_channels": 4}]}, ["DIR/params.json", '"students"', "model_name"]),
+    ({"students": [{"model_name": "net"}, {"model_name": "net", "num_channels": 32}]}, ["DIR/params.json", "twice"]),
+    ({"seed": 1}, ["DIR/params.json", '"seed"', '"seeds"']),
+    ({"subset_size": 9}, ["DIR/params.json", '"subset_size"', '"query_budgets"']),
+    ({"preset": "half"}, ["DIR/params.json", '"preset"']),
+])
+def test_a_grid_that_cannot_be_is_one_line(values, words):
+    with pytest.raises(UserError) as caught:
+        grid(**values)
+    text = str(caught.value)
+    assert "\n" not in text and all(word in text for word in words), text
+
+
+def test_an_empty_grid_names_the_file_and_the_reasons():
+    with pytest.raises(UserError, match=r"DIR/params\.json: .*kd"):
+        grid(attacks=[{"attack": "kd", "temperature": -1}], thieves=["unlabeled"])
+    with pytest.raises(UserError, match=r"DIR/params\.json: the grid is empty"):
+        grid(thieves=["unlabeled"], validation_fraction=0.2)
+
+
+def test_a_run_of_other_parameters_is_not_taken_for_one_of_this_audit(tmp_path):
+    attempt = plan(params_of(), tmp_path, SIZES).attempts[0]
+    attempt.write(0)
+    attempt.write(0)
+    for key, value in (("num_epochs", 3), ("batch_size", 4), ("learning_rate", 0.1)):
+        other = plan(params_of(**{key: value}), tmp_path, SIZES).attempts[0]
+        with pytest.raises(UserError, match=f"{key} .*--restart"):
+            other.write(0)
+    (attempt.run_directory(0) / "params.json").write_text("{")
+    with pytest.raises(UserError, match=r"params\.json"):
+        attempt.write(0)
+
+
+# Verdicts, of students whose accuracies are given
+
+def student(accuracy, attack="KD", *, thief=UNLABELED, victim="model", answers="logits", top_class_only=False,
+            images=None, network="net4"):
+    seeds = dict(enumerate(accuracy if isinstance(accuracy, list) else [accuracy]))
+    return Student(network=network, images=images, thief=thief, victim=victim, answers=answers, attack=attack,
+                   top_class_only=top_class_only, accuracy=Spread.of(f"{thief}/{victim}/{answers}/{attack}", seeds))
+
+
+def hard(accuracy, **values):
+    return student(accuracy, "Hard label", top_class_only=True, **values)
+
+
+def verdict_on(*students, test_images=10_000):
+    found, = judge_all(students, test_images)
+    return found
+
+
+def test_headroom_is_the_strongest_attack_less_hard_labels():
+    found = verdict_on(student(90.0), student(85.0, "HTC"), hard(80.0))
+    assert (found.attack, found.accuracy.mean, found.hard_label.mean) == ("KD", 90.0, 80.0)
+    assert found.headroom == found.headroom_left == 10.0
+    assert found.unprotected is None and found.efficiency is None
+    assert found.sentence == "distillable by KD: 10.0 points above hard labels"
+
+
+def test_efficiency_is_the_part_of_the_headroom_of_the_unprotected_model_that_is_gone():
+    plain = [student(90.0, victim="unprotected"), hard(80.0, victim="unprotected")]
+    found = verdict_on(*plain, student(84.0), hard(79.0))
+    assert (found.headroom, found.headroom_left) == (10.0, 5.0) and found.efficiency == pytest.approx(0.6)
+    assert found.unprotected.mean == 90.0
+    worse = verdict_on(*plain, student(70.0), hard(75.0))
+    assert worse.efficiency == pytest.approx(1.5) and worse.headroom_left == 0 and worse.attack == "Hard label"
+
+
+def test_a_label_only_interface_leaves_nothing_where_its_students_equal_the_floor():
+    label = {"answers": "label", "top_class_only": True}
+    students = [student(90.0), hard(80.0), student(80.0, **label), student(80.0, "HTC", **label)]
+    on_logits, on_labels = judge_all(students, 10_000)
+    assert on_logits.efficiency is None and on_logits.headroom_left == 10
+    assert on_labels.headroom_left == 0 and on_labels.efficiency == 1 and on_labels.headroom == 10
+    assert on_labels.sentence == "no attack tried beats hard labels"
+
+
+def test_the_floor_of_a_thief_with_labels_is_what_these_reach_alone():
+    alone = [student(82.0, "labels", thief=LABELED, victim="none", answers=""),
+             student(84.0, "label smoothing 0.1", thief=LABELED, victim="none", answers="")]
+    found = verdict_on(*alone, student(86.0, thief=LABELED), hard(70.0, thief=LABELED))
+    assert (found.labels.mean, found.label_smoothing.mean, found.headroom_left) == (82.0, 84.0, 2.0)
+    assert found.sentence == "distillable by KD: 2.0 points above the thief's own labels"
+    found = verdict_on(*alone, student(83.0, thief=LABELED), hard(70.0, thief=LABELED))
+    assert found.headroom_left == -1.0 and found.sentence == "no attack tried beats the thief's own labels"
+
+
+def test_a_control_is_that_of_the_strongest_attack():
+    found = verdict_on(student(86.0, thief=LABELED), student(60.0, "KD", thief=LABELED, victim="control"),
+                       student(70.0, "HTC", thief=LABELED, victim="control"))
+    assert found.control.mean == 60.0
+
+
+def test_what_is_within_the_noise_is_told_as_no_theft():
+    seeds = [student([80.0, 84.0]), hard([80.0, 81.0])]
+    assert verdict_on(*seeds).sentence == "no attack tried beats hard labels"
+    one = [student(84.0), hard(80.0)]
+    assert verdict_on(*one, test_images=10_000).sentence.startswith("distillable")
+    assert verdict_on(*one, test_images=20).sentence == "no attack tried beats hard labels"
+    assert verdict_on(*one, test_images=100).margin == pytest.approx(100 * (0.84 * 0.16 / 100) ** 0.5)
+
+
+def test_a_thief_without_images_has_no_floor():
+    found = verdict_on(student(50.0, "patches", thief=NO_DATA), student(90.0, victim="unprotected"))
+    assert found.headroom is None and "no headroom" not in document.terminal(audit_of([
+        student(50.0, "patches", thief=NO_DATA), student(90.0, thief=NO_DATA, victim="unprotected")]), Path("DIR"))
+    assert found.sentence == "patches gets 50.00 % without an image of the data set"
+
+
+def audit_of(students, answers=("logits",), **values):
+    price = {"accuracy": 91.0, "cross_entropy": 0.3, "entropy": 0.1}
+    return Audit(finished=True, params=params_of().model_dump(), model={"path": "a" * 60, "sha256": "0"},
+                 unprotected=None, test_images=1000, classes=3, verdicts=judge_all(students, 1000), students=students,
+                 prices={name: price for name in answers}, queries=[45], not_tried={}, failed=[], seconds=1.0,
+                 runs=len(students), versions={}, remarks=[], **values)
+
+
+def test_the_report_on_the_terminal_has_at_most_40_lines_however_large_the_grid():
+    answers = ["logits", "label", *(f"{at} after {defense}" for at in ("top_k:3", "round:1", "logits")
+                                    for defense in ("mad:0.5", "modelguard_w:1", "reverse_sigmoid:1"))]
+    students = [each for at in answers for thief in (LABELED, UNLABELED, "folder:of/foreign/images")
+                for images in (1000, 20_000, None)
+                for each in (student(90.0, "Logit standardization, temperature 20", thief=thief, answers=at,
+                                     images=images), hard(80.0, thief=thief, answers=at, images=images))]
+    text = document.terminal(audit_of(students, answers), Path("DIR"))
+    assert len(text.splitlines()) <= 40, text
+
+
+def test_no_report_calls_a_model_secure():
+    found = audit_of([student(70.0), hard(80.0)])
+    for text in (document.terminal(found, Path("DIR")), document.document(found, params_of(), Path("DIR")),
+                 *(verdict.sentence for verdict in found.verdicts)):
+        assert "secur" not in text.lower() and "cannot be stolen" not in text
+
+
+def test_the_json_of_an_audit_is_read_back_as_it_was():
+    found = audit_of([student([70.0, 71.0]), hard(80.0)])
+    assert Audit.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_time_left_is_by_the_pace_of_the_finished_runs():
+    finished = [Run(Path("a"), params_of(), Results("", {}, {}, {}, wall_time_seconds=8.0))]
+    assert seconds_left({Path("a"): 10, Path("b"): 30}, finished, jobs=2) == pytest.approx(15)
+    assert seconds_left({Path("b"): 30}, [], jobs=2) is None
+    assert [duration(each) for each in (5, 600, 36_000)] == ["5 s", "10 min", "10.0 h"]
+
+
+# What is refused before anything is trained
+
+@pytest.fixture
+def constant(tmp_path):
+    """Weights of a small net that gives every image the first of 3 classes."""
+    network = build_model("net", 3, num_channels=4)
+    weights = {name: torch.zeros_like(value) if value.is_floating_point() else value
+               for name, value in network.state_dict().items()}
+    torch.save(weights, tmp_path / "constant.pt")
+    return str(tmp_path / "constant.pt")
+
+
+def audit_directory(experiment, weights, name="audit", **values):
+    return experiment(name, **{"checkpoint": str(weights), "attacks": ["hard_label"], "thieves": ["unlabeled"],
+                               **values})
+
+
+def test_a_network_that_is_hardly_better_than_chance_is_refused(experiment, constant, call):
+    line = refused(call, "audit", audit_directory(experiment, constant))
+    assert constant in line and "33.3 %" in line and '"mean" and "std"' in line
+
+
+def test_a_network_of_other_classes_is_refused(experiment, constant, call, data, tmp_path):
+    shutil.copytree(data, tmp_path / "two", ignore=shutil.ignore_patterns("red"))
+    line = refused(call, "audit", audit_directory(experiment, constant, dataset=f"folder:{tmp_path / 'two'}"))
+    assert constant in line
+
+
+@pytest.mark.parametrize(("values", "arguments", "words"), [
+    ({"checkpoint": "nowhere"}, (), "nowhere"),
+    ({"unprotected": "nowhere"}, (), "nowhere"),
+    ({"thieves": ["nobody"]}, (), "nobody"),
+    ({"interfaces": ["top_q:3"]}, (), "top_q"),
+    ({"answer_defenses": ["mad"]}, (), "mad"),
+    ({}, ("--jobs", "0"), "--jobs is 0"),
+    ({}, ("--jobs", "-1"), "--jobs is -1"),
+    ({}, ("--set", "thieves=[]"), '--set: "thieves"'),
+    ({}, ("--set", "alpha=1"), 'unknown key "alpha"'),
+])
+def test_bad_input_is_one_line_and_nothing_is_written(experiment, constant, call, monkeypatch, values, arguments,
+                                                      words):
+    monkeypatch.setattr("audits.model.LEAST_ABOVE_CHANCE", -1)
+    line = refused(call, "audit", audit_directory(experiment, constant, **values), *arguments)
+    assert words in line
+
+
+def test_two_audits_in_one_directory_are_kept_apart(experiment, constant, call):
+    directory = audit_directory(experiment, constant)
+    lock = RunDirectory(directory)
+    lock.lock()
+    assert f"another audit is running in {directory}" in refused(call, "audit", directory)
+
+
+def test_a_directory_without_a_finished_audit_cannot_be_compared(tmp_path, call):
+    (tmp_path / "audit.json").write_text("{}")
+    for directory, words in ((tmp_path, "damaged"), (tmp_path / "none", "does not exist")):
+        done = call("audit", tmp_path, "--compare", directory)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_runs_of_an_audit_are_found_and_it_is_none_itself(experiment, constant, tmp_path):
+    directory = audit_directory(experiment, constant)
+    made = plan(check_params(json.loads((directory / "params.json").read_text()), directory, AUDIT, {}), directory,
+                {json.loads((directory / "params.json").read_text())["dataset"]: 45})
+    for attempt in made.attempts:
+        attempt.write(0)
+    assert is_audit(directory / "params.json")
+    runs, remarks = find([tmp_path])
+    assert not remarks and {run.directory for run in runs} == set(made.directories())
+    done = subprocess.run([sys.executable, str(ROOT / "scripts/run_all.py"), str(tmp_path), "--dry_run"],
+                          capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in done.stdout.splitlines() if line.startswith("python")]
+    assert sorted(line.rpartition(" ")[2] for line in commands) == sorted(map(str, made.directories()))
+
+
+# Whole audits
+
+SMALL = {"attacks": ["hard_label"], "thieves": ["unlabeled"]}  # 4 students, 3 of them without a teacher
+
+
+def write(directory, data, **values):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "params.json").write_text(json.dumps(
+        {"model_name": "net", "dataset": f"folder:{data}", **FEW, **values}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, data):
+    directory = write(tmp_path_factory.mktemp("audits") / "teacher", data, learning_rate=0.01, num_epochs=4)
+    subprocess.run(command("train_scratch", directory), env=environment(), capture_output=True, check=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def audited(teacher, data):
+    """The directory of a finished audit, and what it printed."""
+    directory = write(teacher.parent / "audited", data, checkpoint=str(teacher), attacks=["kd", "hard_label"])
+    done = subprocess.run(command("audit", directory), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory, done.stdout
+
+
+@pytest.fixture
+def audit(call, monkeypatch):
+    """`audit(directory, ...)` runs an audit, its students in processes that are forked from one for all tests."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return lambda directory, *arguments: call("audit", directory, *arguments)
+
+
+def found_in(directory):
+    return Audit.model_validate_json((directory / "audit.json").read_text())
+
+
+def times(directory):
+    """When each run was finished."""
+    return {file.parent.relative_to(directory): file.stat().st_mtime_ns for file in directory.rglob("results.json")}
+
+
+def everything(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+
+
+def without_place(directory):
+    """The verdicts and students of a finished audit, wherever it lies."""
+    found = json.loads((directory / "audit.json").read_text().replace(str(directory), "DIR"))
+    return found["finished"], found["verdicts"], found["students"]
+
+
+def start(directory, *arguments):
+    return subprocess.Popen(command("audit", directory, *arguments), env=environment(), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(process, condition, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_finished_audit_has_all_its_files_and_a_short_report(audited):
+    directory, printed = audited
+    names = {path.name for path in directory.iterdir()}
+    assert names == {"params.json", "runs", "audit.md", "audit.json", "audit.csv", "attacks_net4_labeled.png",
+                     "attacks_net4_unlabeled.png"}
+    report = printed[printed.index(f"{directory.parent / 'teacher'}: net"):]
+    assert len(report.splitlines()) <= 40 and "secur" not in (directory / "audit.md").read_text().lower()
+    found = found_in(directory)
+    assert found.finished and not found.failed and found.runs == len(times(directory)) == 9
+    for verdict in found.verdicts:
+        assert verdict.sentence in (directory / "audit.md").read_text()
+
+
+@pytest.mark.slow
+def test_each_accuracy_is_that_of_the_run_it_names(audited):
+    directory, _ = audited
+    named = set()
+    for each in found_in(directory).students:
+        for seed, accuracy in each.accuracy.seeds.items():
+            run = Path(each.accuracy.directory) / f"seed{seed}"
+            assert accuracy == results(run)["last"]["test_accuracy"]
+            named.add(run.relative_to(directory))
+    assert named == set(times(directory))
+    with open(directory / "audit.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(named)
+    for line in lines:
+        record = results(Path(line["directory"]))
+        assert float(line["test_accuracy"]) == record["last"]["test_accuracy"]
+        assert line["command"] == f"python {record['stage']} --save_path {line['directory']}"
+
+
+@pytest.mark.slow
+def test_the_json_is_as_its_schema_has_it(audited, call):
+    schema = json.loads(call("audit", "", "--schema").stdout)
+    text = (audited[0] / "audit.json").read_text()
+    assert Audit.model_validate_json(text).model_dump_json(indent=1) + "\n" == text
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.slow
+def test_called_again_nothing_is_trained_and_nothing_changes(audited, audit):
+    directory, printed = audited
+    before, found = times(directory), without_place(directory)
+    again = audit(directory)
+    assert again.returncode == 0, again.stderr
+    assert times(directory) == before and without_place(directory) == found
+    assert again.stdout == printed[printed.index(f"{directory.parent / 'teacher'}: net"):]
+
+
+@pytest.mark.slow
+def test_report_reads_the_runs_of_an_audit(audited, tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "report.py"), str(audited[0]), "--out", str(tmp_path)],
+                          capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "remark" not in done.stdout and "Hard label" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_label_only_interface_beside_the_audit_without_it(audited, audit, data, teacher, call):
+    """The unprotected model as an audit and as a checkpoint is the same."""
+    unlabeled = "thieves=[\"unlabeled\"]"
+    values = {"checkpoint": str(teacher), "attacks": ["kd", "hard_label"], "interfaces": ["label"]}
+    by_audit = write(teacher.parent / "by_audit", data, **values, unprotected=str(audited[0]))
+    by_checkpoint = write(teacher.parent / "by_checkpoint", data, **values, unprotected=str(teacher))
+    before = times(audited[0])
+    for directory in (by_audit, by_checkpoint):
+        done = audit(directory, "--set", unlabeled)
+        assert done.returncode == 0, done.stderr
+    assert times(audited[0]) == before and len(times(by_audit)) == 2 and len(times(by_checkpoint)) == 7
+    one, two = (found_in(directory) for directory in (by_audit, by_checkpoint))
+    for found in (one, two):
+        verdict, = found.verdicts
+        assert verdict.answers == "label" and verdict.unprotected is not None and verdict.headroom_left == 0
+        assert found.unprotected == found.model
+    assert one.prices == two.prices and set(one.prices) == {"logits", "label", "unprotected"}
+
+    def numbers(verdict):
+        return {key: value["seeds"] if isinstance(value, dict) else value
+                for key, value in verdict.model_dump().items()}
+    assert numbers(one.verdicts[0]) == numbers(two.verdicts[0])
+    compared = audit(by_audit, "--compare", audited[0], by_audit)
+    heads = compared.stdout.splitlines()[0]
+    assert compared.returncode == 0 and str(audited[0]) in heads and str(by_audit) in heads
+    assert "price: accuracy, %" in compared.stdout
+    assert "num_epochs (2 -> 3)" in refused(call, "audit", by_audit, "--set", unlabeled, "num_epochs=3")
+    write(by_audit, data, **values, unprotected=str(audited[0]), batch_size=4)
+    assert "differs in batch_size" in refused(call, "audit", by_audit, "--set", unlabeled)
+
+
+@pytest.mark.slow
+def test_laid_out_first_tried_and_started_over(audit, data, teacher, tmp_path, call):
+    directory = write(tmp_path / "audit", data, checkpoint=str(teacher), **SMALL)
+    before = everything(directory)
+    dry = audit(directory, "--dry_run")
+    assert dry.returncode == 0 and dry.stdout.startswith("4 students, 0 of them finished; how long")
+    assert everything(directory) == before
+
+    assert "4 runs" in audit(directory, "--lay_out").stdout
+    runs = sorted(file.parent for file in directory.rglob("runs/**/params.json"))
+    assert len(runs) == 4 and not times(directory)
+    labels = directory / "runs/net4/all/alone/labels/seed0"
+    assert call("train_scratch", labels).returncode == 0
+    before = everything(directory)
+    dry = audit(directory, "--dry_run")
+    assert re.match(r"4 students, 1 of them finished; about \d+ s for the others", dry.stdout)
+    assert everything(directory) == before
+
+    finished = times(directory)
+    smoothed = directory / "runs/net4/all/alone/label_smoothing_0.1/seed0"
+    lock = RunDirectory(smoothed)
+    lock.lock()
+    done = audit(directory)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert f"1 of 4 runs are not finished: {smoothed}" in done.stderr and "another process is training" in done.stdout
+    assert not found_in(directory).finished and found_in(directory).failed == [str(smoothed)]
+    assert "NOT FINISHED" in done.stdout and str(smoothed) in (directory / "audit.md").read_text()
+    lock.unlock()
+    assert audit(directory).returncode == 0
+    assert found_in(directory).finished and len(times(directory)) == 4 and finished.items() <= times(directory).items()
+
+    before = everything(directory)
+    for change in ("num_epochs=1", "learning_rate=0.1"):
+        line = refused(call, "audit", directory, "--set", change)
+        assert change.partition("=")[0] in line and "--restart" in line
+        assert everything(directory) == before
+    again = audit(directory, "--restart", "--set", "num_epochs=1")
+    assert again.returncode == 0, again.stderr
+    assert {results(run)["last"]["epoch"] for run in runs} == {1}
+
+
+@pytest.mark.slow
+def test_students_of_weights_that_have_changed_are_not_told_as_those_of_the_new_ones(audit, data, teacher, tmp_path):
+    weights = tmp_path / "weights.tar"
+    shutil.copy(teacher / "last_model.tar", weights)
+    directory = write(tmp_path / "audit", data, checkpoint=str(weights), **SMALL)
+    assert audit(directory).returncode == 0
+    shutil.copy(teacher / "best_model.tar", weights)
+    assert weights.read_bytes() != (teacher / "last_model.tar").read_bytes()
+    done = audit(directory)
+    assert done.returncode == 2 and f"{weights} has changed" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_after_kills_nothing_is_redone_and_the_result_is_the_same(audited, audit, data, teacher, tmp_path):
+    directory = write(tmp_path / "audit", data, checkpoint=str(teacher), attacks=["kd", "hard_label"])
+    moments = random.Random(0)
+    finished = {}
+    for count in (0, 3):
+        process = start(directory, "--jobs", 2)
+        while len(times(directory)) < count or not list(directory.rglob("training.log")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(moments.random() / 4)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert all_end(process.pid), "children outlive the audit"
+        now = times(directory)
+        assert finished.items() <= now.items()
+        finished = now
+    done = audit(directory)
+    assert done.returncode == 0, done.stderr
+    assert finished.items() <= times(directory).items() and without_place(directory) == without_place(audited[0])
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_audit_and_its_students(data, teacher, tmp_path, call):
+    directory = write(tmp_path / "audit", data, checkpoint=str(teacher), **SMALL, num_epochs=10_000)
+    process = start(directory, "--jobs", 2)
+    wait_for(process, lambda: len(list(directory.rglob("metrics.csv"))) == 2)
+    assert refused(call, "audit", directory) == f"error: another audit is running in {directory}"
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in out + error and "failed" not in out
+    assert error.splitlines()[-1].startswith("interrupted") and all_end(process.pid)
