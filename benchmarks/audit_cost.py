@@ -28,7 +28,6 @@ ONE: dict[str, Any] = {"attacks": ["hard_label"]}
 UNLABELED: dict[str, Any] = {"thieves": ["unlabeled"]}
 GRIDS: dict[str, dict[str, Any]] = {
     "core": {},
-    "core, unlabeled": UNLABELED,
     "4 attacks, unlabeled": {**FOUR, **UNLABELED},
     "4 attacks, unlabeled, 3 seeds": {**FOUR, **UNLABELED, "seeds": [0, 1, 2]},
     "4 attacks, unlabeled, 300 and 1,000 images": {**FOUR, **UNLABELED, "query_budgets": [300, 1000]},

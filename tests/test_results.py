@@ -1,9 +1,11 @@
 """RESULTS.md: what it says are the numbers of runs that are committed and finished."""
 import csv
+import json
 from pathlib import Path
 
 from conftest import COMMITTED, ROOT
 
+from audits.result import Audit, judge_all
 from reports.document import Report
 from reports.table import markdown
 
@@ -32,7 +34,7 @@ def test_the_tables_of_results_md_are_those_of_committed_runs_all_of_them_finish
 def test_the_tables_of_attacks_md_are_those_of_committed_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     text, _ = unaligned(Path("docs/attacks.md").read_text())
-    told = Report.of([Path("docs/results/experiments/demo")])
+    told = Report.of(place for place in Path("docs/results/experiments/demo").iterdir() if place.name != "audits")
     assert [run.directory for run in told.unfinished] == []
     attacks = [table for table in told.tables if table.summary]
     assert len(attacks) == 2 and len(told.sweeps) == 2
@@ -56,3 +58,19 @@ def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv(monkeypatch):
             seen.add(directory)
     assert seen == {run.directory for place in COMMITTED for run in Report.of([Path("experiments") / place]).runs
                     if run.params.script == "train_nasty.py"}
+
+def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    readme = unaligned(Path("README.md").read_text())[0]
+    for kind in ("normal", "nasty"):
+        place = Path("docs/results/experiments/demo/audits") / kind
+        audit = Audit.model_validate_json((place / "audit.json").read_text())
+        assert audit.finished and not audit.failed
+        for student in audit.students:
+            for seed, accuracy in student.accuracy.seeds.items():
+                run = Path("docs/results") / student.accuracy.directory / f"seed{seed}"
+                assert json.loads((run / "results.json").read_text())["last"]["test_accuracy"] == accuracy
+        assert [found.model_dump() for found in judge_all(audit.students, audit.test_images)] == [
+            found.model_dump() for found in audit.verdicts]
+        for found in audit.verdicts:
+            assert f"| {kind} | {found.thief}, 1,000 images, logits | {found.attack} | {found.accuracy} |" in readme
