@@ -44,38 +44,38 @@ def audit() -> None:
     arguments = _parser().parse_args()
     if arguments.schema:
         print(json.dumps(Audit.model_json_schema(), indent=1))
-        return
-    if arguments.compare:
+    elif arguments.compare:
         print(document.comparison([(name, _read(Path(name))) for name in arguments.compare]))
-        return
-    if not arguments.save_path:
+    elif not arguments.save_path:
         raise UserError("--save_path names the directory of the audit, which holds a params.json")
+    elif arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"--jobs is {arguments.jobs}: at least 1")
+    else:
+        _audit(arguments)
+
+
+def _audit(arguments: argparse.Namespace) -> None:
     directory: Path = arguments.save_path
     overrides = parse_overrides(arguments.set)
     params: AuditParams = load_params(directory / "params.json", AUDIT, overrides)
-    lock = RunDirectory(directory)
-    lock.lock("another audit is running")
     before = _audit_of(params.unprotected, overrides)
+    locks = [RunDirectory(place) for place in [directory, *([before[0]] if before else [])]]
+    for lock in locks:
+        lock.lock("another audit is running")
     model = evaluate_model(params, arguments.data_dir, arguments.device,
                            unprotected=before[1].checkpoint if before else params.unprotected)
-    plans = [plan(params, directory, model.sizes, references=before[0] if before else None)]
-    if before:
-        if differing := same_grid(params, before[1]):
-            raise UserError(f'"unprotected": the audit in {before[0]} differs in {", ".join(differing)}: its students '
-                            "are no comparison")
-        plans.append(plan(before[1], before[0], model.sizes).as_unprotected())
-    grid = Plan.joined(plans)
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise UserError(f"--jobs is {arguments.jobs}: at least 1")
-    jobs = arguments.jobs or len(arguments.gpus) or (1 if _has_gpu(params) else os.cpu_count() or 1)
+    grid = _grid(params, directory, before, model)
+    jobs = arguments.jobs or len(arguments.gpus) or _one_a_core(params)
+    if not arguments.restart:
+        grid.check()
+        _check_checkpoints(grid, model)
     if arguments.dry_run:
-        _say_what_would_be(grid, model, jobs)
+        _say_what_would_be(grid, model, jobs, restart=arguments.restart)
         return
     if arguments.restart:
         shutil.rmtree(directory / "runs", ignore_errors=True)
-    for attempt in grid.attempts:
-        for seed in grid.seeds:
-            attempt.write(seed)
+        grid.check()
+    grid.write()
     if arguments.lay_out:
         print(f"{len(grid.directories())} runs below {directory / 'runs'}, none of them run")
         return
@@ -94,6 +94,19 @@ def audit() -> None:
                         f"{', '.join(map(str, failed))}")
 
 
+def _grid(params: AuditParams, directory: Path, before: tuple[Path, AuditParams] | None, model: Evaluated) -> Plan:
+    """The grid of an audit, with that of the audit of the unprotected model, as far as they are compared."""
+    if before is None:
+        return plan(params, directory, model.sizes)
+    if differing := same_grid(params, before[1]):
+        raise UserError(f'"unprotected": the audit in {before[0]} differs in {", ".join(differing)}: its students '
+                        "are no comparison")
+    unprotected = before[1].model_copy(update={"interfaces": ["logits"], "answer_defenses": ["none"],
+                                               "unprotected": None})
+    return Plan.joined([plan(params, directory, model.sizes, references=before[0]),
+                        plan(unprotected, before[0], model.sizes).as_unprotected()])
+
+
 def _audit_of(unprotected: str | None, overrides: dict[str, Any]) -> tuple[Path, AuditParams] | None:
     """The audit of the unprotected model, where a directory of one is named, with the grid that this one is given."""
     file = Path(unprotected or "") / "params.json"
@@ -105,10 +118,8 @@ def _audit_of(unprotected: str | None, overrides: dict[str, Any]) -> tuple[Path,
 
 def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: Path) -> list[Path]:
     """Train the students that are not finished. Returns the directories of those that failed."""
-    runs = _runs(grid)
-    _check_checkpoints(grid, runs, model)
-    waiting = {run.directory: run for run in runs if not run.finished}
-    bar = Bar({directory: cost(run, model.images, model.test_images) for directory, run in waiting.items()})
+    waiting = {run.directory: run for run in _runs(grid) if not run.finished}
+    bar = Bar({directory: cost(run, model.sizes, model.test_images) for directory, run in waiting.items()})
     try:
         return Pool(jobs, gpus=gpus, data_dir=data_dir, watcher=bar).run({each: [] for each in waiting}, waiting)
     finally:
@@ -123,10 +134,10 @@ def _runs(grid: Plan) -> list[Run]:
     return runs
 
 
-def _check_checkpoints(grid: Plan, runs: list[Run], model: Evaluated) -> None:
+def _check_checkpoints(grid: Plan, model: Evaluated) -> None:
     """Raise UserError where a finished student learned from other weights than the checkpoint has by now."""
     read = {run.directory: {each["sha256"] for each in run.results.checkpoints_read.values()}
-            for run in runs if run.results}
+            for run in _runs(grid) if run.results}
     now = {"model": model.source, "unprotected": model.unprotected}
     for attempt in grid.attempts:
         source = now.get(attempt.victim)
@@ -136,10 +147,9 @@ def _check_checkpoints(grid: Plan, runs: list[Run], model: Evaluated) -> None:
                                 "directory, or start over with --restart")
 
 
-def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int) -> None:
-    runs = _runs(grid)
-    finished = [run for run in runs if run.finished]
-    costs = {attempt.run_directory(seed): cost(Run(attempt.run_directory(seed), attempt.params()), model.images,
+def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int, *, restart: bool) -> None:
+    finished = [run for run in _runs(grid) if run.finished and not restart]
+    costs = {attempt.run_directory(seed): cost(Run(attempt.run_directory(seed), attempt.params()), model.sizes,
                                                model.test_images) for attempt in grid.attempts for seed in grid.seeds}
     left = seconds_left(costs, finished, jobs)
     print(f"{len(costs)} students, {len(finished)} of them finished; " + (
@@ -157,8 +167,11 @@ def _read(directory: Path) -> Audit:
         raise UserError(f"{file} is damaged or of another version: {str(error).splitlines()[0]}") from None
 
 
-def _has_gpu(params: AuditParams) -> bool:
-    return params.cuda and torch.cuda.is_available()
+def _one_a_core(params: AuditParams) -> int:
+    """Students at a time: one a core that this process may use, or one where there is a GPU."""
+    if params.cuda and torch.cuda.is_available():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,10 +181,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", nargs="+", metavar="DIR", help="print finished audits side by side, and run none")
     parser.add_argument("--jobs", type=int, metavar="N",
                         help="students at a time (default: one a GPU; without a GPU, one a core)")
-    parser.add_argument("--gpus", nargs="+", type=int, default=[], metavar="N", help="GPUs that they are spread over")
+    parser.add_argument("--gpus", nargs="+", type=int, default=[], metavar="N", help="GPUs to spread the students over")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     parser.add_argument("--device", default="auto", metavar="DEVICE",
-                        help="of the evaluation of the model itself: auto, cpu, cuda or cuda:N (default: auto)")
+                        help="device on which the model itself is evaluated: auto, cpu, cuda or cuda:N (default: "
+                             "auto); students choose theirs, or get one of --gpus")
     parser.add_argument("--set", nargs="+", action="extend", default=[], type=cli.recorded, metavar="KEY=VALUE",
                         help="parameters of this audit that differ from params.json")
     parser.add_argument("--dry_run", action="store_true",

@@ -11,6 +11,7 @@ from pathlib import Path
 from attacks import REGISTRY
 from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
 from audits.plan import Plan
+from audits.progress import duration
 from audits.result import Audit, Spread, Student, ThiefVerdict
 from reports.prices import COLUMNS
 from reports.table import markdown
@@ -34,9 +35,9 @@ def _terminal(audit: Audit, directory: Path, most: int) -> str:
     shown = sorted(audit.verdicts, key=lambda found: -(found.headroom_left or 0))[:most]
     verdicts = [found for found in audit.verdicts if found in shown]
     more = len(audit.verdicts) - len(verdicts)
-    blocks = [_headline(audit), markdown(_verdict_lines(verdicts, brief=True))]
+    blocks = [_headline(audit), markdown(_verdict_lines(verdicts, _networks(audit)))]
     blocks += [f"{more} kinds of thieves with less headroom are in {directory / 'audit.md'}."] * bool(more)
-    blocks.append("\n".join(textwrap.fill(f"{_whose(found)}: {found.sentence}.", WIDTH, subsequent_indent="  ")
+    blocks.append("\n".join(textwrap.fill(f"{_whose(found, _networks(audit))}: {found.sentence}.", WIDTH, subsequent_indent="  ")
                             for found in verdicts))
     prices = _price_lines(audit)
     blocks.append(markdown(prices[:MOST_PRICES + 1]) + f"\n{len(prices) - 1 - MOST_PRICES} more are in "
@@ -50,8 +51,8 @@ def _terminal(audit: Audit, directory: Path, most: int) -> str:
 def document(audit: Audit, params: AuditParams, directory: Path, pictures: Sequence[Path] = ()) -> str:
     """audit.md."""
     parts = [f"# Audit of {params.checkpoint}", _headline(audit), "## Verdict",
-             markdown(_verdict_lines(audit.verdicts)),
-             "\n".join(f"- {_whose(found)}: **{found.sentence}**." for found in audit.verdicts), _legend(audit)]
+             markdown(_verdict_lines(audit.verdicts, _networks(audit))),
+             "\n".join(f"- {_whose(found, _networks(audit))}: **{found.sentence}**." for found in audit.verdicts), _legend(audit)]
     parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
     parts += ["## Price and profile", _PRICE, markdown(_price_lines(audit, brief=False))]
     parts += ["## Threat model", _threat(audit, params)]
@@ -102,7 +103,7 @@ def comparison(audits: Sequence[tuple[str, Audit]]) -> str:
     lines = [["thief", *(name for name, _ in audits)]]
     for network, images, thief, answers in kinds:
         found = [audit.verdict(thief, answers, images, network) for _, audit in audits]
-        whose = next(_whose(each) for each in found if each)
+        whose = next(_whose(each, _networks(*(audit for _, audit in audits))) for each in found if each)
         lines.append([whose, *(f"{each.accuracy} by {each.attack}" if each else "not tried" for each in found)])
         lines.append(["- above the floor", *(f"{each.headroom_left:+.2f}" if each and each.headroom_left is not None
                                                else "" for each in found)])
@@ -123,31 +124,32 @@ def _headline(audit: Audit) -> str:
     return textwrap.fill(
         f"{params['checkpoint']}: {params['model_name']} on {params['dataset']}, {accuracy:.2f} % of "
         f"{audit.test_images:,} test images. {audit.runs} students, seed{'s' * (len(params['seeds']) > 1)} {seeds}, "
-        f"{_duration(audit.seconds)} of training in all. Test accuracies at the last epoch, percent, mean ± standard "
+        f"{duration(audit.seconds)} of training in all. Test accuracies at the last epoch, percent, mean ± standard "
         f"deviation.{state}", WIDTH)
 
 
-def _whose(found: ThiefVerdict) -> str:
-    """`unlabeled, 1,000 images, mad:0.5`."""
+def _whose(found: ThiefVerdict, networks: int) -> str:
+    """`unlabeled, 1,000 images, mad:0.5`; with the student's network where there are several."""
     images = f"{found.images:,} images" if found.images else "" if found.thief == NO_DATA else "all images"
-    return ", ".join(filter(None, [found.thief, images, found.answers]))
+    return ", ".join(filter(None, [found.thief, images, found.answers, found.network if networks > 1 else ""]))
 
 
-def _verdict_lines(verdicts: Iterable[ThiefVerdict], *, brief: bool = False) -> list[list[str]]:
-    verdicts = list(verdicts)
+def _networks(*audits: Audit) -> int:
+    return len({found.network for audit in audits for found in audit.verdicts})
+
+
+def _verdict_lines(verdicts: Iterable[ThiefVerdict], networks: int) -> list[list[str]]:
+    """networks: how many different ones the students have."""
     heads = ["thief", "strongest attack", "its student", "labels alone", "smoothed", "hard labels", "unprotected",
              "control", "headroom", "left", "efficiency"]
-    if not brief and len({found.network for found in verdicts}) > 1:
-        heads.append("student network")
     lines = [heads]
     for found in verdicts:
         spreads = [found.accuracy, found.labels, found.label_smoothing, found.hard_label, found.unprotected,
                    found.control]
         efficiency = "" if found.unprotected is None or found.headroom is None else \
             "no headroom" if found.efficiency is None else f"{found.efficiency:.2f}"
-        lines.append([_whose(found), found.attack, *(_text(each) for each in spreads), _points(found.headroom),
-                      _points(found.headroom_left), efficiency,
-                      *([found.network] if len(heads) > 11 else [])])
+        lines.append([_whose(found, networks), found.attack, *(_text(each) for each in spreads), _points(found.headroom),
+                      _points(found.headroom_left), efficiency])
     kept = [at for at in range(len(heads)) if at < 3 or any(line[at] for line in lines[1:])]
     return [[line[at] for at in kept] for line in lines]
 
@@ -194,8 +196,6 @@ def _column(student: Student) -> str:
 
 def _legend(audit: Audit) -> str:
     margins = sorted({round(found.margin, 2) for found in audit.verdicts})
-    of = "the larger standard deviation of the seeds" if len(audit.params["seeds"]) > 1 else \
-        "one seed tells no deviation; the standard error on so many test images"
     return (f"The strongest attack is the best of those tried, which errs on the thief's side. *Labels alone* and "
             "*smoothed*: the same network trained on the same images from their labels, plainly and with label "
             "smoothing. *Hard labels*: the best student of the model's top classes, which no defense that keeps them "
@@ -205,20 +205,22 @@ def _legend(audit: Audit) -> str:
             "floor. *Efficiency*: the part of the headroom that protection takes; above "
             "1 students are worse than from the unprotected model's top classes, as where the model itself has become "
             "worse: see the price. *Control*: the strongest attack on answers that know nothing of the image. "
-            f" Not told apart: {', '.join(f'{value:g}' for value in margins)} points "
-            f"({of}).")
+            f" Not told apart: {', '.join(f'{value:g}' for value in margins)} points, "
+            "the larger standard deviation of the seeds or, if that is more, the standard error of a difference on so "
+            "many test images.")
 
 
 def _threat(audit: Audit, params: AuditParams) -> str:
     thieves = dict.fromkeys(found.thief for found in audit.verdicts)
-    lines = ["A client copies the model by training a network of his own on its answers. He knows the data's classes, "
-             "the size of the images and their normalization, and which attack to use; he does not see weights, "
-             "gradients or features. Each image is sent once and its answer kept."]
+    lines = ["A client copies the model by training another network on its answers. Thieves know the classes, the size of "
+             "the images and their normalization, and which attack to use; they do not see weights, gradients or "
+             "features."]
     for thief in thieves:
-        lines.append(f"- *{thief}*: has {HAS.get(thief, f'images of {thief}, which are not of the data set')}.")
+        lines.append(f"- *{thief}*: has {HAS.get(thief, f'images of {thief}, which are not of the data set')}; sends " + (
+            "new mixtures of them in every epoch." if thief == NO_DATA else "each once, and keeps the answers."))
     answers = dict.fromkeys(found.answers for found in audit.verdicts)
-    lines.append(f"- He gets: {', '.join(answers)}.")
-    lines.append("- His networks: " + ", ".join(dict.fromkeys(found.network for found in audit.verdicts))
+    lines.append(f"- Answers: {', '.join(answers)}.")
+    lines.append("- Networks of the students: " + ", ".join(dict.fromkeys(found.network for found in audit.verdicts))
                  + f"; trained for {params.num_epochs} epochs on all images, up to five times as many on fewer.")
     return "\n".join(lines)
 
@@ -232,7 +234,7 @@ def _not_tried(audit: Audit) -> str:
 
 def _limits(audit: Audit, params: AuditParams) -> list[list[str]]:
     lines = [["limit", "what it means"],
-             ["only attacks that were tried", "an attack of tomorrow, or one of the list above, may get more"],
+             ["only attacks that were tried", "another attack, such as one of the list above, may get more"],
              ["one recipe for all students", f"{params.num_epochs} epochs at learning rate {params.learning_rate:g}; a "
                                              "thief who tunes or trains longer may get more"],
              ["these networks", "a larger student, or one that starts from trained weights, may get more"],
@@ -261,8 +263,3 @@ def _provenance(audit: Audit, directory: Path) -> str:
 
 def _failures(audit: Audit) -> str:
     return f"{len(audit.failed)} runs failed: {', '.join(audit.failed[:3])}." if audit.failed else ""
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else \
-        f"{seconds / 3600:.1f} h"

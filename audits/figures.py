@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from audits.plan import slug
 from audits.result import Audit, Student
 from reports.plots import drawable, heat_map, legend, plt, save
 
@@ -14,12 +15,12 @@ def draw(audit: Audit, out: Path) -> list[Path]:
     for network, thief in dict.fromkeys((each.network, each.thief) for each in audit.verdicts):
         students = [each for each in audit.students if each.network == network and each.thief == thief
                     and each.victim != "none"]
-        file = out / f"attacks_{network}_{thief}.png".replace(":", "_").replace("/", "_")
+        file = out / f"attacks_{network}_{slug(thief)}.png"
         save(_heat(students, f"{thief} thief, student {network}: test accuracy, %"), file)
         made.append(file)
         budgets = {each.images for each in students}
         if len(budgets) > 1:
-            curves = out / f"budget_{network}_{thief}.png".replace(":", "_").replace("/", "_")
+            curves = out / f"budget_{network}_{slug(thief)}.png"
             save(_curves(audit, network, thief), curves)
             made.append(curves)
     return made
@@ -42,10 +43,9 @@ def _heat(students: Sequence[Student], title: str) -> plt.Figure:
 def _curves(audit: Audit, network: str, thief: str) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(8, 5))
     verdicts = [each for each in audit.verdicts if each.network == network and each.thief == thief]
-    counts = max(audit.queries, default=0)
     lines: dict[str, list[tuple[int, float, float]]] = {}
     for each in verdicts:
-        x = each.images or counts
+        x = each.count
         for name, spread in ((f"strongest attack, {each.answers}", each.accuracy),
                              (f"hard labels, {each.answers}", each.hard_label),
                              ("strongest attack, unprotected", each.unprotected), ("labels alone", each.labels)):

@@ -3,8 +3,10 @@ and what they hold for a student."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
 from audits.plan import answers_in_words, interfaces
 from defenses.answers import Answers
+from model import build_model
 from runs.trained import RECORDED, Source, read_source
 from utils import seeds
 from utils.data import Images
@@ -19,6 +22,7 @@ from utils.data_record import compare_origin
 from utils.datasets import Dataset, load_dataset, with_transfer_set
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError
+from utils.networks import check_image_size
 from utils.quality import answers_to, foreign_auroc, likeness, profile, quality
 from utils.results import Row
 
@@ -82,7 +86,19 @@ class _Test:
         self.part = Images(self.dataset.test_images.to(self.device), self.dataset.test_labels.to(self.device), mean,
                            std)
         self.remarks = list(self.dataset.remarks)
+        for student in params.networks:
+            self._check(student)
         self._networks: dict[str, nn.Module] = {}
+
+    def _check(self, student: Mapping[str, Any]) -> None:
+        """Raise UserError where there is no such network for these images."""
+        options = {key: value for key, value in student.items() if key == "num_channels"}
+        try:
+            network = build_model(student["model_name"], self.dataset.num_classes, **options,
+                                  options=student.get("model_options", {}), image_size=self.dataset.image_size)
+            check_image_size(network, self.dataset.image_size)
+        except ValueError as error:
+            raise UserError(f'"students": {error}') from None
 
     def logits(self, checkpoint: str) -> tuple[Source, Tensor]:
         """Logits (N, C) of the network with these weights to the test images."""

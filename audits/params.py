@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from utils.params import DataParams
+from utils.params import DataParams, MethodParams, ModelOptions
 
 LABELED, UNLABELED, NO_DATA = "labeled", "unlabeled", "no_data"
 # What the runs of a grid do not take from the audit: it sets these itself, or they have no meaning for them.
@@ -17,6 +17,15 @@ OWN = ("checkpoint", "unprotected", "preset", "attacks", "interfaces", "answer_d
 OF_MODEL = ("checkpoint", "unprotected", "model_name", "model_options", "num_channels", "interfaces", "answer_defenses",
             "foreign")  # what may differ between the audits of a protected and of an unprotected model
 REFUSED = ("seed", "init_from", "subset_size", "subset_fraction")
+
+
+class StudentNetwork(MethodParams):
+    """A network of students."""
+
+    model_name: str = Field(description="as `model_name` of a run")
+    num_channels: int = Field(32, ge=1, description="width of the first layer of `net`")
+    model_options: ModelOptions = Field(
+        {}, description="keyword arguments for the constructor of a network that is not of the zoo")
 
 
 class AuditParams(DataParams):
@@ -39,8 +48,8 @@ class AuditParams(DataParams):
         None, min_length=1, description="what the model's interface returns, as `interface` of train_kd.py; `logits` "
                                         "and `probabilities` are the same to every attack")
     answer_defenses: list[str] = Field(
-        ["none"], min_length=1, description="perturbations of its answers, as `answer_defense` of train_kd.py, each "
-                                            "with each of the interfaces")
+        ["none"], min_length=1, description="perturbations of the model's answers, as `answer_defense` of train_kd.py, "
+                                            "each with each of the interfaces")
     thieves: list[str] | None = Field(
         None, min_length=1, description="what a thief has: `labeled` (training images with their labels), `unlabeled`, "
                                         "the name of a data set of foreign images, or `no_data` (patches of a picture)")
@@ -48,11 +57,11 @@ class AuditParams(DataParams):
         [None], min_length=1, description="numbers of images that a thief sends to the model and that a student learns "
                                           "from; null: all. A student of fewer images trains for up to five times as "
                                           "many epochs, in batches of at most an eighth of them")
-    students: list[dict[str, Any]] | None = Field(
+    students: list[StudentNetwork] | None = Field(
         None, min_length=1, description="networks of the students, as objects with `model_name`, `num_channels` and "
                                         "`model_options`; null: the network of the audited model")
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
-        [0], min_length=1, description="of the students: initial weights and order of the images")
+        [0], min_length=1, description="seeds of the students' runs: initial weights and order of the images")
     foreign: str | None = Field(
         None, description="data set of foreign images: adds to the price how well they are told from test images")
 
@@ -65,9 +74,8 @@ class AuditParams(DataParams):
         for key in ("attacks", "interfaces", "answer_defenses", "thieves", "query_budgets", "students", "seeds"):
             values = getattr(self, key) or []
             if twice := [value for at, value in enumerate(values) if value in values[:at]]:
-                raise ValueError(f'"{key}" has {json.dumps(twice[0])} twice')
-        if nameless := [each for each in self.students or () if "model_name" not in each]:
-            raise ValueError(f'"students": {json.dumps(nameless[0])} has no "model_name"')
+                entry = twice[0].model_dump() if isinstance(twice[0], StudentNetwork) else twice[0]
+                raise ValueError(f'"{key}" has {json.dumps(entry)} twice')
         return self
 
     @property
@@ -84,6 +92,11 @@ class AuditParams(DataParams):
         if self.model_name == "net":
             found["num_channels"] = self.num_channels
         return found | ({"model_options": self.model_options} if self.model_options else {})
+
+    @property
+    def networks(self) -> list[dict[str, Any]]:
+        """Those of the students, with what was given of their parameters."""
+        return [each.model_dump(exclude_unset=True) for each in self.students or ()] or [self.network]
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         yield from super().without_effect()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,8 +35,8 @@ CORE: tuple[Specification, ...] = (
     {"attack": "kd", "temperature": 1}, {"attack": "kd", "temperature": 4}, {"attack": "kd", "temperature": 20},
     {"attack": "hard_label"}, {"attack": "dist"}, {"attack": "htc"}, {"attack": "averager"},
     {"attack": "logit_standardization"})
-# Everything but controls, which need an attack, and chains of students, which are no single run.
-NOT_ALONE = ("uniform", "class_mean", "scm_chain")
+CONTROLS = ("uniform", "class_mean")
+NOT_ALONE = (*CONTROLS, "scm_chain")  # no attack of a single run: a control needs an attack, a chain several students
 NO_DATA_METHODS: tuple[Specification, ...] = (
     {"method": "ood", "patch_kinds": ["colour", "grey", "blob"], "balance": 1, "temperature": 4,
      "annealing": "cosine"},)
@@ -48,6 +49,7 @@ class Attempt:
 
     student: str  # network, as in directories
     images: int | None  # that the student learns from; None: all
+    count: int  # of them
     thief: str
     victim: str  # "model", "unprotected", "control", or "none" for a student from labels alone
     answers: str  # what a client gets, `logits` or as `name_answers` has it
@@ -57,7 +59,6 @@ class Attempt:
     stage: Stage = field(compare=False)
     answer_defense: str = "none"
     top_class_only: bool = False
-    control_of: str = ""
 
     def params(self) -> RunParams:
         """Raises UserError where the parameters do not go together."""
@@ -66,22 +67,28 @@ class Attempt:
     def run_directory(self, seed: int) -> Path:
         return self.directory / f"seed{seed}"
 
-    def write(self, seed: int) -> None:
-        """Write the params.json of one seed. Raises UserError where one of other parameters is there."""
+    def check(self, seed: int) -> None:
+        """Raise UserError where the directory of a seed holds a params.json with other parameters."""
         file = self.run_directory(seed) / "params.json"
-        values = {**self.values, "seed": seed}
-        text = json.dumps(values, indent=1) + "\n"
-        if file.exists():
-            there, now = (check_params(each, file, self.stage, {}) for each in (read_json(file), values))
-            changed = changed_keys(there.model_dump(), now)
-            if there.num_epochs != now.num_epochs and "num_epochs" in now.changeable:  # a run could go on with it
-                changed.append(f"num_epochs ({there.num_epochs} -> {now.num_epochs})")
-            if changed:
-                raise UserError(f"{file} is of an earlier audit with other parameters, {', '.join(changed)}: choose "
-                                "another directory, or start over with --restart")
+        if not file.exists():
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
+        there, now = (check_params(each, file, self.stage, {}) for each in (read_json(file), self._seeded(seed)))
+        changed = changed_keys(there.model_dump(), now)
+        if there.num_epochs != now.num_epochs and "num_epochs" in now.changeable:  # a run could go on with it
+            changed.append(f"num_epochs ({there.num_epochs} -> {now.num_epochs})")
+        if changed:
+            raise UserError(f"{file} is of an earlier audit with other parameters, {', '.join(changed)}: choose "
+                            "another directory, or start over with --restart")
+
+    def write(self, seed: int) -> None:
+        """Write the params.json of a seed, unless it is there."""
+        file = self.run_directory(seed) / "params.json"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(self._seeded(seed), indent=1) + "\n")
+
+    def _seeded(self, seed: int) -> dict[str, Any]:
+        return {**self.values, "seed": seed}
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,21 @@ class Plan:
         return cls([attempt for each in plans for attempt in each.attempts], plans[0].not_tried, plans[0].seeds)
 
     def as_unprotected(self) -> Plan:
-        """The plan of an audit of the unprotected model, as a part of that of the protected one: what clients get there
-        is of no interest but for the logits."""
-        kept = [replace(attempt, victim="unprotected") if attempt.victim == "model" else attempt
-                for attempt in self.attempts if attempt.victim != "model" or attempt.answers == "logits"]
-        return replace(self, attempts=kept)
+        """The plan of an audit of the unprotected model, as a part of that of the protected one."""
+        return replace(self, attempts=[replace(attempt, victim="unprotected") if attempt.victim == "model" else attempt
+                                       for attempt in self.attempts])
+
+    def check(self) -> None:
+        """Raise UserError where a directory of the grid holds a run of other parameters."""
+        for attempt in self.attempts:
+            for seed in self.seeds:
+                attempt.check(seed)
+
+    def write(self) -> None:
+        """Write every params.json that is not there."""
+        for attempt in self.attempts:
+            for seed in self.seeds:
+                attempt.write(seed)
 
     def directories(self) -> list[Path]:
         return [attempt.run_directory(seed) for attempt in self.attempts for seed in self.seeds]
@@ -133,7 +150,7 @@ def plan(params: AuditParams, directory: Path, sizes: Mapping[str, int], referen
         raise UserError(f'{directory / "params.json"}: "attacks": {in_vain[0]} fits no thief and interface of this '
                         f"audit: {grid.refused.get(in_vain[0], 'a thief without images cannot use it')}")
     not_tried = {name: grid.refused.get(name, "not asked for") for name in REGISTRY
-                 if name not in tried and name not in ("uniform", "class_mean")}
+                 if name not in tried and name not in CONTROLS}
     return Plan(attempts, not_tried, list(params.seeds))
 
 
@@ -147,11 +164,13 @@ class _Grid:
     def attempts(self, references: Path | None) -> Iterator[Attempt]:
         params = self.params
         thieves = list(params.thieves or (LABELED, UNLABELED, *([NO_DATA] if params.preset == "full" else [])))
-        victims = {"model": [(interface, defense) for interface in interfaces(params)
-                             for defense in params.answer_defenses]}
+        offered = [(interface, defense) for interface in interfaces(params) for defense in params.answer_defenses]
+        if not params.unprotected and not {("logits", "none"), ("probabilities", "none")} & {*offered}:
+            offered.insert(0, ("logits", "none"))  # what the others are compared with
+        victims = {"model": offered}
         if params.unprotected and references is None:
             victims["unprotected"] = [("logits", "none")]
-        for student in params.students or [params.network]:
+        for student in params.networks:
             for images in params.query_budgets:
                 if references is None:
                     yield from self._alone(student, images)
@@ -170,24 +189,24 @@ class _Grid:
             values = self._training(student, images, self.params.dataset)
             values |= {"subset_size": images} if images else {}
             words = f"label smoothing {smoothing:g}" if smoothing else "labels"
-            yield self._attempt(student, images, LABELED, "none", "", words, f"alone/{_slug(words)}",
+            yield self._attempt(student, images, LABELED, "none", "", words, f"alone/{slug(words)}",
                                 values | ({"label_smoothing": smoothing} if smoothing else {}), SCRATCH)
 
     def _controls(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
         """Of each attack that reads labels: on uniform answers or, where it picks the top class, on class means."""
         for specification in _specifications(self.params):
-            attack = _attack_params({**specification, **_labels_for(specification, LABELED)})
+            labeled = {**specification, **_labels_for(specification, LABELED)}
+            attack = _attack_params(labeled)
             if attack is None or not attack.reads_labels:
                 continue
             name = specification["attack"]
             control = "class_mean" if attack.reads_top_class else "uniform"
-            own = {key: value for key, value in {**specification, **_labels_for(specification, LABELED)}.items()
-                   if key != "attack"}
+            own = {key: value for key, value in labeled.items() if key != "attack"}
             words = attack_in_words(specification)
             values = {**self._student(student, images, LABELED, "model", "logits", "none"), "attack": control,
                       "of": name, "of_parameters": own}
-            attempt = self._attempt(student, images, LABELED, "control", control, words, f"controls/{_slug(words)}",
-                                    values, KD, control_of=words)
+            attempt = self._attempt(student, images, LABELED, "control", control, words, f"controls/{slug(words)}",
+                                    values, KD)
             if fitting := self._fits(attempt, name):
                 yield fitting
 
@@ -199,7 +218,7 @@ class _Grid:
             values = {**self._student(student, images, thief, victim, interface, defense), **specification,
                       **_labels_for(specification, thief)}
             attempt = self._attempt(student, images, thief, victim, answers_in_words(interface, defense), words,
-                                    f"{_slug(thief)}/{place}/{_slug(words)}", values, KD)
+                                    f"{slug(thief)}/{place}/{slug(words)}", values, KD)
             if fitting := self._fits(attempt, specification["attack"]):
                 yield fitting
 
@@ -213,16 +232,16 @@ class _Grid:
             values |= {**specification, "patches": count}
             words = DATAFREE.display_name(specification["method"])
             attempt = self._attempt(student, None, NO_DATA, victim, answers_in_words(interface, defense), words,
-                                    f"{NO_DATA}/{_place(victim, interface, defense)}/{_slug(words)}", values, DATAFREE)
+                                    f"{NO_DATA}/{_place(victim, interface, defense)}/{slug(words)}", values, DATAFREE)
             if fitting := self._fits(attempt, specification["method"]):
                 yield fitting
 
     def _attempt(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, answers: str,
-                 attack: str, place: str, values: dict[str, Any], stage: Stage, control_of: str = "") -> Attempt:
+                 attack: str, place: str, values: dict[str, Any], stage: Stage) -> Attempt:
         network = network_name(student)
         directory = self.directory / "runs" / network / str(images or "all") / place
-        return Attempt(network, images, thief, victim, answers, attack, directory, values, stage,
-                       control_of=control_of)
+        count = values.get("patches") or images or self.sizes[str(values.get("transfer_set") or self.params.dataset)]
+        return Attempt(network, images, count, thief, victim, answers, attack, directory, values, stage)
 
     def _fits(self, attempt: Attempt, name: str) -> Attempt | None:
         """The attempt with what its parameters say of it; None where they do not go together, which is noted."""
@@ -293,12 +312,15 @@ def _check_attack(specification: Specification) -> None:
         if not isinstance(name, str):
             raise ValueError(f"{specification} has no \"attack\"")
         REGISTRY.entry(name)
+        if name in CONTROLS:
+            raise ValueError(f'"{name}" is a control: those of the attacks that read labels are always run')
     except ValueError as error:
         raise UserError(f'"attacks": {error}') from None
 
 
 def _undoes_defenses(name: str) -> bool:
-    return REGISTRY[name].Params().needs_all_answers if name not in NOT_ALONE else False
+    params = _attack_params({"attack": name}) if name not in NOT_ALONE else None
+    return params is not None and params.needs_all_answers
 
 
 def _labels_for(specification: Specification, thief: str) -> dict[str, Any]:
@@ -306,8 +328,8 @@ def _labels_for(specification: Specification, thief: str) -> dict[str, Any]:
     attack = _attack_params(specification)
     if attack is None or "alpha" not in type(attack).model_fields:
         return {}
-    if thief != LABELED:
-        return {"alpha": 1} if attack.needs_labels else {}
+    if thief != LABELED:  # a given alpha that weighs labels is refused, not replaced
+        return {"alpha": 1} if attack.needs_labels and "alpha" not in specification else {}
     return {"alpha": 0.5} if attack.top_class_only and "alpha" not in specification else {}
 
 
@@ -340,16 +362,18 @@ def answers_in_words(interface: str, answer_defense: str) -> str:
 
 
 def network_name(student: Mapping[str, Any]) -> str:
-    """`net16`, `resnet18`, `mobilenet_v3_small`: a network in directories and tables."""
-    name = str(student["model_name"])
-    return f"net{student.get('num_channels', 32)}" if name == "net" else _slug(re.split("[:/]", name)[-1])
+    """`net16`, `resnet18`, `torchvision_resnet18`: a network in directories and tables; with a number of its own where
+    it has options."""
+    name, options = str(student["model_name"]), student.get("model_options")
+    words = f"net{student.get('num_channels', 32)}" if name == "net" else slug(name)
+    return words + f"_{zlib.crc32(json.dumps(options, sort_keys=True).encode()):08x}" * bool(options)
 
 
 def _place(victim: str, interface: str, defense: str) -> str:
-    return "unprotected" if victim == "unprotected" else _slug(answers_in_words(interface, defense))
+    return "unprotected" if victim == "unprotected" else slug(answers_in_words(interface, defense))
 
 
-def _slug(words: str) -> str:
+def slug(words: str) -> str:
     """Words as the name of a directory."""
     return re.sub(r"[^a-z0-9_.]+", "_", words.lower()).strip("_.")
 
@@ -362,5 +386,5 @@ def weights(checkpoint: str) -> str:
 def same_grid(params: AuditParams, other: AuditParams) -> Sequence[str]:
     """The keys in which two audits differ whose students are to be compared."""
     one, two = ({key: value for key, value in each.model_dump().items() if key not in OF_MODEL}
-                | {"students": each.students or [each.network]} for each in (params, other))
+                | {"students": each.networks} for each in (params, other))
     return [key for key in one if one[key] != two[key]]

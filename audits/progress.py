@@ -1,8 +1,8 @@
-"""How far the students of an audit are, and how long the others will take by their pace."""
+"""Progress of an audit, and the time left by the pace of the finished students."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,11 +15,12 @@ TEST = 1 / 3  # of the cost of a training image: the forward pass of a test imag
 STARTUP = 2.0  # seconds of a run that its record does not count
 
 
-def cost(run: Run, training_images: int, test_images: int) -> float:
-    """Images that a run sends through its network, an evaluated one as a third of a trained one."""
+def cost(run: Run, sizes: Mapping[str, int], test_images: int) -> float:
+    """Images that a run sends through its network, an evaluated one as a third of a trained one. sizes: number of
+    training images by data set."""
     params = run.params
-    images = getattr(params, "query_budget", None) or getattr(params, "subset_size", None) or getattr(
-        params, "patches", None) or training_images
+    given = (getattr(params, key, None) for key in ("query_budget", "subset_size", "patches"))
+    images = next(filter(None, given), None) or sizes[getattr(params, "transfer_set", None) or params.dataset]
     assert isinstance(params, RecipeParams)
     return params.num_epochs * (images + TEST * test_images)
 
@@ -35,6 +36,7 @@ def seconds_left(costs: dict[Path, float], finished: Sequence[Run], jobs: int) -
 
 
 def duration(seconds: float) -> str:
+    """`90 s`, `12 min`, `2.5 h`."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else \
         f"{seconds / 3600:.1f} h"
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from audits.model import Evaluated
-from audits.params import LABELED, NO_DATA, AuditParams
+from audits.params import LABELED, UNLABELED, AuditParams
 from audits.plan import Plan
 from reports import verdicts
 from reports.verdicts import Verdict
@@ -43,6 +43,7 @@ class Student(BaseModel):
 
     network: str
     images: int | None = Field(description="that it learned from; null: all training images")
+    count: int = Field(description="number of these images or, without data, patches")
     thief: str
     victim: str = Field(description="`model`, `unprotected`, `control` (answers that know nothing of the image) or "
                                     "`none` (labels alone)")
@@ -61,6 +62,7 @@ class ThiefVerdict(BaseModel):
 
     network: str
     images: int | None
+    count: int
     thief: str
     answers: str
     attack: str = Field(description="the strongest one")
@@ -79,13 +81,14 @@ class ThiefVerdict(BaseModel):
     efficiency: float | None = Field(description="part of the headroom that protection takes; null where the headroom "
                                                  "is within the margin; above 1 students are worse than from the "
                                                  "unprotected model's top classes")
-    margin: float = Field(description="points within which nothing is told apart: the standard deviation of the seeds "
-                                      "or, of one seed, the standard error on so many test images")
+    margin: float = Field(description="points within which students are not told apart: the larger standard "
+                                      "deviation of the seeds or, if that is more, the standard error of a difference "
+                                      "on so many test images")
     sentence: str
 
 
 class Audit(BaseModel):
-    """All of it."""
+    """The result of an audit."""
 
     format: int = FORMAT
     finished: bool
@@ -121,8 +124,8 @@ def read_students(plan: Plan) -> tuple[list[Student], list[Results]]:
         if found:
             accuracies = {seed: record.last["test_accuracy"] for seed, record in found.items()}
             students.append(Student(
-                network=attempt.student, images=attempt.images, thief=attempt.thief, victim=attempt.victim,
-                answers=attempt.answers, answer_defense=attempt.answer_defense, attack=attempt.attack,
+                network=attempt.student, images=attempt.images, count=attempt.count, thief=attempt.thief,
+                victim=attempt.victim, answers=attempt.answers, answer_defense=attempt.answer_defense, attack=attempt.attack,
                 top_class_only=attempt.top_class_only,
                 accuracy=Spread.of(attempt.directory.as_posix(), accuracies)))
             records += found.values()
@@ -142,31 +145,41 @@ def _judge(students: Sequence[Student], network: str, images: int | None, thief:
     own = {each.attack: each for each in alike if each.victim == "model" and each.answers == answers}
     plain = {each.attack: each for each in alike if each.victim == "unprotected"} or \
         {each.attack: each for each in alike if each.victim == "model" and each.answers in ("logits", "probabilities")}
-    alone = [each for each in students if each.victim == "none" and each.network == network and each.images == images]
+    alone = [each for each in students if each.victim == "none" and each.network == network and each.images == images
+             and thief in (LABELED, UNLABELED)]  # others have other images
     labels = next((each.accuracy for each in alone if each.attack == "labels"), None)
-    smoothed = max((each.accuracy for each in alone if each.attack != "labels"), key=lambda found: found.mean,
-                   default=None)
+    smoothed = _better(*(each.accuracy for each in alone if each.attack != "labels"))
     hard_label = _hard_label(alike, own)
     alone_floor = _better(labels, smoothed) if thief == LABELED else None
     verdict = _verdict(own, alone_floor or hard_label)
     unprotected = _verdict(plain, alone_floor or _hard_label(alike, plain))
     assert verdict is not None
-    controls = (each for each in alike if each.victim == "control" and each.attack == verdict.attack)
-    control = next((each.accuracy for each in controls), None)
-    strongest = own[verdict.attack].accuracy
-    rate = strongest.mean / 100
-    margin = max(verdict.noise, 0.0 if len(strongest.seeds) > 1 else
-                 100 * math.sqrt(rate * (1 - rate) / test_images))
-    same = plain.keys() == own.keys() and all(plain[name] is own[name] for name in own)
+    compared = unprotected is not None and plain != own
     found = ThiefVerdict(
-        network=network, images=images, thief=thief, answers=answers, attack=verdict.attack, accuracy=strongest,
-        labels=labels, label_smoothing=smoothed, hard_label=hard_label,
-        unprotected=plain[unprotected.attack].accuracy if unprotected and not same else None, control=control,
+        network=network, images=images, count=own[verdict.attack].count, thief=thief, answers=answers,
+        attack=verdict.attack, accuracy=own[verdict.attack].accuracy, labels=labels, label_smoothing=smoothed,
+        hard_label=hard_label, unprotected=plain[unprotected.attack].accuracy if unprotected and compared else None,
+        control=next((each.accuracy for each in alike if each.victim == "control" and each.attack == verdict.attack),
+                     None),
         headroom=unprotected.headroom if unprotected else None, headroom_left=verdict.headroom,
-        efficiency=verdicts.efficiency(unprotected, verdict) if unprotected and not same and (
-            unprotected.headroom or 0.0) > margin else None, margin=margin,
-        sentence="")
+        efficiency=_efficiency(unprotected, verdict, test_images) if unprotected and compared else None,
+        margin=margin(verdict, test_images), sentence="")
     return found.model_copy(update={"sentence": _sentence(found)})
+
+
+def margin(verdict: Verdict[str], test_images: int) -> float:
+    """Points within which two students are not told apart: the larger standard deviation of the seeds or, if that is
+    more, the standard error of the difference of two means of as many seeds, each on so many test images."""
+    rate = mean(verdict.student) / 100
+    error = 100 * math.sqrt(2 * rate * (1 - rate) / test_images / len(verdict.student))
+    return max(verdict.noise, error)
+
+
+def _efficiency(unprotected: Verdict[str], verdict: Verdict[str], test_images: int) -> float | None:
+    """None where the headroom of the unprotected model is within its margin."""
+    if (unprotected.headroom or 0.0) <= margin(unprotected, test_images):
+        return None
+    return verdicts.efficiency(unprotected, verdict)
 
 
 def _verdict(students: Mapping[str, Student], floor: Spread | None) -> Verdict[str] | None:
@@ -189,19 +202,20 @@ def _better(*spreads: Spread | None) -> Spread | None:
 
 
 def _sentence(found: ThiefVerdict) -> str:
-    """`distillable by ...`, or `no attack tried beats ...`; never more than was tried."""
-    if found.thief == NO_DATA:
-        return f"{found.attack} gets {found.accuracy} % without an image of the data set"
+    """What the best copy reaches, and `distillable by ...` or `no attack tried beats ...`; no more than was tried."""
+    copy = f"the best copy, by {found.attack}, has {found.accuracy} %"
     if found.thief == LABELED:
         reference, words = _better(found.labels, found.label_smoothing), "the thief's own labels"
+        if reference and found.control and found.control.mean > reference.mean:
+            reference, words = found.control, "the same attack on answers that know nothing of the image"
     else:
         reference, words = found.hard_label, "hard labels"
     if reference is None:
-        return f"{found.attack} gets {found.accuracy} %"
+        return copy
     gained = found.accuracy.mean - reference.mean
     if gained > found.margin:
-        return f"distillable by {found.attack}: {gained:.1f} points above {words}"
-    return f"no attack tried beats {words}"
+        return f"distillable by {found.attack}: {copy}, {gained:.1f} points above {words}"
+    return f"no attack tried beats {words}; {copy}"
 
 
 def summarize(plan: Plan, params: AuditParams, model: Evaluated, failed: Iterable[Path],

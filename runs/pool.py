@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.directories import Run
+from utils import interrupts
 
 ROOT = Path(__file__).resolve().parent.parent
 # Imported before the forks, by what a run imports: the last one is what an optimizer imports when it is built.
@@ -93,8 +94,9 @@ class Pool:
                             continue
                         number += 1
                         self.watcher.begun(runs[at], number, len(graph))
-                        begun = self._start(runs[at], Path(errors))
-                        running[begun.process.sentinel] = begun
+                        with interrupts.held():  # else a process could be begun of which nobody knows
+                            begun = self._start(runs[at], Path(errors))
+                            running[begun.process.sentinel] = begun
                     for sentinel in connection.wait(list(running)) if running else ():
                         ended = running.pop(sentinel)
                         if not self._end(ended, Path(errors)):
@@ -134,7 +136,7 @@ class Pool:
 
 
 def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if sys.platform != "linux":  # where a process that has loaded the system's libraries cannot safely be forked
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # Its modules are found by the environment alone, and a question whether there is a GPU must not open it: a process
