@@ -174,10 +174,11 @@ def test_a_run_of_other_parameters_is_not_taken_for_one_of_this_audit(tmp_path):
 # Verdicts, of students whose accuracies are given
 
 def student(accuracy, attack="KD", *, thief=UNLABELED, victim="model", answers="logits", top_class_only=False,
-            images=None, network="net4"):
+            images=None, network="net4", answer_defense="none"):
     seeds = dict(enumerate(accuracy if isinstance(accuracy, list) else [accuracy]))
     return Student(network=network, images=images, thief=thief, victim=victim, answers=answers, attack=attack,
-                   top_class_only=top_class_only, accuracy=Spread.of(f"{thief}/{victim}/{answers}/{attack}", seeds))
+                   answer_defense=answer_defense, top_class_only=top_class_only,
+                   accuracy=Spread.of(f"{thief}/{victim}/{answers}/{attack}", seeds))
 
 
 def hard(accuracy, **values):
