@@ -37,8 +37,8 @@ def _terminal(audit: Audit, directory: Path, most: int) -> str:
     more = len(audit.verdicts) - len(verdicts)
     blocks = [_headline(audit), markdown(_verdict_lines(verdicts, _networks(audit)))]
     blocks += [f"{more} kinds of thieves with less headroom are in {directory / 'audit.md'}."] * bool(more)
-    blocks.append("\n".join(textwrap.fill(f"{_whose(found, _networks(audit))}: {found.sentence}.", WIDTH, subsequent_indent="  ")
-                            for found in verdicts))
+    blocks.append("\n".join(textwrap.fill(f"{whose}: {sentence}.", WIDTH, subsequent_indent="  ")
+                            for whose, sentence in _sentences(audit, verdicts)))
     prices = _price_lines(audit)
     blocks.append(markdown(prices[:MOST_PRICES + 1]) + f"\n{len(prices) - 1 - MOST_PRICES} more are in "
                   f"{directory / 'audit.md'}." * (len(prices) > MOST_PRICES + 1))
@@ -52,7 +52,8 @@ def document(audit: Audit, params: AuditParams, directory: Path, pictures: Seque
     """audit.md."""
     parts = [f"# Audit of {params.checkpoint}", _headline(audit), "## Verdict",
              markdown(_verdict_lines(audit.verdicts, _networks(audit))),
-             "\n".join(f"- {_whose(found, _networks(audit))}: **{found.sentence}**." for found in audit.verdicts), _legend(audit)]
+             "\n".join(f"- {whose}: **{sentence}**." for whose, sentence in _sentences(audit, audit.verdicts)),
+             _legend(audit)]
     parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
     parts += ["## Price and profile", _PRICE, markdown(_price_lines(audit, brief=False))]
     parts += ["## Threat model", _threat(audit, params)]
@@ -134,6 +135,10 @@ def _whose(found: ThiefVerdict, networks: int) -> str:
     return ", ".join(filter(None, [found.thief, images, found.answers, found.network if networks > 1 else ""]))
 
 
+def _sentences(audit: Audit, verdicts: Iterable[ThiefVerdict]) -> list[tuple[str, str]]:
+    return [(_whose(found, _networks(audit)), found.sentence) for found in verdicts]
+
+
 def _networks(*audits: Audit) -> int:
     return len({found.network for audit in audits for found in audit.verdicts})
 
@@ -148,7 +153,7 @@ def _verdict_lines(verdicts: Iterable[ThiefVerdict], networks: int) -> list[list
                    found.control]
         efficiency = "" if found.unprotected is None or found.headroom is None else \
             "no headroom" if found.efficiency is None else f"{found.efficiency:.2f}"
-        lines.append([_whose(found, networks), found.attack, *(_text(each) for each in spreads), _points(found.headroom),
+        lines.append([_whose(found, networks), found.attack, *map(_text, spreads), _points(found.headroom),
                       _points(found.headroom_left), efficiency])
     kept = [at for at in range(len(heads)) if at < 3 or any(line[at] for line in lines[1:])]
     return [[line[at] for at in kept] for line in lines]
@@ -212,12 +217,13 @@ def _legend(audit: Audit) -> str:
 
 def _threat(audit: Audit, params: AuditParams) -> str:
     thieves = dict.fromkeys(found.thief for found in audit.verdicts)
-    lines = ["A client copies the model by training another network on its answers. Thieves know the classes, the size of "
-             "the images and their normalization, and which attack to use; they do not see weights, gradients or "
+    lines = ["A client copies the model by training another network on its answers. Thieves know the classes, the size "
+             "of the images and their normalization, and which attack to use; they do not see weights, gradients or "
              "features."]
     for thief in thieves:
-        lines.append(f"- *{thief}*: has {HAS.get(thief, f'images of {thief}, which are not of the data set')}; sends " + (
-            "new mixtures of them in every epoch." if thief == NO_DATA else "each once, and keeps the answers."))
+        sends = "new mixtures of them in every epoch" if thief == NO_DATA else "each once, and keeps the answers"
+        has = HAS.get(thief, f"images of {thief}, which are not of the data set")
+        lines.append(f"- *{thief}*: has {has}; sends {sends}.")
     answers = dict.fromkeys(found.answers for found in audit.verdicts)
     lines.append(f"- Answers: {', '.join(answers)}.")
     lines.append("- Networks of the students: " + ", ".join(dict.fromkeys(found.network for found in audit.verdicts))

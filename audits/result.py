@@ -125,8 +125,8 @@ def read_students(plan: Plan) -> tuple[list[Student], list[Results]]:
             accuracies = {seed: record.last["test_accuracy"] for seed, record in found.items()}
             students.append(Student(
                 network=attempt.student, images=attempt.images, count=attempt.count, thief=attempt.thief,
-                victim=attempt.victim, answers=attempt.answers, answer_defense=attempt.answer_defense, attack=attempt.attack,
-                top_class_only=attempt.top_class_only,
+                victim=attempt.victim, answers=attempt.answers, answer_defense=attempt.answer_defense,
+                attack=attempt.attack, top_class_only=attempt.top_class_only,
                 accuracy=Spread.of(attempt.directory.as_posix(), accuracies)))
             records += found.values()
     return students, records
@@ -214,7 +214,7 @@ def _sentence(found: ThiefVerdict) -> str:
         return copy
     gained = found.accuracy.mean - reference.mean
     if gained > found.margin:
-        return f"distillable by {found.attack}: {copy}, {gained:.1f} points above {words}"
+        return f"distillable by {found.attack}: the best copy has {found.accuracy} %, {gained:.1f} points above {words}"
     return f"no attack tried beats {words}; {copy}"
 
 

@@ -50,6 +50,8 @@ def _type_name(schema: dict[str, Any]) -> str:
                           if not isinstance(choice, bool))
     if "anyOf" in schema:  # an optional value: what it is when it is not null
         return " or ".join(_type_name(choice) for choice in schema["anyOf"] if choice.get("type") != "null")
+    if "$ref" in schema:  # an object with keys of its own
+        return "object"
     names = {"integer": "int", "number": "float", "string": "string", "object": "object"}
     return f"list of {_type_name(schema['items'])}" if schema["type"] == "array" else names[schema["type"]]
 

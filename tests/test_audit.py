@@ -72,7 +72,7 @@ def test_the_core_tries_what_it_names_on_each_thief_and_the_full_preset_all_that
     assert set(left_out) == {"scm_chain"}  # a chain of runs
 
 
-@pytest.mark.parametrize("values", [{}, {"preset": "full"}, {"attacks": ["kd", "htc", {"attack": "kd", "alpha": 0.5}]}])
+@pytest.mark.parametrize("values", [{}, {"preset": "full"}, {"attacks": ["kd", "htc", {"attack": "kd", "alpha": 1}]}])
 def test_a_thief_without_labels_uses_none(values):
     attempts = of_victim(grid(**values, thieves=["unlabeled", "cifar100"]).attempts)
     assert attempts
@@ -99,7 +99,7 @@ def test_each_student_has_references_of_its_network_and_images():
         for images in (20, None):
             alike = [each for each in made.attempts if each.student == student and each.images == images]
             assert {each.attack for each in of_victim(alike, "none")} > {"labels"}
-            assert {each.control_of for each in of_victim(alike, "control")} == {"KD", "Hard label"}
+            assert {each.attack for each in of_victim(alike, "control")} == {"KD", "Hard label"}
             assert {each.answers for each in of_victim(alike, "control")} == {"uniform", "class_mean"}
 
 
@@ -118,7 +118,7 @@ def test_references_of_another_audit_are_not_trained_again(tmp_path):
     params = params_of(unprotected="DIR")
     own = plan(params, tmp_path, SIZES, references=Path("DIR"))
     assert {attempt.victim for attempt in own.attempts} == {"model"}
-    theirs = grid(interfaces=["logits", "label"]).as_unprotected()
+    theirs = grid().as_unprotected()
     assert {attempt.victim for attempt in theirs.attempts} == {"none", "control", "unprotected"}
     assert {attempt.answers for attempt in of_victim(theirs.attempts, "unprotected")} == {"logits"}
 
@@ -161,14 +161,14 @@ def test_an_empty_grid_names_the_file_and_the_reasons():
 def test_a_run_of_other_parameters_is_not_taken_for_one_of_this_audit(tmp_path):
     attempt = plan(params_of(), tmp_path, SIZES).attempts[0]
     attempt.write(0)
-    attempt.write(0)
+    attempt.check(0)
     for key, value in (("num_epochs", 3), ("batch_size", 4), ("learning_rate", 0.1)):
         other = plan(params_of(**{key: value}), tmp_path, SIZES).attempts[0]
         with pytest.raises(UserError, match=f"{key} .*--restart"):
-            other.write(0)
+            other.check(0)
     (attempt.run_directory(0) / "params.json").write_text("{")
     with pytest.raises(UserError, match=r"params\.json"):
-        attempt.write(0)
+        attempt.check(0)
 
 
 # Verdicts, of students whose accuracies are given
@@ -176,8 +176,8 @@ def test_a_run_of_other_parameters_is_not_taken_for_one_of_this_audit(tmp_path):
 def student(accuracy, attack="KD", *, thief=UNLABELED, victim="model", answers="logits", top_class_only=False,
             images=None, network="net4", answer_defense="none"):
     seeds = dict(enumerate(accuracy if isinstance(accuracy, list) else [accuracy]))
-    return Student(network=network, images=images, thief=thief, victim=victim, answers=answers, attack=attack,
-                   answer_defense=answer_defense, top_class_only=top_class_only,
+    return Student(network=network, images=images, count=images or 45, thief=thief, victim=victim, answers=answers,
+                   attack=attack, answer_defense=answer_defense, top_class_only=top_class_only,
                    accuracy=Spread.of(f"{thief}/{victim}/{answers}/{attack}", seeds))
 
 
@@ -195,7 +195,7 @@ def test_headroom_is_the_strongest_attack_less_hard_labels():
     assert (found.attack, found.accuracy.mean, found.hard_label.mean) == ("KD", 90.0, 80.0)
     assert found.headroom == found.headroom_left == 10.0
     assert found.unprotected is None and found.efficiency is None
-    assert found.sentence == "distillable by KD: 10.0 points above hard labels"
+    assert found.sentence == "distillable by KD: the best copy has 90.00 %, 10.0 points above hard labels"
 
 
 def test_efficiency_is_the_part_of_the_headroom_of_the_unprotected_model_that_is_gone():
@@ -213,7 +213,7 @@ def test_a_label_only_interface_leaves_nothing_where_its_students_equal_the_floo
     on_logits, on_labels = judge_all(students, 10_000)
     assert on_logits.efficiency is None and on_logits.headroom_left == 10
     assert on_labels.headroom_left == 0 and on_labels.efficiency == 1 and on_labels.headroom == 10
-    assert on_labels.sentence == "no attack tried beats hard labels"
+    assert on_labels.sentence == "no attack tried beats hard labels; the best copy, by KD, has 80.00 %"
 
 
 def test_the_floor_of_a_thief_with_labels_is_what_these_reach_alone():
@@ -221,9 +221,9 @@ def test_the_floor_of_a_thief_with_labels_is_what_these_reach_alone():
              student(84.0, "label smoothing 0.1", thief=LABELED, victim="none", answers="")]
     found = verdict_on(*alone, student(86.0, thief=LABELED), hard(70.0, thief=LABELED))
     assert (found.labels.mean, found.label_smoothing.mean, found.headroom_left) == (82.0, 84.0, 2.0)
-    assert found.sentence == "distillable by KD: 2.0 points above the thief's own labels"
+    assert found.sentence == "distillable by KD: the best copy has 86.00 %, 2.0 points above the thief's own labels"
     found = verdict_on(*alone, student(83.0, thief=LABELED), hard(70.0, thief=LABELED))
-    assert found.headroom_left == -1.0 and found.sentence == "no attack tried beats the thief's own labels"
+    assert found.headroom_left == -1.0 and found.sentence.startswith("no attack tried beats the thief's own labels; ")
 
 
 def test_a_control_is_that_of_the_strongest_attack():
@@ -232,20 +232,26 @@ def test_a_control_is_that_of_the_strongest_attack():
     assert found.control.mean == 60.0
 
 
+def test_a_control_that_reaches_as_much_is_no_theft():
+    labels = student(82.0, "labels", thief=LABELED, victim="none", answers="")
+    found = verdict_on(labels, student(86.0, thief=LABELED), student(86.5, thief=LABELED, victim="control"))
+    assert found.sentence.startswith("no attack tried beats the same attack on answers that know nothing of the image")
+
+
 def test_what_is_within_the_noise_is_told_as_no_theft():
     seeds = [student([80.0, 84.0]), hard([80.0, 81.0])]
-    assert verdict_on(*seeds).sentence == "no attack tried beats hard labels"
+    assert verdict_on(*seeds).sentence.startswith("no attack tried beats hard labels")
     one = [student(84.0), hard(80.0)]
     assert verdict_on(*one, test_images=10_000).sentence.startswith("distillable")
-    assert verdict_on(*one, test_images=20).sentence == "no attack tried beats hard labels"
-    assert verdict_on(*one, test_images=100).margin == pytest.approx(100 * (0.84 * 0.16 / 100) ** 0.5)
+    assert verdict_on(*one, test_images=20).sentence.startswith("no attack tried beats hard labels")
+    assert verdict_on(*one, test_images=100).margin == pytest.approx(100 * (2 * 0.84 * 0.16 / 100) ** 0.5)
 
 
 def test_a_thief_without_images_has_no_floor():
     found = verdict_on(student(50.0, "patches", thief=NO_DATA), student(90.0, victim="unprotected"))
     assert found.headroom is None and "no headroom" not in document.terminal(audit_of([
         student(50.0, "patches", thief=NO_DATA), student(90.0, thief=NO_DATA, victim="unprotected")]), Path("DIR"))
-    assert found.sentence == "patches gets 50.00 % without an image of the data set"
+    assert found.sentence == "the best copy, by patches, has 50.00 %"
 
 
 def audit_of(students, answers=("logits",), **values):

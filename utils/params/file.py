@@ -85,6 +85,9 @@ def describe_problem(problem: Any, kind: type[MethodParams]) -> str:
     if not problem["loc"]:
         return problem["msg"].removeprefix("Value error, ")
     key = str(problem["loc"][0])
+    if len(problem["loc"]) > 2 and problem["type"] in ("extra_forbidden", "missing"):  # of an object in a list
+        place = f'"{key}"' + "".join(f"[{part}]" for part in problem["loc"][1:-1])
+        return f'{place} has {"no" if problem["type"] == "missing" else "the unknown key"} "{problem["loc"][-1]}"'
     if problem["type"] == "extra_forbidden":
         return f'unknown key "{key}"{_hint(key, kind)}'
     if problem["type"] == "missing":
