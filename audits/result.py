@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -184,9 +183,8 @@ def _efficiency(unprotected: Verdict[str], verdict: Verdict[str], test_images: i
 
 def _verdict(students: Mapping[str, Student], floor: Spread | None) -> Verdict[str] | None:
     """floor: what a thief gets without the model, where he has labels; else it is his student of hard labels."""
-    found = verdicts.judge({name: verdicts.Attempt(list(each.accuracy.seeds.values()), each.top_class_only)
-                            for name, each in students.items()})
-    return replace(found, hard_labels=list(floor.seeds.values())) if found and floor else found
+    return verdicts.judge({name: verdicts.Attempt(list(each.accuracy.seeds.values()), each.top_class_only)
+                           for name, each in students.items()}, list(floor.seeds.values()) if floor else ())
 
 
 def _hard_label(alike: Sequence[Student], of: Mapping[str, Student]) -> Spread | None:

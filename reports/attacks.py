@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 from reports.cells import Cell, Collection, in_words, nearness, rank, spread
@@ -83,7 +84,7 @@ def _theft(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
         table.references[place] = [Place(ALONE, column) for column in table.columns]
     table.rows = list(dict.fromkeys(row for row, _ in table.cells))
     table.columns = list(dict.fromkeys(column for _, column in table.cells))
-    verdicts = _verdicts(table, list(teachers.values()), fixed)
+    verdicts = _verdicts(table, list(teachers.values()), fixed, labels=labels)
     table.notes, table.summary = _summary(verdicts)
     shown = replace(table.transposed(), figure="heat") if len(teachers) > MOST_COLUMNS else table
     return Theft(network, thief, students, teachers, shown, verdicts, fixed.get(ALONE))
@@ -168,14 +169,17 @@ def _queries(students: Sequence[Cell]) -> str:
     return f", {counts.pop():,} queries" if len(counts) == 1 else ""
 
 
-def _verdicts(table: Table, teachers: Sequence[Head], fixed: dict[Head, Cell]) -> dict[Head, Verdict[Head]]:
-    """The verdict on each teacher by the last epochs of its students."""
+def _verdicts(table: Table, teachers: Sequence[Head], fixed: dict[Head, Cell], *,
+              labels: bool) -> dict[Head, Verdict[Head]]:
+    """The verdict on each teacher by the last epochs of its students. labels: whether the thief has some, and so the
+    students of `fixed`, without a teacher."""
     found = {}
+    alone = max(filter(None, map(_last, fixed.values())), key=mean, default=[]) if labels else []
     for column in teachers:
         cells = {row: cell for row in table.rows if row not in fixed and row != ITSELF
                  if (cell := table.cells.get(Place(row, column)))}
         verdict = judge({row: Attempt(values, cell.description.top_class_only) for row, cell in cells.items()
-                         if (values := _last(cell))})
+                         if (values := _last(cell))}, alone)
         if verdict:
             found[column] = verdict
     return found
@@ -190,14 +194,14 @@ def _summary(verdicts: dict[Head, Verdict[Head]]) -> tuple[list[str], list[list[
     line for each teacher."""
     normal = _undefended(verdicts)
     undefended = verdicts[normal] if normal else None
-    lines = [["teacher", "strongest attack", "its student", "student of hard labels", "efficiency"]]
+    lines = [["teacher", "strongest attack", "its student", "floor", "efficiency"]]
     lines += [[column.words, verdict.attack.words, spread(verdict.student),
-               spread(verdict.hard_labels) if verdict.hard_labels else "", efficiency_in_words(undefended, verdict)]
+               spread(verdict.floor) if verdict.floor else "", efficiency_in_words(undefended, verdict)]
               for column, verdict in verdicts.items()]
     kept = [place for place in range(len(lines[0])) if place < 3 or any(line[place] for line in lines[1:])]
     lines = [[line[place] for place in kept] for line in lines]
     headroom = undefended.headroom if undefended else None
-    notes = [] if headroom is None else [f"Headroom above hard labels: {headroom:.2f} points."]
+    notes = [] if headroom is None else [f"Headroom above the floor: {headroom:.2f} points."]
     return notes, lines if verdicts else []
 
 

@@ -146,17 +146,19 @@ def _legend(report: Report) -> str:
         texts.append("Controls: the same attack on answers that know nothing of the image; what they reach is label "
                      "smoothing, not theft. The strongest attack is the best of those tried, which errs on the thief's "
                      "side, as one of many is the best by chance. Headroom: the strongest attack on the normal teacher "
-                     "less its student of hard labels; none if it is within the standard deviation of the seeds. "
+                     "less its floor: the student of hard labels or, where the thief has labels, the best without a "
+                     "teacher; none if it is within the standard deviation of the seeds. "
                      "Efficiency: the part of the headroom that a defense takes; above 1 its students are worse "
-                     "than those of the normal teacher's hard labels.")
+                     "than the normal teacher's floor.")
     if report.prices:
         texts.append("Price and profile: `python evaluate.py --help` defines the columns; L1 change and rank "
                      "correlation are against the normal teacher or, behind an answer defense, against the network's "
                      "own answers.")
     if report.tradeoffs:
         texts.append("Protection and its price: a teacher's accuracy is that of the answers that its clients get; a "
-                     "good defense keeps it high and the strongest attack's student low. No defense that keeps the top "
-                     "class pushes students below those of hard labels.")
+                     "good defense keeps it high and the strongest attack's student low. The "
+                     "floor is the student of hard labels, which no answer defense that keeps the top class changes; a "
+                     "network that is trained to protect itself has other top classes.")
     texts.append("The best epoch was chosen on the test images (unless `validation_fraction` was set), so it flatters.")
     if not all(run.finished for run in report.runs):
         texts.append("`–`: not run yet; `epoch N`: not finished.")

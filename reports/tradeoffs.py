@@ -60,14 +60,14 @@ class Tradeoff:
     def table(self) -> list[list[str]]:
         """Heads, then a line a teacher."""
         lines = [["defense", "strength", "teacher, %", "strongest attack", "its student, %",
-                  "student of hard labels, %", "efficiency"]]
+                  "floor, %", "efficiency"]]
         undefended = next((series.points[0].verdict for series in self.series if series.undefended), None)
         for series in self.series:
             for point in series.points:
                 strength = "" if point.strength is None else f"{series.parameter} {point.strength:g}".strip()
                 lines.append([series.name or "none", strength, spread(point.teacher), point.verdict.attack.words,
                               spread(point.verdict.student),
-                              spread(point.verdict.hard_labels) if point.verdict.hard_labels else "",
+                              spread(point.verdict.floor) if point.verdict.floor else "",
                               efficiency_in_words(undefended, point.verdict)])
         kept = [place for place in range(len(lines[0])) if place < 5 or any(line[place] for line in lines[1:])]
         return [[line[place] for place in kept] for line in lines]
@@ -103,7 +103,7 @@ def _tradeoff(collection: Collection, own: Sequence[Cell], theft: Theft) -> Trad
     series.sort(key=lambda each: (not each.undefended, each.answers))
     normal = theft.verdicts.get(theft.undefended) if theft.undefended else None
     references = {"labels, no teacher": list(theft.alone.values("last").values()) if theft.alone else [],
-                  "hard labels of the normal teacher": list(normal.hard_labels) if normal else []}
+                  "floor of the normal teacher": list(normal.floor) if normal else []}
     if all(each.undefended for each in series):
         return None
     return Tradeoff(f"tradeoff {theft.table.name.removeprefix('attacks ')}",

@@ -370,13 +370,13 @@ class TestAttacks:
 
     def test_the_strongest_on_each_teacher_is_named(self, root):
         notes, lines = self.summary(root, "labels")
-        assert lines["nasty ResNet-18"] == ["HTC", "85.00"] and not notes
+        assert lines["nasty ResNet-18"][:2] == ["HTC", "85.00"] and len(notes) == 1
         assert "| strongest attack " in report(root).text()
 
     def test_a_defense_is_measured_by_the_headroom_above_hard_labels(self, root):
         """Normal: 84 with T = 1, 80 with labels. Nasty: 82. So the defense takes half of the headroom of 4."""
         notes, lines = self.summary(root, "no labels")
-        assert notes == ["Headroom above hard labels: 4.00 points."]
+        assert notes == ["Headroom above the floor: 4.00 points."]
         assert lines["nasty ResNet-18"] == ["KD, temperature 1", "82.00", "80.00", "0.50"]
 
     def test_without_headroom_there_is_no_efficiency(self, root):

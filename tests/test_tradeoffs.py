@@ -59,7 +59,7 @@ def tradeoff(root):
 def test_the_table_has_a_line_a_teacher_in_the_order_of_strength(root):
     heads, *lines = tradeoff(root).table()
     assert heads == ["defense", "strength", "teacher, %", "strongest attack", "its student, %",
-                     "student of hard labels, %", "efficiency"]
+                     "floor, %", "efficiency"]
     assert [line[:3] + line[4:] for line in lines] == [
         ["none", "", "95.00", "84.00", "80.00", ""],
         ["CMIM", "weight 0.5", "94.00", "83.00", "", "0.25"],
@@ -72,7 +72,7 @@ def test_the_table_has_a_line_a_teacher_in_the_order_of_strength(root):
 
 
 def test_the_references_are_labels_of_as_many_images_and_hard_labels_of_the_normal_teacher(root):
-    assert tradeoff(root).references == {"labels, no teacher": [75.0], "hard labels of the normal teacher": [80.0]}
+    assert tradeoff(root).references == {"labels, no teacher": [75.0], "floor of the normal teacher": [80.0]}
 
 
 def test_teachers_that_differ_in_another_setting_are_another_series_which_is_named_by_it(root):

@@ -9,12 +9,12 @@ UNDEFENDED = judge({"kd": Attempt([84.0, 86.0]), "hard labels": Attempt([79.0, 8
 
 def test_the_strongest_attack_is_the_best_by_the_mean_of_its_seeds():
     verdict = judge({"a": Attempt([90.0, 70.0]), "b": Attempt([81.0, 81.0])})
-    assert (verdict.attack, verdict.student, verdict.hard_labels) == ("b", [81.0, 81.0], ())
+    assert (verdict.attack, verdict.student, verdict.floor) == ("b", [81.0, 81.0], ())
 
 
 def test_the_floor_is_the_best_student_of_the_top_class_which_may_itself_be_the_strongest():
     verdict = judge({"kd": Attempt([70.0]), "first": Attempt([75.0], True), "second": Attempt([80.0], True)})
-    assert verdict.attack == "second" and verdict.hard_labels == [80.0] and verdict.headroom == 0
+    assert verdict.attack == "second" and verdict.floor == [80.0] and verdict.headroom == 0
     assert not verdict.has_headroom
 
 
