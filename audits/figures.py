@@ -37,7 +37,7 @@ def _heat(students: Sequence[Student], title: str) -> plt.Figure:
     several = len({images for images, *_ in columns}) > 1
     words = [(f"model: {answers}" if victim == "model" else victim) + several * (
         f", {images:,} images" if images else ", all images") for images, victim, answers in columns]
-    return heat_map(attacks, words, values, title)
+    return heat_map(attacks, words, values, title, largest=True)
 
 
 def _curves(audit: Audit, network: str, thief: str) -> plt.Figure:

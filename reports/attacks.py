@@ -40,6 +40,7 @@ class Theft:
     table: Table
     verdicts: dict[Head, Verdict[Head]]  # of teachers with finished students
     alone: Cell | None  # the same network from the labels of as many images
+    labels: bool  # whether the thief has labels
 
     @property
     def undefended(self) -> Head | None:
@@ -87,7 +88,7 @@ def _theft(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
     verdicts = _verdicts(table, list(teachers.values()), fixed, labels=labels)
     table.notes, table.summary = _summary(verdicts)
     shown = replace(table.transposed(), figure="heat") if len(teachers) > MOST_COLUMNS else table
-    return Theft(network, thief, students, teachers, shown, verdicts, fixed.get(ALONE))
+    return Theft(network, thief, students, teachers, shown, verdicts, fixed.get(ALONE), labels)
 
 
 def _without_teacher(own: Sequence[Cell], students: Sequence[Cell], network: str,

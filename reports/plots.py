@@ -33,21 +33,21 @@ def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequ
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]],
-             title: str) -> plt.Figure:
-    """Each value as a number, the largest of each column bold; NaN: an empty cell. The darker, the higher, down to
-    `SPAN` below the highest: what lies further below is white alike."""
+             title: str, *, largest: bool = False) -> plt.Figure:
+    """Each value as a number; NaN: an empty cell. The darker, the higher, down to `SPAN` below the highest: what lies
+    further below is white alike. largest: whether the largest of each column is bold."""
     figure, axes = plt.subplots(figsize=(3 + 0.75 * len(columns), 1.5 + 0.3 * len(rows)))
     found = [value for line in values for value in line if not math.isnan(value)]
     highest, lowest = max(found), max(min(found), max(found) - SPAN)
     span = max(highest - lowest, 1.0)
     axes.imshow(values, cmap="Greys", aspect="auto", vmin=highest - span, vmax=highest + span)
-    largest = [max((value for value in column if not math.isnan(value)), default=0.0)
+    bold = [max((value for value in column if not math.isnan(value)), default=0.0)
                for column in zip(*values, strict=True)]
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             if not math.isnan(value):
                 axes.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=9,
-                          fontweight="bold" if value == largest[x] else "normal")
+                          fontweight="bold" if largest and value == bold[x] else "normal")
     axes.set_xticks(range(len(columns)), [drawable(column) for column in columns], rotation=40, ha="right", fontsize=9)
     axes.set_yticks(range(len(rows)), [drawable(row) for row in rows], fontsize=9)
     axes.grid(visible=False)

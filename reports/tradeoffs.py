@@ -103,7 +103,7 @@ def _tradeoff(collection: Collection, own: Sequence[Cell], theft: Theft) -> Trad
     series.sort(key=lambda each: (not each.undefended, each.answers))
     normal = theft.verdicts.get(theft.undefended) if theft.undefended else None
     references = {"labels, no teacher": list(theft.alone.values("last").values()) if theft.alone else [],
-                  "floor of the normal teacher": list(normal.floor) if normal else []}
+                  "hard labels of the normal teacher": list(normal.floor) if normal and not theft.labels else []}
     if all(each.undefended for each in series):
         return None
     return Tradeoff(f"tradeoff {theft.table.name.removeprefix('attacks ')}",

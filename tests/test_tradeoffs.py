@@ -72,7 +72,7 @@ def test_the_table_has_a_line_a_teacher_in_the_order_of_strength(root):
 
 
 def test_the_references_are_labels_of_as_many_images_and_hard_labels_of_the_normal_teacher(root):
-    assert tradeoff(root).references == {"labels, no teacher": [75.0], "floor of the normal teacher": [80.0]}
+    assert tradeoff(root).references == {"labels, no teacher": [75.0], "hard labels of the normal teacher": [80.0]}
 
 
 def test_teachers_that_differ_in_another_setting_are_another_series_which_is_named_by_it(root):
