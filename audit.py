@@ -77,7 +77,8 @@ def _audit(arguments: argparse.Namespace) -> None:
         grid.check()
     grid.write()
     if arguments.lay_out:
-        print(f"{len(grid.directories())} runs below {directory / 'runs'}, none of them run")
+        finished = sum(run.finished for run in _runs(grid))
+        print(f"{len(grid.directories())} runs are laid out, {finished} of them finished")
         return
     failed = _train(grid, model, jobs, arguments.gpus, arguments.data_dir)
     versions = session.describe(torch.device("cpu"), torch.float32, {})["versions"]
@@ -152,6 +153,9 @@ def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int, *, restart: bool
     costs = {attempt.run_directory(seed): cost(Run(attempt.run_directory(seed), attempt.params()), model.sizes,
                                                model.test_images) for attempt in grid.attempts for seed in grid.seeds}
     left = seconds_left(costs, finished, jobs)
+    if len(finished) == len(costs):
+        print(f"{len(costs)} students, all of them finished")
+        return
     print(f"{len(costs)} students, {len(finished)} of them finished; " + (
         f"about {duration(left)} for the others, {jobs} at a time, by the pace of these" if left is not None else
         f"how long they take, {jobs} at a time, is known once the first are finished"))
