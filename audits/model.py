@@ -36,10 +36,8 @@ class Evaluated:
     source: dict[str, str]  # path and SHA-256 of the checkpoint
     unprotected: dict[str, str] | None
     sizes: dict[str, int]  # number of training images, of the data set and of those of foreign images
-    images: int  # training images of the data set
     classes: int
     test_images: int
-    image_size: int
     prices: dict[str, Row]  # by what a client gets; "unprotected": of that model's logits
     remarks: list[str]
 
@@ -67,8 +65,7 @@ def evaluate_model(params: AuditParams, data_dir: Path, device: str = "auto",
         prices["unprotected"] = test.price(unprotected, original[1], Answers(), None)
     dataset = test.dataset
     return Evaluated(source.checkpoint.source, original[0].checkpoint.source if original else None, test.sizes(),
-                     len(dataset.train_labels), dataset.num_classes, len(dataset.test_labels), dataset.image_size,
-                     prices, test.remarks)
+                     dataset.num_classes, len(dataset.test_labels), prices, test.remarks)
 
 
 class _Test:
