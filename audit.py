@@ -26,10 +26,10 @@ import torch
 
 from audits import document, figures
 from audits.model import Evaluated, evaluate_model
-from audits.params import OF_MODEL, AuditParams
 from audits.plan import Plan, plan, same_grid
 from audits.progress import Bar, cost, duration, seconds_left
 from audits.result import Audit, summarize
+from runs.audits import OF_MODEL, AuditParams
 from runs.directories import Run, find, is_audit
 from runs.pool import Pool
 from runs.stages import AUDIT

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from attacks import REGISTRY
-from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
 from audits.plan import Plan
 from audits.progress import duration
 from audits.result import Audit, Spread, Student, ThiefVerdict
 from reports.prices import COLUMNS
 from reports.table import markdown
+from runs.audits import LABELED, NO_DATA, UNLABELED, AuditParams
 
 WIDTH = 118
 MOST_LINES, MOST_VERDICTS, MOST_PRICES = 40, 12, 8  # on the terminal

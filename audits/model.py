@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.params import LABELED, NO_DATA, UNLABELED, AuditParams
 from audits.plan import answers_in_words, interfaces
 from defenses.answers import Answers
 from model import build_model
+from runs.audits import LABELED, NO_DATA, UNLABELED, AuditParams
 from runs.trained import RECORDED, Source, read_source
 from utils import seeds
 from utils.data import Images

@@ -17,7 +17,7 @@ from typing import Any
 
 from attacks import REGISTRY
 from attacks.params import AttackParams
-from audits.params import LABELED, NO_DATA, OF_MODEL, UNLABELED, AuditParams
+from runs.audits import LABELED, NO_DATA, OF_MODEL, UNLABELED, AuditParams
 from runs.stages import DATAFREE, KD, SCRATCH
 from utils.errors import UserError
 from utils.files import read_json, write_text

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from audits.model import Evaluated
-from audits.params import LABELED, UNLABELED, AuditParams
 from audits.plan import Plan
 from reports import verdicts
 from reports.verdicts import Verdict
+from runs.audits import LABELED, UNLABELED, AuditParams
 from utils.results import Results
 
 FORMAT = 1

@@ -9,7 +9,7 @@ from reports.attacks import Teacher, Theft, thefts
 from reports.cells import RECIPE, AnsweringTeacher, Cell, Collection, in_words, spread
 from reports.table import Head
 from reports.verdicts import Verdict, efficiency_in_words
-from runs.stages import display_name
+from runs.stages import answer_defense_name, display_name
 from utils.results import is_number
 
 NOT_DEFENSES = ("poisoned", "student", "unknown")  # kinds of attacked networks that nothing is known to protect
@@ -183,10 +183,8 @@ def _names(teachers: Sequence[Teacher], kinds: dict[Teacher, str],
 
 def _answer_defense(specification: str) -> str:
     """What tables call an answer defense, without its strength if that is a number."""
-    from defenses.answers import ANSWER_DEFENSES  # with torch, of which a report without runs has no need
-
     name, _, strength = specification.partition(":")
     if name == "none":
         return ""
-    words = ANSWER_DEFENSES.entry(name).display_name if name in ANSWER_DEFENSES else name
+    words = answer_defense_name(name)
     return f"{words} {strength}" if strength and not _reads_as_number(strength) else words

@@ -14,9 +14,9 @@ import attacks
 import datafree
 import defenses
 from attacks.params import AttackParams
-from audits.params import AuditParams
 from backdoor.params import BackdoorParams
 from datafree.params import DataFreeParams
+from runs.audits import AuditParams
 from utils.errors import UserError
 from utils.params import (
     DataParams,
@@ -31,8 +31,8 @@ from utils.params import (
     name_answers,
 )
 
-__all__ = ["AUDIT", "DATAFREE", "KD", "NASTY", "POISONED", "SCRATCH", "STAGES", "display_name", "recorded_params",
-           "stage_of", "stage_of_script"]
+__all__ = ["AUDIT", "DATAFREE", "KD", "NASTY", "POISONED", "SCRATCH", "STAGES", "answer_defense_name",
+           "display_name", "recorded_params", "stage_of", "stage_of_script"]
 
 
 class CacheParams(MethodParams):
@@ -170,3 +170,10 @@ def recorded_params(script: str, params: dict[str, Any]) -> Params:
 def display_name(method: str) -> str:
     """What tables call an attack or data-free method; the name itself where none of that name is registered."""
     return next((stage.display_name(method) for stage in STAGES.values() if method in stage.methods), method)
+
+
+def answer_defense_name(name: str) -> str:
+    """What tables call an answer defense; the name itself where none of that name is registered."""
+    from defenses.answers import ANSWER_DEFENSES  # with torch, of which params.json files have no need
+
+    return ANSWER_DEFENSES.entry(name).display_name if name in ANSWER_DEFENSES else name

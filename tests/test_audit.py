@@ -17,11 +17,11 @@ from conftest import FEW, ROOT, all_end, command, environment, refused, results
 
 from attacks import REGISTRY
 from audits import document
-from audits.params import LABELED, NO_DATA, UNLABELED
 from audits.plan import CORE, LEAST_STEPS, MOST_LONGER, plan
 from audits.progress import duration, seconds_left
 from audits.result import Audit, Spread, Student, judge_all
 from model import build_model
+from runs.audits import LABELED, NO_DATA, UNLABELED
 from runs.directories import Run, find, is_audit
 from runs.stages import AUDIT
 from utils.errors import UserError
