@@ -34,7 +34,8 @@ def test_the_tables_of_results_md_are_those_of_committed_runs_all_of_them_finish
 def test_the_tables_of_attacks_md_are_those_of_committed_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     text, _ = unaligned(Path("docs/attacks.md").read_text())
-    told = Report.of(place for place in Path("docs/results/experiments/demo").iterdir() if place.name != "audits")
+    told = Report.of(place for place in Path("docs/results/experiments/demo").iterdir()
+                     if place.name not in ("audits", "defenses"))
     assert [run.directory for run in told.unfinished] == []
     attacks = [table for table in told.tables if table.summary]
     assert len(attacks) == 2 and len(told.sweeps) == 2
@@ -58,6 +59,16 @@ def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv(monkeypatch):
             seen.add(directory)
     assert seen == {run.directory for place in COMMITTED for run in Report.of([Path("experiments") / place]).runs
                     if run.params.script == "train_nasty.py"}
+
+def test_the_tables_of_defenses_md_are_those_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text, _ = unaligned(Path("docs/defenses.md").read_text())
+    told = Report.of(Path("docs/results/experiments/demo") / place for place in ("defenses", "baseline/net16"))
+    assert [run.directory for run in told.unfinished] == []
+    assert len(told.tradeoffs) == 2 and len(told.prices) == 1
+    for table in (*(each.table() for each in told.tradeoffs), told.prices[0].lines()):
+        assert unaligned(markdown(table))[0] in text
+
 
 def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(monkeypatch):
     monkeypatch.chdir(ROOT)
