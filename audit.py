@@ -34,9 +34,11 @@ from runs.directories import Run, find, is_audit
 from runs.pool import Pool
 from runs.stages import AUDIT
 from utils import cli, session
+from utils.data import split
+from utils.data_record import changes, describe
 from utils.errors import UserError
 from utils.files import write_text
-from utils.params import load_params, parse_overrides
+from utils.params import DataParams, load_params, parse_overrides
 from utils.run_directory import RunDirectory
 
 
@@ -69,6 +71,7 @@ def _audit(arguments: argparse.Namespace) -> None:
     if not arguments.restart:
         grid.check()
         _check_checkpoints(grid, model)
+        _check_images(grid, model)
     if arguments.dry_run:
         _say_what_would_be(grid, model, jobs, restart=arguments.restart)
         return
@@ -146,6 +149,25 @@ def _check_checkpoints(grid: Plan, model: Evaluated) -> None:
             if source and read.get(directory) and source["sha256"] not in read[directory]:
                 raise UserError(f"{source['path']} has changed since {directory} learned from it: choose another "
                                 "directory, or start over with --restart")
+
+
+def _check_images(grid: Plan, model: Evaluated) -> None:
+    """Raise UserError where a finished student learned from, or was tested on, other images than there are by now."""
+    data = {run.directory: run.results.data for run in _runs(grid) if run.results and run.results.data}
+    records: dict[tuple[str, int | None], dict[str, Any]] = {}
+    for attempt in grid.attempts:
+        params = attempt.params()
+        directories = [place for place in map(attempt.run_directory, grid.seeds) if place in data]
+        if not directories or not isinstance(params, DataParams):
+            continue
+        name = getattr(params, "transfer_set", None) or params.dataset
+        if (name, attempt.images) not in records:
+            dataset = model.datasets[name]
+            records[name, attempt.images] = describe(dataset, split(dataset, params, torch.device("cpu")))
+        for directory in directories:
+            if changed := changes(data[directory], records[name, attempt.images]):
+                raise UserError(f"the data have changed since {directory} was trained ({', '.join(changed)}): choose "
+                                "another directory, or start over with --restart")
 
 
 def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int, *, restart: bool) -> None:

@@ -44,7 +44,8 @@ def _terminal(audit: Audit, directory: Path, most: int) -> str:
                   f"{directory / 'audit.md'}." * (len(prices) > MOST_PRICES + 1))
     blocks.append(textwrap.fill(
         "The strongest attack is the best of those tried, which errs on the thief's side; another attack, more images "
-        "or a longer training may get more. " + _failures(audit), WIDTH))
+        "or a longer training may get more. Differences within the margin are none; more seeds and test images make it "
+        "smaller. " + _failures(audit), WIDTH))
     return "\n\n".join(blocks)
 
 
@@ -53,7 +54,7 @@ def document(audit: Audit, params: AuditParams, directory: Path, pictures: Seque
     parts = [f"# Audit of {params.checkpoint}", _headline(audit), "## Verdict",
              markdown(_verdict_lines(audit.verdicts, _networks(audit))),
              "\n".join(f"- {whose}: **{sentence}**." for whose, sentence in _sentences(audit, audit.verdicts)),
-             _legend(audit)]
+             _LEGEND]
     parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
     parts += ["## Price and profile", _PRICE, markdown(_price_lines(audit, brief=False))]
     parts += ["## Threat model", _threat(audit, params)]
@@ -146,7 +147,7 @@ def _networks(*audits: Audit) -> int:
 def _verdict_lines(verdicts: Iterable[ThiefVerdict], networks: int) -> list[list[str]]:
     """networks: how many different ones the students have."""
     heads = ["thief", "strongest attack", "its student", "labels alone", "smoothed", "hard labels", "unprotected",
-             "control", "headroom", "left", "efficiency"]
+             "control", "headroom", "left", "efficiency", "margin"]
     lines = [heads]
     for found in verdicts:
         spreads = [found.accuracy, found.labels, found.label_smoothing, found.hard_label, found.unprotected,
@@ -154,7 +155,7 @@ def _verdict_lines(verdicts: Iterable[ThiefVerdict], networks: int) -> list[list
         efficiency = "" if found.unprotected is None or found.headroom is None else \
             "no headroom" if found.efficiency is None else f"{found.efficiency:.2f}"
         lines.append([_whose(found, networks), found.attack, *map(_text, spreads), _points(found.headroom),
-                      _points(found.headroom_left), efficiency])
+                      _points(found.headroom_left), efficiency, f"{found.margin:.2f}"])
     kept = [at for at in range(len(heads)) if at < 3 or any(line[at] for line in lines[1:])]
     return [[line[at] for at in kept] for line in lines]
 
@@ -199,20 +200,19 @@ def _column(student: Student) -> str:
     return f"model: {student.answers}" if student.victim == "model" else student.victim
 
 
-def _legend(audit: Audit) -> str:
-    margins = sorted({round(found.margin, 2) for found in audit.verdicts})
-    return (f"The strongest attack is the best of those tried, which errs on the thief's side. *Labels alone* and "
-            "*smoothed*: the same network trained on the same images from their labels, plainly and with label "
-            "smoothing. *Hard labels*: the best student of the model's top classes, which no defense that keeps them "
-            "can go below. *Unprotected*: the strongest attack on the unprotected model or, without one, on this "
-            "model's logits. *Headroom*: that one less the floor, the student of hard labels or, where the thief has "
-            "labels, the better student of these alone; *left*: the strongest attack on this model less its "
-            "floor. *Efficiency*: the part of the headroom that protection takes; above "
-            "1 students are worse than from the unprotected model's top classes, as where the model itself has become "
-            "worse: see the price. *Control*: the strongest attack on answers that know nothing of the image. "
-            f" Not told apart: {', '.join(f'{value:g}' for value in margins)} points, "
-            "the larger standard deviation of the seeds or, if that is more, the standard error of a difference on so "
-            "many test images.")
+_LEGEND = (
+    "The strongest attack is the best of those tried: with many attacks its student looks better than it is, which "
+    "errs on the thief's side. *Labels alone* and *smoothed*: the same network trained on the same images from their "
+    "labels, plainly and with label smoothing. *Hard labels*: the best of all students of the model's top classes, "
+    "whatever interface gave these; no defense that keeps the top classes can go below. *Unprotected*: the strongest "
+    "attack on the unprotected model or, without one, on this model's logits. *Floor*: hard labels or, where the "
+    "thief has labels, the better of labels alone and smoothed. *Headroom*: unprotected less the unprotected model's "
+    "floor; below 0 the answers are worth less than what the thief has already. *Left*: the strongest attack less "
+    "this model's own floor. *Efficiency*: (unprotected - strongest attack) / headroom, the part of the headroom that "
+    "protection takes; above 1 the best student is worse than the unprotected model's floor. *Control*: the strongest "
+    "attack on answers that know nothing of the image. *Margin*: points within which two students are not told apart, "
+    "the larger standard deviation of the seeds or, if that is more, the standard error of a difference on so many "
+    "test images.")
 
 
 def _threat(audit: Audit, params: AuditParams) -> str:

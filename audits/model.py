@@ -35,11 +35,16 @@ class Evaluated:
 
     source: dict[str, str]  # path and SHA-256 of the checkpoint
     unprotected: dict[str, str] | None
-    sizes: dict[str, int]  # number of training images, of the data set and of those of foreign images
+    datasets: dict[str, Dataset]  # the data set, and each with foreign images in place of its training images
     classes: int
     test_images: int
     prices: dict[str, Row]  # by what a client gets; "unprotected": of that model's logits
     remarks: list[str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of training images of each data set."""
+        return {name: len(dataset.train_images) for name, dataset in self.datasets.items()}
 
 
 def evaluate_model(params: AuditParams, data_dir: Path, device: str = "auto",
@@ -64,7 +69,7 @@ def evaluate_model(params: AuditParams, data_dir: Path, device: str = "auto",
     if original and unprotected:
         prices["unprotected"] = test.price(unprotected, original[1], Answers(), None)
     dataset = test.dataset
-    return Evaluated(source.checkpoint.source, original[0].checkpoint.source if original else None, test.sizes(),
+    return Evaluated(source.checkpoint.source, original[0].checkpoint.source if original else None, test.datasets(),
                      dataset.num_classes, len(dataset.test_labels), prices, test.remarks)
 
 
@@ -130,10 +135,9 @@ class _Test:
             row["foreign_auroc"] = foreign_auroc(answers, defend(self._foreign_logits(checkpoint)))
         return row
 
-    def sizes(self) -> dict[str, int]:
+    def datasets(self) -> dict[str, Dataset]:
         foreign = [name for name in self.params.thieves or () if name not in (LABELED, UNLABELED, NO_DATA)]
-        return {self.params.dataset: len(self.dataset.train_labels), **{
-            name: len(self._transfer_set(name).train_images) for name in foreign}}
+        return {self.params.dataset: self.dataset, **{name: self._transfer_set(name) for name in foreign}}
 
     def _transfer_set(self, name: str) -> Dataset:
         return with_transfer_set(self.dataset, name, self.data_dir, background=self.params.background)

@@ -211,6 +211,9 @@ def _sentence(found: ThiefVerdict) -> str:
     if reference is None:
         return copy
     gained = found.accuracy.mean - reference.mean
+    if found.margin < gained < 1.25 * found.margin:
+        return (f"barely distillable by {found.attack}: the best copy has {found.accuracy} %, {gained:.2f} points "
+                f"above {words}, with a margin of {found.margin:.2f}")
     if gained > found.margin:
         return f"distillable by {found.attack}: the best copy has {found.accuracy} %, {gained:.1f} points above {words}"
     return f"no attack tried beats {words}; {copy}"

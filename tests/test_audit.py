@@ -582,6 +582,16 @@ def test_students_of_weights_that_have_changed_are_not_told_as_those_of_the_new_
 
 
 @pytest.mark.slow
+def test_students_of_other_images_are_not_told_beside_those_of_these(audit, data, teacher, tmp_path):
+    images = shutil.copytree(data, tmp_path / "images")
+    directory = write(tmp_path / "audit", images, checkpoint=str(teacher), **SMALL)
+    assert audit(directory).returncode == 0
+    next((images / "train").rglob("*.png")).unlink()
+    done = audit(directory, "--dry_run")
+    assert done.returncode == 2 and "the data have changed" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_after_kills_nothing_is_redone_and_the_result_is_the_same(audited, audit, data, teacher, tmp_path):
     directory = write(tmp_path / "audit", data, checkpoint=str(teacher), attacks=["kd", "hard_label"])
     moments = random.Random(0)
