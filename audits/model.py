@@ -140,7 +140,11 @@ class _Test:
         return {self.params.dataset: self.dataset, **{name: self._transfer_set(name) for name in foreign}}
 
     def _transfer_set(self, name: str) -> Dataset:
-        return with_transfer_set(self.dataset, name, self.data_dir, background=self.params.background)
+        try:
+            return with_transfer_set(self.dataset, name, self.data_dir, background=self.params.background)
+        except UserError as error:
+            raise UserError(f'"{name}" is neither "{LABELED}", "{UNLABELED}" or "{NO_DATA}" nor foreign images: {error}'
+                            ) from None
 
     def _foreign_logits(self, checkpoint: str) -> Tensor:
         """Logits to as many foreign images as there are test images, if there are."""
