@@ -68,12 +68,14 @@ def _audit(arguments: argparse.Namespace) -> None:
                            unprotected=before[1].checkpoint if before else params.unprotected)
     grid = _grid(params, directory, before, model)
     jobs = arguments.jobs or len(arguments.gpus) or _one_a_core(params)
+    runs: list[Run] = []
     if not arguments.restart:
         grid.check()
-        _check_checkpoints(grid, model)
-        _check_images(grid, model)
+        runs = _runs(grid)
+        _check_checkpoints(grid, model, runs)
+        _check_images(grid, model, runs)
     if arguments.dry_run:
-        _say_what_would_be(grid, model, jobs, restart=arguments.restart)
+        _say_what_would_be(grid, model, jobs, runs)
         return
     if arguments.restart:
         shutil.rmtree(directory / "runs", ignore_errors=True)
@@ -138,10 +140,10 @@ def _runs(grid: Plan) -> list[Run]:
     return runs
 
 
-def _check_checkpoints(grid: Plan, model: Evaluated) -> None:
+def _check_checkpoints(grid: Plan, model: Evaluated, runs: list[Run]) -> None:
     """Raise UserError where a finished student learned from other weights than the checkpoint has by now."""
     read = {run.directory: {each["sha256"] for each in run.results.checkpoints_read.values()}
-            for run in _runs(grid) if run.results}
+            for run in runs if run.results}
     now = {"model": model.source, "unprotected": model.unprotected}
     for attempt in grid.attempts:
         source = now.get(attempt.victim)
@@ -151,9 +153,9 @@ def _check_checkpoints(grid: Plan, model: Evaluated) -> None:
                                 "directory, or start over with --restart")
 
 
-def _check_images(grid: Plan, model: Evaluated) -> None:
+def _check_images(grid: Plan, model: Evaluated, runs: list[Run]) -> None:
     """Raise UserError where a finished student learned from, or was tested on, other images than there are by now."""
-    data = {run.directory: run.results.data for run in _runs(grid) if run.results and run.results.data}
+    data = {run.directory: run.results.data for run in runs if run.results and run.results.data}
     records: dict[tuple[str, int | None], dict[str, Any]] = {}
     for attempt in grid.attempts:
         params = attempt.params()
@@ -170,8 +172,8 @@ def _check_images(grid: Plan, model: Evaluated) -> None:
                                 "another directory, or start over with --restart")
 
 
-def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int, *, restart: bool) -> None:
-    finished = [run for run in _runs(grid) if run.finished and not restart]
+def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int, runs: list[Run]) -> None:
+    finished = [run for run in runs if run.finished]
     costs = {attempt.run_directory(seed): cost(Run(attempt.run_directory(seed), attempt.params()), model.sizes,
                                                model.test_images) for attempt in grid.attempts for seed in grid.seeds}
     left = seconds_left(costs, finished, jobs)
