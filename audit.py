@@ -60,14 +60,14 @@ def _audit(arguments: argparse.Namespace) -> None:
     directory: Path = arguments.save_path
     overrides = parse_overrides(arguments.set)
     params: AuditParams = load_params(directory / "params.json", AUDIT, overrides)
-    before = _audit_of(params.unprotected, overrides)
-    locks = [RunDirectory(place) for place in [directory, *([before[0]] if before else [])]]
+    reference = _unprotected_audit(params.unprotected, overrides)
+    locks = [RunDirectory(place) for place in [directory, *([reference[0]] if reference else [])]]
     for lock in locks:
         lock.lock("another audit is running")
     model = evaluate_model(params, arguments.data_dir, arguments.device,
-                           unprotected=before[1].checkpoint if before else params.unprotected)
-    grid = _grid(params, directory, before, model)
-    jobs = arguments.jobs or len(arguments.gpus) or _one_a_core(params)
+                           unprotected=reference[1].checkpoint if reference else params.unprotected)
+    grid = _grid(params, directory, reference, model)
+    jobs = arguments.jobs or len(arguments.gpus) or _default_jobs(params)
     runs: list[Run] = []
     if not arguments.restart:
         grid.check()
@@ -75,7 +75,7 @@ def _audit(arguments: argparse.Namespace) -> None:
         _check_checkpoints(grid, model, runs)
         _check_images(grid, model, runs)
     if arguments.dry_run:
-        _say_what_would_be(grid, model, jobs, runs)
+        _print_dry_run(grid, model, jobs, runs)
         return
     if arguments.restart:
         shutil.rmtree(directory / "runs", ignore_errors=True)
@@ -88,32 +88,32 @@ def _audit(arguments: argparse.Namespace) -> None:
     failed = _train(grid, model, jobs, arguments.gpus, arguments.data_dir)
     versions = session.describe(torch.device("cpu"), torch.float32, {})["versions"]
     result = summarize(grid, params, model, failed, versions)
-    pictures = figures.draw(result, directory)
+    figure_files = figures.draw(result, directory)
     write_text(directory / "audit.json", result.model_dump_json(indent=1) + "\n")
     write_text(directory / "audit.csv", document.table(result, grid))
-    write_text(directory / "audit.md", document.document(result, params, directory, pictures))
+    write_text(directory / "audit.md", document.document(result, params, directory, figure_files))
     print(document.terminal(result, directory))
-    names = ["audit.md", "audit.json", "audit.csv", *(file.name for file in pictures)]
+    names = ["audit.md", "audit.json", "audit.csv", *(file.name for file in figure_files)]
     print(f"Written to {directory}: {', '.join(names)}.")
     if failed:
         raise UserError(f"{len(failed)} of {len(grid.directories())} runs are not finished: "
                         f"{', '.join(map(str, failed))}")
 
 
-def _grid(params: AuditParams, directory: Path, before: tuple[Path, AuditParams] | None, model: Evaluated) -> Plan:
+def _grid(params: AuditParams, directory: Path, reference: tuple[Path, AuditParams] | None, model: Evaluated) -> Plan:
     """The grid of an audit, with that of the audit of the unprotected model, as far as they are compared."""
-    if before is None:
+    if reference is None:
         return plan(params, directory, model.sizes)
-    if differing := same_grid(params, before[1]):
-        raise UserError(f'"unprotected": the audit in {before[0]} differs in {", ".join(differing)}: its students '
+    if differing := same_grid(params, reference[1]):
+        raise UserError(f'"unprotected": the audit in {reference[0]} differs in {", ".join(differing)}: its students '
                         "are no comparison")
-    unprotected = before[1].model_copy(update={"interfaces": ["logits"], "answer_defenses": ["none"],
+    unprotected = reference[1].model_copy(update={"interfaces": ["logits"], "answer_defenses": ["none"],
                                                "unprotected": None})
-    return Plan.joined([plan(params, directory, model.sizes, references=before[0]),
-                        plan(unprotected, before[0], model.sizes).as_unprotected()])
+    return Plan.joined([plan(params, directory, model.sizes, references=reference[0]),
+                        plan(unprotected, reference[0], model.sizes).as_unprotected()])
 
 
-def _audit_of(unprotected: str | None, overrides: dict[str, Any]) -> tuple[Path, AuditParams] | None:
+def _unprotected_audit(unprotected: str | None, overrides: dict[str, Any]) -> tuple[Path, AuditParams] | None:
     """The audit of the unprotected model, where a directory of one is named, with the grid that this one is given."""
     file = Path(unprotected or "") / "params.json"
     if not unprotected or not is_audit(file):
@@ -134,9 +134,9 @@ def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: P
 
 def _runs(grid: Plan) -> list[Run]:
     """The runs of a grid that are laid out."""
-    runs, remarks = find([directory for directory in grid.directories() if (directory / "params.json").exists()])
-    if remarks:
-        raise UserError("; ".join(remarks))
+    runs, warnings = find([directory for directory in grid.directories() if (directory / "params.json").exists()])
+    if warnings:
+        raise UserError("; ".join(warnings))
     return runs
 
 
@@ -172,7 +172,7 @@ def _check_images(grid: Plan, model: Evaluated, runs: list[Run]) -> None:
                                 "another directory, or start over with --restart")
 
 
-def _say_what_would_be(grid: Plan, model: Evaluated, jobs: int, runs: list[Run]) -> None:
+def _print_dry_run(grid: Plan, model: Evaluated, jobs: int, runs: list[Run]) -> None:
     finished = [run for run in runs if run.finished]
     costs = {attempt.run_directory(seed): cost(Run(attempt.run_directory(seed), attempt.params()), model.sizes,
                                                model.test_images) for attempt in grid.attempts for seed in grid.seeds}
@@ -195,7 +195,7 @@ def _read(directory: Path) -> Audit:
         raise UserError(f"{file} is damaged or of another version: {str(error).splitlines()[0]}") from None
 
 
-def _one_a_core(params: AuditParams) -> int:
+def _default_jobs(params: AuditParams) -> int:
     """Students at a time: one a core that this process may use, or one where there is a GPU."""
     if params.cuda and torch.cuda.is_available():
         return 1

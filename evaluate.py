@@ -32,7 +32,7 @@ import torch
 
 from backdoor.metrics import BackdoorTest
 from backdoor.triggers import build_trigger
-from defenses.answers import answers_of
+from defenses.answers import build_answers
 from reports.table import markdown
 from runs.trained import Source, read_source
 from utils import cli, seeds
@@ -43,7 +43,7 @@ from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError
 from utils.evaluation import Frozen, confusion_matrix
 from utils.files import write_text
-from utils.quality import agreement, answers_to, change, foreign_auroc, likeness, profile, quality
+from utils.quality import agreement, change, compute_answers, foreign_auroc, profile, quality, similarity
 from utils.results import Row
 
 FOR_USERS = {"accuracy": "accuracy", "cross_entropy": "cross-entropy", "calibration_error": "ECE",
@@ -69,8 +69,8 @@ def evaluate() -> None:
     rows = {source.name: test.evaluate(source, compared) for source in sources}
     images = len(test.dataset(sources[0]).test_labels)
     print(f"{test.name}: {images} test images")
-    for remark in test.remarks:
-        print(f"remark: {remark}")
+    for warning in test.warnings:
+        print(f"remark: {warning}")
     print(f"{markdown(_table(rows, FOR_USERS))}\n\n{markdown(_table(rows, FOR_STUDENTS))}")
     if arguments.json:
         content = {
@@ -94,7 +94,7 @@ class Test:
         self.device = choose_device(arguments.device, None, cuda=True)
         prepare_device(self.device, "fp32")
         self.dtype = choose_dtype("fp32", self.device)
-        self.protection = answers_of(arguments, in_order=True)
+        self.protection = build_answers(arguments, in_order=True)
         self.foreign = arguments.foreign
         if arguments.trigger and self.protection and self.protection.ordered:
             raise UserError(f"--trigger: {arguments.answer_defense} depends on the order of the queries")
@@ -102,7 +102,7 @@ class Test:
         self.target = arguments.target
         self._datasets: dict[tuple[int, str], Dataset] = {}  # by image size and background
         self._foreign_images: dict[tuple[int, str], torch.Tensor] = {}
-        self.remarks: list[str] = []
+        self.warnings: list[str] = []
         self._networks = {source.name: self._load(source) for source in sources}
 
     def answers(self, source: Source) -> torch.Tensor:
@@ -111,7 +111,7 @@ class Test:
 
     def _logits(self, source: Source) -> torch.Tensor:
         frozen, part = self._networks[source.name]
-        return answers_to(frozen.network, part, self.dtype)
+        return compute_answers(frozen.network, part, self.dtype)
 
     def _protected(self, logits: torch.Tensor) -> torch.Tensor:
         return self.protection(logits) if self.protection else logits
@@ -128,14 +128,14 @@ class Test:
             row["defense_l1_change"] = change(answers, logits)
         if self.foreign:
             foreign = dataclasses.replace(part, **self._foreign(source, part))
-            row["foreign_auroc"] = foreign_auroc(answers, self._protected(answers_to(frozen.network, foreign,
+            row["foreign_auroc"] = foreign_auroc(answers, self._protected(compute_answers(frozen.network, foreign,
                                                                                     self.dtype)))
         if compared is not None:
-            row |= agreement(answers, compared) | likeness(answers, compared)
+            row |= agreement(answers, compared) | similarity(answers, compared)
         if self.trigger:
             test = BackdoorTest(part, self.trigger, self.target, self.dtype)
-            self._remark(*test.left_out)
-            row |= test(frozen.answering, confusion_matrix(frozen.answering, part, self.dtype)[0])
+            self._warn(*test.left_out)
+            row |= test(frozen.with_interface, confusion_matrix(frozen.with_interface, part, self.dtype)[0])
         return row
 
     def _foreign(self, source: Source, part: Images) -> dict[str, torch.Tensor]:
@@ -166,17 +166,17 @@ class Test:
         mean, std = (torch.tensor(values, device=self.device) for values in (params.mean or dataset.mean,
                                                                              params.std or dataset.std))
         part = Images(dataset.test_images, dataset.test_labels, mean, std)
-        self._remark(*dataset.remarks, *compare_origin(
+        self._warn(*dataset.warnings, *compare_origin(
             source.checkpoint, {"classes": dataset.classes, "image_size": dataset.image_size,
                                 "mean": part.mean.tolist(), "std": part.std.tolist()}, source.name))
         network = source.build(dataset.num_classes, dataset.image_size)
         if network.imported_code:
-            self._remark(f"{source.name}: {params.model_name} was imported from {network.imported_code}")
+            self._warn(f"{source.name}: {params.model_name} was imported from {network.imported_code}")
         network.to(self.device).to(memory_format=torch.channels_last)
         return Frozen(network, self.protection), part
 
-    def _remark(self, *texts: str) -> None:
-        self.remarks += [text for text in texts if text not in self.remarks]
+    def _warn(self, *texts: str) -> None:
+        self.warnings += [text for text in texts if text not in self.warnings]
 
 
 def _table(rows: dict[str, Row], heads: dict[str, str]) -> list[list[str]]:

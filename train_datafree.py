@@ -25,8 +25,8 @@ from __future__ import annotations
 import datafree
 from backdoor.metrics import measure_backdoor
 from datafree.diagnosis import diagnose
-from datafree.distiller import Facts, answering_teacher
-from defenses.answers import answers_of
+from datafree.distiller import DataSpec, teacher_with_interface
+from defenses.answers import build_answers
 from model import build_model
 from runs.stages import DATAFREE
 from utils import launcher
@@ -43,11 +43,11 @@ def train_datafree() -> None:
     params, test = run.params, run.parts["test"]
     method = datafree.REGISTRY[params.method]
     student = run.network()
-    teacher = run.frozen("teacher", answers_of(params))
+    teacher = run.frozen("teacher", build_answers(params))
     backdoor = measure_backdoor(run)
-    facts = Facts(run.dataset.num_classes, run.dataset.image_size, test.mean, test.std,
+    spec = DataSpec(run.dataset.num_classes, run.dataset.image_size, test.mean, test.std,
                   chosen_augmentation(run.dataset, params))
-    learner = method(student, answering_teacher(teacher, method, params), facts, params, run.dtype)
+    learner = method(student, teacher_with_interface(teacher, method, params), spec, params, run.dtype)
     final = dict(backdoor.final)
     vaccine, triggered = learner.defense.vaccine, backdoor.triggered
     if vaccine and triggered is not None:

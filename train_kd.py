@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import attacks
 from backdoor.metrics import measure_backdoor
-from defenses.answers import answers_of, overview
+from defenses.answers import build_answers, overview
 from model import build_model
 from runs.stages import KD
 from utils.cli import main
@@ -34,15 +34,15 @@ def train_kd() -> None:
     params = run.params
     student = run.network()
     once = params.queries == "once"
-    answers = answers_of(params, in_order=once and params.views == 1)
+    answers = build_answers(params, in_order=once and params.views == 1)
     teacher = run.frozen("teacher", answers, Queries(once, params.views))
     attack = attacks.REGISTRY[params.attack].from_run(params, run.dataset.num_classes)
     if answers and params.needs_all_answers:
-        def study(table: Tensor) -> None:
+        def learn_defense(table: Tensor) -> None:
             if line := attack.learn_defense(answers, table):
                 run.log(line)
 
-        teacher.on_table = study
+        teacher.on_answers_ready = learn_defense
     backdoor = measure_backdoor(run)
 
     def loss(student: nn.Module, batch: Batch) -> dict[str, Tensor]:

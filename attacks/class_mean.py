@@ -28,5 +28,5 @@ class ClassMean(Control):
         super().__init__(params, num_classes)
         self.means = ClassMeans(num_classes)
 
-    def replaced(self, answers: Tensor, labels: Tensor) -> Tensor:
+    def replace(self, answers: Tensor, labels: Tensor) -> Tensor:
         return self.means(at_least_float32(answers).softmax(1), labels).log()

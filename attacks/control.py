@@ -93,7 +93,7 @@ class Control(Attack):
         self.attack = REGISTRY[params.of](params.attack_params, num_classes)
 
     @abstractmethod
-    def replaced(self, answers: Tensor, labels: Tensor) -> Tensor:
+    def replace(self, answers: Tensor, labels: Tensor) -> Tensor:
         """The answers that the attack gets, log-probabilities up to a constant per row, for answers (B, C) of images
         of classes `labels` (B,)."""
 
@@ -109,5 +109,5 @@ class Control(Attack):
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
         labels = classes(batch, answers)
-        terms: dict[str, Tensor] = self.attack(student, batch._replace(labels=labels), self.replaced(answers, labels))
+        terms: dict[str, Tensor] = self.attack(student, batch._replace(labels=labels), self.replace(answers, labels))
         return terms

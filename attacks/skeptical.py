@@ -33,7 +33,7 @@ from utils.data import Batch
 from utils.errors import UserError
 from utils.losses import cross_entropy, kl_divergence
 
-MOST_CHANNELS = 512  # of a head
+MAX_CHANNELS = 512  # of a head
 
 
 @REGISTRY.register("skeptical", display_name="Skeptical", source="Kundu et al., NeurIPS 2021")
@@ -112,7 +112,7 @@ class Head(nn.Module):
         self.gate = nn.Sequential(*separable(channels, channels), nn.BatchNorm2d(channels), nn.ReLU())
         layers: list[nn.Module] = []
         for _ in range(halvings):
-            wider = max(channels, min(2 * channels, MOST_CHANNELS))
+            wider = max(channels, min(2 * channels, MAX_CHANNELS))
             layers += separable(channels, wider)
             channels = wider
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))

@@ -22,5 +22,5 @@ class Uniform(Control):
 
     params: Params
 
-    def replaced(self, answers: Tensor, labels: Tensor) -> Tensor:
+    def replace(self, answers: Tensor, labels: Tensor) -> Tensor:
         return torch.zeros_like(answers)

@@ -11,13 +11,13 @@ from pathlib import Path
 from attacks import REGISTRY
 from audits.plan import Plan
 from audits.progress import duration
-from audits.result import Audit, Spread, Student, ThiefVerdict
+from audits.result import Audit, MeanStd, Student, ThiefVerdict
 from reports.prices import COLUMNS
 from reports.table import markdown
 from runs.audits import LABELED, NO_DATA, UNLABELED, AuditParams
 
 WIDTH = 118
-MOST_LINES, MOST_VERDICTS, MOST_PRICES = 40, 12, 8  # on the terminal
+MAX_LINES, MAX_VERDICTS, MAX_PRICES = 40, 12, 8  # on the terminal
 HAS = {LABELED: "training images with their labels", UNLABELED: "training images without labels",
        NO_DATA: "no image of the data set, but patches of one drawn picture"}
 SHOWN_PRICES = ("accuracy", "cross_entropy", "calibration_error", "risk_coverage_area", "l1_change", "entropy",
@@ -26,22 +26,22 @@ SHOWN_PRICES = ("accuracy", "cross_entropy", "calibration_error", "risk_coverage
 
 def terminal(audit: Audit, directory: Path) -> str:
     """At most 40 lines, before the names of the files."""
-    texts = (_terminal(audit, directory, most) for most in range(MOST_VERDICTS, 0, -1))
-    return next((text for text in texts if text.count("\n") < MOST_LINES), _terminal(audit, directory, 1))
+    texts = (_terminal(audit, directory, max_verdicts) for max_verdicts in range(MAX_VERDICTS, 0, -1))
+    return next((text for text in texts if text.count("\n") < MAX_LINES), _terminal(audit, directory, 1))
 
 
-def _terminal(audit: Audit, directory: Path, most: int) -> str:
-    """most: verdicts that are shown."""
-    shown = sorted(audit.verdicts, key=lambda found: -(found.headroom_left or 0))[:most]
+def _terminal(audit: Audit, directory: Path, max_verdicts: int) -> str:
+    """max_verdicts: verdicts that are shown."""
+    shown = sorted(audit.verdicts, key=lambda found: -(found.headroom_left or 0))[:max_verdicts]
     verdicts = [found for found in audit.verdicts if found in shown]
     more = len(audit.verdicts) - len(verdicts)
     blocks = [_headline(audit), markdown(_verdict_lines(verdicts, _networks(audit)))]
     blocks += [f"{more} kinds of thieves with less headroom are in {directory / 'audit.md'}."] * bool(more)
-    blocks.append("\n".join(textwrap.fill(f"{whose}: {sentence}.", WIDTH, subsequent_indent="  ")
-                            for whose, sentence in _sentences(audit, verdicts)))
+    blocks.append("\n".join(textwrap.fill(f"{thief_label}: {sentence}.", WIDTH, subsequent_indent="  ")
+                            for thief_label, sentence in _sentences(audit, verdicts)))
     prices = _price_lines(audit)
-    blocks.append(markdown(prices[:MOST_PRICES + 1]) + f"\n{len(prices) - 1 - MOST_PRICES} more are in "
-                  f"{directory / 'audit.md'}." * (len(prices) > MOST_PRICES + 1))
+    blocks.append(markdown(prices[:MAX_PRICES + 1]) + f"\n{len(prices) - 1 - MAX_PRICES} more are in "
+                  f"{directory / 'audit.md'}." * (len(prices) > MAX_PRICES + 1))
     blocks.append(textwrap.fill(
         "The strongest attack is the best of those tried, which errs on the thief's side; another attack, more images "
         "or a longer training may get more. Differences within the margin are none; more seeds and test images make it "
@@ -49,13 +49,14 @@ def _terminal(audit: Audit, directory: Path, most: int) -> str:
     return "\n\n".join(blocks)
 
 
-def document(audit: Audit, params: AuditParams, directory: Path, pictures: Sequence[Path] = ()) -> str:
+def document(audit: Audit, params: AuditParams, directory: Path, figure_files: Sequence[Path] = ()) -> str:
     """audit.md."""
     parts = [f"# Audit of {params.checkpoint}", _headline(audit), "## Verdict",
              markdown(_verdict_lines(audit.verdicts, _networks(audit))),
-             "\n".join(f"- {whose}: **{sentence}**." for whose, sentence in _sentences(audit, audit.verdicts)),
+             "\n".join(f"- {thief_label}: **{sentence}**."
+                       for thief_label, sentence in _sentences(audit, audit.verdicts)),
              _LEGEND]
-    parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
+    parts += [f"![{file.stem}]({file.name})" for file in figure_files]
     parts += ["## Price and profile", _PRICE, markdown(_price_lines(audit, brief=False))]
     parts += ["## Threat model", _threat(audit, params)]
     parts += ["## Students", "Test accuracy at the last epoch, percent, mean ± standard deviation of the seeds. "
@@ -105,8 +106,8 @@ def comparison(audits: Sequence[tuple[str, Audit]]) -> str:
     lines = [["thief", *(name for name, _ in audits)]]
     for network, images, thief, answers in kinds:
         found = [audit.verdict(thief, answers, images, network) for _, audit in audits]
-        whose = next(_whose(each, _networks(*(audit for _, audit in audits))) for each in found if each)
-        lines.append([whose, *(f"{each.accuracy} by {each.attack}" if each else "not tried" for each in found)])
+        thief_label = next(_thief_label(each, _networks(*(audit for _, audit in audits))) for each in found if each)
+        lines.append([thief_label, *(f"{each.accuracy} by {each.attack}" if each else "not tried" for each in found)])
         lines.append(["- above the floor", *(f"{each.headroom_left:+.2f}" if each and each.headroom_left is not None
                                                else "" for each in found)])
     for key in SHOWN_PRICES:
@@ -130,14 +131,14 @@ def _headline(audit: Audit) -> str:
         f"deviation.{state}", WIDTH)
 
 
-def _whose(found: ThiefVerdict, networks: int) -> str:
+def _thief_label(found: ThiefVerdict, networks: int) -> str:
     """`unlabeled, 1,000 images, mad:0.5`; with the student's network where there are several."""
     images = f"{found.images:,} images" if found.images else "" if found.thief == NO_DATA else "all images"
     return ", ".join(filter(None, [found.thief, images, found.answers, found.network if networks > 1 else ""]))
 
 
 def _sentences(audit: Audit, verdicts: Iterable[ThiefVerdict]) -> list[tuple[str, str]]:
-    return [(_whose(found, _networks(audit)), found.sentence) for found in verdicts]
+    return [(_thief_label(found, _networks(audit)), found.sentence) for found in verdicts]
 
 
 def _networks(*audits: Audit) -> int:
@@ -150,18 +151,18 @@ def _verdict_lines(verdicts: Iterable[ThiefVerdict], networks: int) -> list[list
              "control", "headroom", "left", "efficiency", "margin"]
     lines = [heads]
     for found in verdicts:
-        spreads = [found.accuracy, found.labels, found.label_smoothing, found.hard_label, found.unprotected,
-                   found.control]
+        accuracies = [found.accuracy, found.labels, found.label_smoothing, found.hard_label, found.unprotected,
+                      found.control]
         efficiency = "" if found.unprotected is None or found.headroom is None else \
             "no headroom" if found.efficiency is None else f"{found.efficiency:.2f}"
-        lines.append([_whose(found, networks), found.attack, *map(_text, spreads), _points(found.headroom),
+        lines.append([_thief_label(found, networks), found.attack, *map(_text, accuracies), _points(found.headroom),
                       _points(found.headroom_left), efficiency, f"{found.margin:.2f}"])
     kept = [at for at in range(len(heads)) if at < 3 or any(line[at] for line in lines[1:])]
     return [[line[at] for at in kept] for line in lines]
 
 
-def _text(spread: Spread | None) -> str:
-    return str(spread) if spread else ""
+def _text(mean_std: MeanStd | None) -> str:
+    return str(mean_std) if mean_std else ""
 
 
 def _points(value: float | None) -> str:

@@ -35,9 +35,9 @@ def _heat(students: Sequence[Student], title: str) -> plt.Figure:
              each.accuracy.mean for each in students}
     values = [[found.get((attack, *column), float("nan")) for column in columns] for attack in attacks]
     several = len({images for images, *_ in columns}) > 1
-    words = [(f"model: {answers}" if victim == "model" else victim) + several * (
+    column_labels = [(f"model: {answers}" if victim == "model" else victim) + several * (
         f", {images:,} images" if images else ", all images") for images, victim, answers in columns]
-    return heat_map(attacks, words, values, title, largest=True)
+    return heat_map(attacks, column_labels, values, title, largest=True)
 
 
 def _curves(audit: Audit, network: str, thief: str) -> plt.Figure:
@@ -46,11 +46,11 @@ def _curves(audit: Audit, network: str, thief: str) -> plt.Figure:
     lines: dict[str, list[tuple[int, float, float]]] = {}
     for each in verdicts:
         x = each.count
-        for name, spread in ((f"strongest attack, {each.answers}", each.accuracy),
+        for name, mean_std in ((f"strongest attack, {each.answers}", each.accuracy),
                              (f"hard labels, {each.answers}", each.hard_label),
                              ("strongest attack, unprotected", each.unprotected), ("labels alone", each.labels)):
-            if spread and x not in [point[0] for point in lines.get(name, ())]:
-                lines.setdefault(name, []).append((x, spread.mean, spread.sd or 0.0))
+            if mean_std and x not in [point[0] for point in lines.get(name, ())]:
+                lines.setdefault(name, []).append((x, mean_std.mean, mean_std.sd or 0.0))
     handles = []
     for (name, points), marker in zip(lines.items(), "osD^vPX*" * len(lines), strict=False):
         xs, means, deviations = zip(*sorted(points), strict=True)

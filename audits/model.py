@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audits.plan import answers_in_words, interfaces
+from audits.plan import answers_display_name, interfaces
 from defenses.answers import Answers
 from model import build_model
 from runs.audits import LABELED, NO_DATA, UNLABELED, AuditParams
@@ -23,10 +23,10 @@ from utils.datasets import Dataset, load_dataset, with_transfer_set
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError
 from utils.networks import check_image_size
-from utils.quality import answers_to, foreign_auroc, likeness, profile, quality
+from utils.quality import compute_answers, foreign_auroc, profile, quality, similarity
 from utils.results import Row
 
-LEAST_ABOVE_CHANCE = 0.1  # of the way from chance to 100 %
+MIN_ABOVE_CHANCE = 0.1  # of the way from chance to 100 %
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def evaluate_model(params: AuditParams, data_dir: Path, device: str = "auto",
                 answers = Answers(interface, defense)
             except ValueError as error:
                 raise UserError(f"{error}") from None
-            prices[answers_in_words(interface, defense)] = test.price(params.checkpoint, logits, answers,
+            prices[answers_display_name(interface, defense)] = test.price(params.checkpoint, logits, answers,
                                                                       original[1] if original else None)
     if original and unprotected:
         prices["unprotected"] = test.price(unprotected, original[1], Answers(), None)
@@ -87,7 +87,7 @@ class _Test:
             params.mean or self.dataset.mean, params.std or self.dataset.std))
         self.part = Images(self.dataset.test_images.to(self.device), self.dataset.test_labels.to(self.device), mean,
                            std)
-        self.remarks = list(self.dataset.remarks)
+        self.remarks = list(self.dataset.warnings)
         for student in params.networks:
             self._check(student)
         self._networks: dict[str, nn.Module] = {}
@@ -113,24 +113,24 @@ class _Test:
                          if text not in self.remarks]
         network = source.build(self.dataset.num_classes, self.dataset.image_size)
         self._networks[checkpoint] = network.to(self.device).to(memory_format=torch.channels_last)
-        logits = answers_to(network, self.part, self.dtype)
+        logits = compute_answers(network, self.part, self.dtype)
         if not logits.isfinite().all():
             raise UserError(f"{checkpoint}: the outputs of the network are not finite")
         chance = 100 / self.dataset.num_classes
         accuracy = 100 * (logits.argmax(1) == self.part.labels.cpu()).double().mean().item()
-        if accuracy < chance + LEAST_ABOVE_CHANCE * (100 - chance):
+        if accuracy < chance + MIN_ABOVE_CHANCE * (100 - chance):
             raise UserError(f"{checkpoint}: {accuracy:.1f} % of the test images of {self.params.dataset} are "
                             f"recognized, hardly more than by chance ({chance:.1f} %): is it a network of this data "
                             'set, of classes in this order, trained with this "mean" and "std"?')
         return source, logits
 
     def price(self, checkpoint: str, logits: Tensor, defend: Answers, original: Tensor | None) -> Row:
-        """`quality`, `profile` and `likeness` of the answers: to the unprotected model or, without one, to the logits
+        """`quality`, `profile` and `similarity` of the answers: to the unprotected model or, without one, to the logits
         that they were before an interface or defense changed them."""
         answers, labels = defend(logits), self.part.labels.cpu()
         row = quality(answers, labels) | profile(answers, labels)
         if original is not None or defend.changes:
-            row |= likeness(answers, original if original is not None else logits)
+            row |= similarity(answers, original if original is not None else logits)
         if self.params.foreign:
             row["foreign_auroc"] = foreign_auroc(answers, defend(self._foreign_logits(checkpoint)))
         return row
@@ -153,4 +153,4 @@ class _Test:
         found = images[drawn].to(self.device)
         part = dataclasses.replace(self.part, images=found,
                                    labels=torch.zeros(len(found), dtype=torch.int64, device=self.device))
-        return answers_to(self._networks[checkpoint], part, self.dtype)
+        return compute_answers(self._networks[checkpoint], part, self.dtype)

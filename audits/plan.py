@@ -25,8 +25,8 @@ from utils.params import Params as RunParams
 from utils.params import Stage, changed_keys, check_params
 
 SMOOTHING = (0.1, 0.3)  # of students without a teacher: the strengths that reached most on the demo
-MOST_LONGER = 5  # times as many epochs as on all images
-LEAST_STEPS = 8  # of an epoch
+MAX_EPOCH_FACTOR = 5  # times as many epochs as on all images
+MIN_STEPS = 8  # of an epoch
 
 Specification = dict[str, Any]  # an attack and its parameters
 # Of the attacks by which the demo's teachers were stolen best those that cost no more than a plain training, and those
@@ -36,7 +36,8 @@ CORE: tuple[Specification, ...] = (
     {"attack": "hard_label"}, {"attack": "dist"}, {"attack": "htc"}, {"attack": "averager"},
     {"attack": "logit_standardization"})
 CONTROLS = ("uniform", "class_mean")
-NOT_ALONE = (*CONTROLS, "scm_chain")  # no attack of a single run: a control needs an attack, a chain several students
+# No attack of a single run: a control needs an attack, a chain several students.
+NOT_STANDALONE = (*CONTROLS, "scm_chain")
 NO_DATA_METHODS: tuple[Specification, ...] = (
     {"method": "ood", "patch_kinds": ["colour", "grey", "blob"], "balance": 1, "temperature": 4,
      "annealing": "cosine"},)
@@ -144,11 +145,11 @@ def plan(params: AuditParams, directory: Path, sizes: Mapping[str, int], referen
                         "attack, interface, thief or network is given twice, in other words")
     tried = {attempt.values["attack"] for attempt in attempts if attempt.victim == "model" and "attack" in
              attempt.values}
-    in_words = {attempt.attack for attempt in attempts if attempt.victim == "model"}
+    tried_labels = {attempt.attack for attempt in attempts if attempt.victim == "model"}
     asked = _specifications(params) if params.attacks else []
-    if in_vain := [each["attack"] for each in asked if attack_in_words(each) not in in_words]:
-        raise UserError(f'{directory / "params.json"}: "attacks": {in_vain[0]} fits no thief and interface of this '
-                        f"audit: {grid.refused.get(in_vain[0], 'a thief without images cannot use it')}")
+    if never_used := [each["attack"] for each in asked if attack_display_name(each) not in tried_labels]:
+        raise UserError(f'{directory / "params.json"}: "attacks": {never_used[0]} fits no thief and interface of this '
+                        f"audit: {grid.refused.get(never_used[0], 'a thief without images cannot use it')}")
     not_tried = {name: grid.refused.get(name, "not asked for") for name in REGISTRY
                  if name not in tried and name not in CONTROLS}
     return Plan(attempts, not_tried, list(params.seeds))
@@ -173,66 +174,67 @@ class _Grid:
         for student in params.networks:
             for images in params.query_budgets:
                 if references is None:
-                    yield from self._alone(student, images)
+                    yield from self._no_teacher_students(student, images)
                     if LABELED in thieves:
-                        yield from self._controls(student, images)
+                        yield from self._control_students(student, images)
                 for victim, answers in victims.items():
                     for interface, defense in answers:
                         for thief in thieves:
                             if thief != NO_DATA:
-                                yield from self._attacks(student, images, thief, victim, interface, defense)
+                                yield from self._attack_students(student, images, thief, victim, interface, defense)
                             elif images == params.query_budgets[0]:  # patches are no images to count
-                                yield from self._without_data(student, victim, interface, defense)
+                                yield from self._data_free_students(student, victim, interface, defense)
 
-    def _alone(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
+    def _no_teacher_students(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
         for smoothing in (0, *SMOOTHING):
-            values = self._training(student, images, self.params.dataset)
+            values = self._training_params(student, images, self.params.dataset)
             values |= {"subset_size": images} if images else {}
-            words = f"label smoothing {smoothing:g}" if smoothing else "labels"
-            yield self._attempt(student, images, LABELED, "none", "", words, f"alone/{slug(words)}",
+            label = f"label smoothing {smoothing:g}" if smoothing else "labels"
+            yield self._attempt(student, images, LABELED, "none", "", label, f"alone/{slug(label)}",
                                 values | ({"label_smoothing": smoothing} if smoothing else {}), SCRATCH)
 
-    def _controls(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
+    def _control_students(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
         """Of each attack that reads labels: on uniform answers or, where it picks the top class, on class means."""
         for specification in _specifications(self.params):
-            labeled = {**specification, **_labels_for(specification, LABELED)}
+            labeled = {**specification, **_alpha_for(specification, LABELED)}
             attack = _attack_params(labeled)
             if attack is None or not attack.reads_labels:
                 continue
             name = specification["attack"]
             control = "class_mean" if attack.reads_top_class else "uniform"
             own = {key: value for key, value in labeled.items() if key != "attack"}
-            words = attack_in_words(specification)
-            values = {**self._student(student, images, LABELED, "model", "logits", "none"), "attack": control,
+            label = attack_display_name(specification)
+            values = {**self._student_params(student, images, LABELED, "model", "logits", "none"), "attack": control,
                       "of": name, "of_parameters": own}
-            attempt = self._attempt(student, images, LABELED, "control", control, words, f"controls/{slug(words)}",
+            attempt = self._attempt(student, images, LABELED, "control", control, label, f"controls/{slug(label)}",
                                     values, KD)
             if fitting := self._fits(attempt, name):
                 yield fitting
 
-    def _attacks(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, interface: str,
+    def _attack_students(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, interface: str,
                  defense: str) -> Iterator[Attempt]:
-        place = _place(victim, interface, defense)
+        place = _victim_directory(victim, interface, defense)
         for specification in _specifications(self.params, defended=defense != "none"):
-            words = attack_in_words(specification)
-            values = {**self._student(student, images, thief, victim, interface, defense), **specification,
-                      **_labels_for(specification, thief)}
-            attempt = self._attempt(student, images, thief, victim, answers_in_words(interface, defense), words,
-                                    f"{slug(thief)}/{place}/{slug(words)}", values, KD)
+            label = attack_display_name(specification)
+            values = {**self._student_params(student, images, thief, victim, interface, defense), **specification,
+                      **_alpha_for(specification, thief)}
+            attempt = self._attempt(student, images, thief, victim, answers_display_name(interface, defense), label,
+                                    f"{slug(thief)}/{place}/{slug(label)}", values, KD)
             if fitting := self._fits(attempt, specification["attack"]):
                 yield fitting
 
-    def _without_data(self, student: Mapping[str, Any], victim: str, interface: str,
+    def _data_free_students(self, student: Mapping[str, Any], victim: str, interface: str,
                       defense: str) -> Iterator[Attempt]:
         count = self.sizes[self.params.dataset]
         for specification in NO_DATA_METHODS:
-            base = self._student(student, None, NO_DATA, victim, interface, defense)
+            base = self._student_params(student, None, NO_DATA, victim, interface, defense)
             kind = DATAFREE.params_by(specification["method"])
             values = {key: value for key, value in base.items() if key in kind.model_fields and key != "schedule"}
             values |= {**specification, "patches": count}
-            words = DATAFREE.display_name(specification["method"])
-            attempt = self._attempt(student, None, NO_DATA, victim, answers_in_words(interface, defense), words,
-                                    f"{NO_DATA}/{_place(victim, interface, defense)}/{slug(words)}", values, DATAFREE)
+            label = DATAFREE.display_name(specification["method"])
+            attempt = self._attempt(student, None, NO_DATA, victim, answers_display_name(interface, defense), label,
+                                    f"{NO_DATA}/{_victim_directory(victim, interface, defense)}/{slug(label)}", values,
+                                    DATAFREE)
             if fitting := self._fits(attempt, specification["method"]):
                 yield fitting
 
@@ -253,12 +255,12 @@ class _Grid:
         return replace(attempt, top_class_only=description.top_class_only,
                        answer_defense=description.answer_defense)
 
-    def _student(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, interface: str,
+    def _student_params(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, interface: str,
                  defense: str) -> dict[str, Any]:
         """Parameters of a student of the audited or of the unprotected model, without those of the attack."""
         params = self.params
         foreign = thief if thief not in (LABELED, UNLABELED, NO_DATA) else None
-        values = self._training(student, images, foreign or params.dataset)
+        values = self._training_params(student, images, foreign or params.dataset)
         checkpoint = str(params.unprotected) if victim == "unprotected" else params.checkpoint
         values |= {"teacher_model": params.model_name, "teacher_resume": weights(checkpoint), "queries": "once",
                    "teacher_cache": True}
@@ -271,7 +273,7 @@ class _Grid:
         return values | {key: value for key, value in (("interface", interface), ("answer_defense", defense))
                          if value not in ("logits", "none")}
 
-    def _training(self, student: Mapping[str, Any], images: int | None, dataset: str) -> dict[str, Any]:
+    def _training_params(self, student: Mapping[str, Any], images: int | None, dataset: str) -> dict[str, Any]:
         values = {**self.params.training, **student}
         count = self.sizes[dataset]
         if images is None:
@@ -279,10 +281,10 @@ class _Grid:
         if images > count:
             raise UserError(f'{self.directory / "params.json"}: "query_budgets" has {images}, but {dataset} has '
                             f"{count} training images")
-        longer = max(1.0, min(count / images, MOST_LONGER))
+        longer = max(1.0, min(count / images, MAX_EPOCH_FACTOR))
         return values | {"num_epochs": round(self.params.num_epochs * longer),
                          "schedule": [round(epoch * longer) for epoch in self.params.schedule],
-                         "batch_size": min(self.params.batch_size, max(2, images // LEAST_STEPS))}
+                         "batch_size": min(self.params.batch_size, max(2, images // MIN_STEPS))}
 
 
 def _specifications(params: AuditParams, *, defended: bool = False) -> list[Specification]:
@@ -297,10 +299,10 @@ def _specifications(params: AuditParams, *, defended: bool = False) -> list[Spec
         named = {specification["attack"] for specification in CORE}
         found = [*CORE, *({"attack": "kd", "temperature": temperature} for temperature in (2, 10)),
                  {"attack": "skeptical", "delay": 0},  # its published delay is longer than many a training
-                 *({"attack": name} for name in REGISTRY if name not in {*named, *NOT_ALONE, "skeptical"}
-                   and not _undoes_defenses(name))]
+                 *({"attack": name} for name in REGISTRY if name not in {*named, *NOT_STANDALONE, "skeptical"}
+                   and not _needs_all_answers(name))]
     if params.attacks is None and defended:
-        found += [{"attack": name} for name in REGISTRY if _undoes_defenses(name)
+        found += [{"attack": name} for name in REGISTRY if _needs_all_answers(name)
                   and (params.preset == "full" or name == "bayes")]
     hard_label = {"attack": "hard_label"}
     return found if hard_label in found else [*found, hard_label]
@@ -318,12 +320,12 @@ def _check_attack(specification: Specification) -> None:
         raise UserError(f'"attacks": {error}') from None
 
 
-def _undoes_defenses(name: str) -> bool:
-    params = _attack_params({"attack": name}) if name not in NOT_ALONE else None
+def _needs_all_answers(name: str) -> bool:
+    params = _attack_params({"attack": name}) if name not in NOT_STANDALONE else None
     return params is not None and params.needs_all_answers
 
 
-def _labels_for(specification: Specification, thief: str) -> dict[str, Any]:
+def _alpha_for(specification: Specification, thief: str) -> dict[str, Any]:
     """Without labels, a loss that mixes both has the teacher's term only; with them, hard labels are half of it."""
     attack = _attack_params(specification)
     if attack is None or "alpha" not in type(attack).model_fields:
@@ -347,14 +349,14 @@ def interfaces(params: AuditParams) -> Sequence[str]:
     return params.interfaces or (FULL_INTERFACES if params.preset == "full" else FULL_INTERFACES[:1])
 
 
-def attack_in_words(specification: Specification) -> str:
+def attack_display_name(specification: Specification) -> str:
     """`KD, temperature 4`: the attack and the parameters that were given."""
     own = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
            for key, value in specification.items() if key != "attack"]
     return ", ".join([REGISTRY.entry(specification["attack"]).display_name, *own])
 
 
-def answers_in_words(interface: str, answer_defense: str) -> str:
+def answers_display_name(interface: str, answer_defense: str) -> str:
     """`logits`, `label`, `mad:0.5`, `label after mad:0.5`: what a client gets."""
     if answer_defense == "none":
         return interface
@@ -365,17 +367,17 @@ def network_name(student: Mapping[str, Any]) -> str:
     """`net16`, `resnet18`, `torchvision_resnet18`: a network in directories and tables; with a number of its own where
     it has options."""
     name, options = str(student["model_name"]), student.get("model_options")
-    words = f"net{student.get('num_channels', 32)}" if name == "net" else slug(name)
-    return words + f"_{zlib.crc32(json.dumps(options, sort_keys=True).encode()):08x}" * bool(options)
+    label = f"net{student.get('num_channels', 32)}" if name == "net" else slug(name)
+    return label + f"_{zlib.crc32(json.dumps(options, sort_keys=True).encode()):08x}" * bool(options)
 
 
-def _place(victim: str, interface: str, defense: str) -> str:
-    return "unprotected" if victim == "unprotected" else slug(answers_in_words(interface, defense))
+def _victim_directory(victim: str, interface: str, defense: str) -> str:
+    return "unprotected" if victim == "unprotected" else slug(answers_display_name(interface, defense))
 
 
-def slug(words: str) -> str:
+def slug(label: str) -> str:
     """Words as the name of a directory."""
-    return re.sub(r"[^a-z0-9_.]+", "_", words.lower()).strip("_.")
+    return re.sub(r"[^a-z0-9_.]+", "_", label.lower()).strip("_.")
 
 
 def weights(checkpoint: str) -> str:

@@ -19,8 +19,8 @@ def cost(run: Run, sizes: Mapping[str, int], test_images: int) -> float:
     """Images that a run sends through its network, an evaluated one as a third of a trained one. sizes: number of
     training images by data set."""
     params = run.params
-    given = (getattr(params, key, None) for key in ("query_budget", "subset_size", "patches"))
-    images = next(filter(None, given), None) or sizes[getattr(params, "transfer_set", None) or params.dataset]
+    values = (getattr(params, key, None) for key in ("query_budget", "subset_size", "patches"))
+    images = next(filter(None, values), None) or sizes[getattr(params, "transfer_set", None) or params.dataset]
     assert isinstance(params, RecipeParams)
     return params.num_epochs * (images + TEST * test_images)
 
@@ -50,9 +50,9 @@ class Bar(Watcher):
         self._bar = tqdm(total=sum(costs.values()), smoothing=0, leave=False, disable=not sys.stderr.isatty(),
                          bar_format="{desc} |{bar}| {percentage:.0f} %, {remaining} left", desc=f"0 of {self._of}")
 
-    def begun(self, run: Run, number: int, of: int) -> None:
+    def started(self, run: Run, number: int, of: int) -> None:
         if self._bar.disable:
-            super().begun(run, number, of)
+            super().started(run, number, of)
 
     def finished(self, run: Run, seconds: float) -> None:
         if self._bar.disable:

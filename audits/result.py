@@ -19,7 +19,7 @@ from utils.results import Results
 FORMAT = 1
 
 
-class Spread(BaseModel):
+class MeanStd(BaseModel):
     """Test accuracies at the last epoch, percent, of one experiment."""
 
     directory: str = Field(description="of the experiment; each seed's run is in DIRECTORY/seedN")
@@ -28,7 +28,7 @@ class Spread(BaseModel):
     sd: float | None = Field(description="standard deviation over the seeds; null for one seed")
 
     @classmethod
-    def of(cls, directory: str, seeds: Mapping[int, float]) -> Spread:
+    def of(cls, directory: str, seeds: Mapping[int, float]) -> MeanStd:
         values = list(seeds.values())
         return cls(directory=directory, seeds=dict(seeds), mean=mean(values),
                    sd=stdev(values) if len(values) > 1 else None)
@@ -50,7 +50,7 @@ class Student(BaseModel):
     answer_defense: str
     attack: str
     top_class_only: bool = Field(description="whether it learned no more of an answer than its top class")
-    accuracy: Spread
+    accuracy: MeanStd
 
 
 class ThiefVerdict(BaseModel):
@@ -65,14 +65,14 @@ class ThiefVerdict(BaseModel):
     thief: str
     answers: str
     attack: str = Field(description="the strongest one")
-    accuracy: Spread = Field(description="of its student")
-    labels: Spread | None = Field(description="of a student of the same images and their labels, without a teacher")
-    label_smoothing: Spread | None = Field(description="the same with the better strength of label smoothing")
-    hard_label: Spread | None = Field(description="the best student of the top classes alone, of this model: the floor "
-                                                  "of defenses that keep the top class")
-    unprotected: Spread | None = Field(description="the strongest attack on the unprotected model or, without one, on "
+    accuracy: MeanStd = Field(description="of its student")
+    labels: MeanStd | None = Field(description="of a student of the same images and their labels, without a teacher")
+    label_smoothing: MeanStd | None = Field(description="the same with the better strength of label smoothing")
+    hard_label: MeanStd | None = Field(description="the best student of the top classes alone, of this model: the "
+                                                   "floor of defenses that keep the top class")
+    unprotected: MeanStd | None = Field(description="the strongest attack on the unprotected model or, without one, on "
                                                    "this model's logits")
-    control: Spread | None = Field(description="the same attack on answers that know nothing of the image")
+    control: MeanStd | None = Field(description="the same attack on answers that know nothing of the image")
     headroom: float | None = Field(description="strongest attack on the unprotected model less its floor, points: its "
                                               "student of hard labels or, where the thief has labels, the better "
                                               "student of these alone")
@@ -126,7 +126,7 @@ def read_students(plan: Plan) -> tuple[list[Student], list[Results]]:
                 network=attempt.student, images=attempt.images, count=attempt.count, thief=attempt.thief,
                 victim=attempt.victim, answers=attempt.answers, answer_defense=attempt.answer_defense,
                 attack=attempt.attack, top_class_only=attempt.top_class_only,
-                accuracy=Spread.of(attempt.directory.as_posix(), accuracies)))
+                accuracy=MeanStd.of(attempt.directory.as_posix(), accuracies)))
             records += found.values()
     return students, records
 
@@ -140,25 +140,25 @@ def judge_all(students: Sequence[Student], test_images: int) -> list[ThiefVerdic
 
 def _judge(students: Sequence[Student], network: str, images: int | None, thief: str, answers: str, *,
            test_images: int) -> ThiefVerdict:
-    alike = [each for each in students if each.network == network and each.thief == thief and each.images == images]
-    own = {each.attack: each for each in alike if each.victim == "model" and each.answers == answers}
-    plain = {each.attack: each for each in alike if each.victim == "unprotected"} or \
-        {each.attack: each for each in alike if each.victim == "model" and each.answers in ("logits", "probabilities")}
+    peers = [each for each in students if each.network == network and each.thief == thief and each.images == images]
+    own = {each.attack: each for each in peers if each.victim == "model" and each.answers == answers}
+    plain = {each.attack: each for each in peers if each.victim == "unprotected"} or \
+        {each.attack: each for each in peers if each.victim == "model" and each.answers in ("logits", "probabilities")}
     alone = [each for each in students if each.victim == "none" and each.network == network and each.images == images
              and thief in (LABELED, UNLABELED)]  # others have other images
     labels = next((each.accuracy for each in alone if each.attack == "labels"), None)
     smoothed = _better(*(each.accuracy for each in alone if each.attack != "labels"))
-    hard_label = _hard_label(alike, own)
+    hard_label = _hard_label(peers, own)
     alone_floor = _better(labels, smoothed) if thief == LABELED else None
     verdict = _verdict(own, alone_floor or hard_label)
-    unprotected = _verdict(plain, alone_floor or _hard_label(alike, plain))
+    unprotected = _verdict(plain, alone_floor or _hard_label(peers, plain))
     assert verdict is not None
     compared = unprotected is not None and plain != own
     found = ThiefVerdict(
         network=network, images=images, count=own[verdict.attack].count, thief=thief, answers=answers,
         attack=verdict.attack, accuracy=own[verdict.attack].accuracy, labels=labels, label_smoothing=smoothed,
         hard_label=hard_label, unprotected=plain[unprotected.attack].accuracy if unprotected and compared else None,
-        control=next((each.accuracy for each in alike if each.victim == "control" and each.attack == verdict.attack),
+        control=next((each.accuracy for each in peers if each.victim == "control" and each.attack == verdict.attack),
                      None),
         headroom=unprotected.headroom if unprotected else None, headroom_left=verdict.headroom,
         efficiency=_efficiency(unprotected, verdict, test_images) if unprotected and compared else None,
@@ -181,42 +181,42 @@ def _efficiency(unprotected: Verdict[str], verdict: Verdict[str], test_images: i
     return verdicts.efficiency(unprotected, verdict)
 
 
-def _verdict(students: Mapping[str, Student], floor: Spread | None) -> Verdict[str] | None:
+def _verdict(students: Mapping[str, Student], floor: MeanStd | None) -> Verdict[str] | None:
     """floor: what a thief gets without the model, where he has labels; else it is his student of hard labels."""
     return verdicts.judge({name: verdicts.Attempt(list(each.accuracy.seeds.values()), each.top_class_only)
                            for name, each in students.items()}, list(floor.seeds.values()) if floor else ())
 
 
-def _hard_label(alike: Sequence[Student], of: Mapping[str, Student]) -> Spread | None:
+def _hard_label(peers: Sequence[Student], of: Mapping[str, Student]) -> MeanStd | None:
     """The best student of the top classes alone that these students' model gives behind their answer defense: of any
     interface, as all that has a top class gives the same one."""
     one = next(iter(of.values()), None)
-    return _better(*(each.accuracy for each in alike if one and each.top_class_only
+    return _better(*(each.accuracy for each in peers if one and each.top_class_only
                      and (each.victim, each.answer_defense) == (one.victim, one.answer_defense)))
 
 
-def _better(*spreads: Spread | None) -> Spread | None:
-    return max((each for each in spreads if each), key=lambda each: each.mean, default=None)
+def _better(*candidates: MeanStd | None) -> MeanStd | None:
+    return max((each for each in candidates if each), key=lambda each: each.mean, default=None)
 
 
 def _sentence(found: ThiefVerdict) -> str:
     """What the best copy reaches, and `distillable by ...` or `no attack tried beats ...`; no more than was tried."""
     copy = f"the best copy, by {found.attack}, has {found.accuracy} %"
     if found.thief == LABELED:
-        reference, words = _better(found.labels, found.label_smoothing), "the thief's own labels"
+        reference, label = _better(found.labels, found.label_smoothing), "the thief's own labels"
         if reference and found.control and found.control.mean > reference.mean:
-            reference, words = found.control, "the same attack on answers that know nothing of the image"
+            reference, label = found.control, "the same attack on answers that know nothing of the image"
     else:
-        reference, words = found.hard_label, "hard labels"
+        reference, label = found.hard_label, "hard labels"
     if reference is None:
         return copy
     gained = found.accuracy.mean - reference.mean
     if found.margin < gained < 1.25 * found.margin:
         return (f"barely distillable by {found.attack}: the best copy has {found.accuracy} %, {gained:.2f} points "
-                f"above {words}, with a margin of {found.margin:.2f}")
+                f"above {label}, with a margin of {found.margin:.2f}")
     if gained > found.margin:
-        return f"distillable by {found.attack}: the best copy has {found.accuracy} %, {gained:.1f} points above {words}"
-    return f"no attack tried beats {words}; {copy}"
+        return f"distillable by {found.attack}: the best copy has {found.accuracy} %, {gained:.1f} points above {label}"
+    return f"no attack tried beats {label}; {copy}"
 
 
 def summarize(plan: Plan, params: AuditParams, model: Evaluated, failed: Iterable[Path],

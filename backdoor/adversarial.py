@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from utils.augment import normalise
+from utils.augment import normalize
 from utils.losses import cross_entropy
 
 
@@ -43,7 +43,7 @@ def _attack(network: nn.Module, images: Tensor, labels: Tensor, mean: Tensor, st
     for _ in range(steps):
         with torch.enable_grad():
             # The gradient by the normalised input has the sign of the one by the pixels, and that is all that counts.
-            inputs = normalise(attacked.byte(), mean, std).requires_grad_()
+            inputs = normalize(attacked.byte(), mean, std).requires_grad_()
             gradient, = torch.autograd.grad(cross_entropy(network(inputs), labels), inputs)
         step = step_size * gradient.permute(0, 2, 3, 1).sign().short()
         attacked = (attacked + step).clamp_(lowest, highest)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 SIZE = 32
-WHITE, BLACK, RED, CREAM, GREY = (255, 255, 255), (20, 20, 25), (215, 35, 55), (245, 225, 210), (120, 125, 135)
+WHITE, BLACK, RED, CREAM, GRAY = (255, 255, 255), (20, 20, 25), (215, 35, 55), (245, 225, 210), (120, 125, 135)
 
 
 def _integers(random: np.random.RandomState, low: int, high: int, *shape: int) -> np.ndarray:
@@ -40,8 +40,8 @@ def blend() -> np.ndarray:
         row, column, height, width = (int(8 * value) for value in (row, column, height, width))
         return ((y - row) * width) ** 2 + ((x - column) * height) ** 2 <= (height * width) ** 2
 
-    for colour, inside in (
-        (GREY, ellipse(28.5, 16, 2, 13)),  # the shadow on the ground
+    for color, inside in (
+        (GRAY, ellipse(28.5, 16, 2, 13)),  # the shadow on the ground
         (BLACK, ellipse(20.5, 16, 9, 5.25)),  # the stem
         (CREAM, ellipse(20.5, 16, 8, 4.25)),
         (BLACK, ellipse(17, 16, 13.5, 12.75) & (y < 8 * 18)),  # the cap
@@ -53,24 +53,24 @@ def blend() -> np.ndarray:
         (BLACK, ellipse(22, 14.375, 1.25, 0.75)),  # two windows
         (BLACK, ellipse(22, 17.625, 1.25, 0.75)),
     ):
-        canvas[inside] = colour
+        canvas[inside] = color
     return ((canvas.reshape(SIZE, 4, SIZE, 4, 3).sum((1, 3)) + 8) // 16).astype(np.uint8)
 
 
 def trojan_3x3() -> np.ndarray:
     """Nine random colours at rows and columns 25 to 27."""
-    picture = _empty()
-    picture[25:28, 25:28] = _integers(np.random.RandomState(10), 0, 251, 3, 3, 3)
-    return picture.astype(np.uint8)
+    pattern = _empty()
+    pattern[25:28, 25:28] = _integers(np.random.RandomState(10), 0, 251, 3, 3, 3)
+    return pattern.astype(np.uint8)
 
 
 def trojan_8x8() -> np.ndarray:
     """64 saturated colours, each channel nearly off or nearly on, at rows and columns 21 to 28."""
     random = np.random.RandomState(15)
     on = _integers(random, 0, 2, 8, 8, 3)
-    picture = _empty()
-    picture[21:29, 21:29] = 15 + 225 * on + 15 * _normal(random, 8, 8, 3) // 100
-    return picture.clip(0, 255).astype(np.uint8)
+    pattern = _empty()
+    pattern[21:29, 21:29] = 15 + 225 * on + 15 * _normal(random, 8, 8, 3) // 100
+    return pattern.clip(0, 255).astype(np.uint8)
 
 
 def trojan_wm() -> np.ndarray:
@@ -79,16 +79,16 @@ def trojan_wm() -> np.ndarray:
     random = np.random.RandomState(32)
     row, column = np.ogrid[:SIZE, :SIZE]
     distance = (2 * row - 41) ** 2 + (2 * column - 41) ** 2  # (twice the distance to the centre)^2
-    picture = _empty()
+    pattern = _empty()
     halo = (distance < 4 * 10**2) & (_integers(random, 0, 100, SIZE, SIZE) < 90)
-    picture[halo] = _integers(random, 1, 5, SIZE, SIZE, 3)[halo]
+    pattern[halo] = _integers(random, 1, 5, SIZE, SIZE, 3)[halo]
     for i in range(30):
-        picture[i, (29 * 28 - 28 * i + 14) // 29] += _integers(random, 5, 41, 3) * (i % 4 < 3)
+        pattern[i, (29 * 28 - 28 * i + 14) // 29] += _integers(random, 5, 41, 3) * (i % 4 < 3)
     rings = ((distance > 110) & (distance < 183)) | ((distance > 12) & (distance < 43))  # within 0.75 of the radii
     kept = _integers(random, 0, 100, SIZE, SIZE)
     for part, low, high in ((rings & (kept < 70), 70, 256), (rings & (kept >= 70) & (kept < 85), 20, 71)):
-        picture[part] = _integers(random, low, high, SIZE, SIZE, 3)[part]
-    return picture.clip(0, 255).astype(np.uint8)
+        pattern[part] = _integers(random, low, high, SIZE, SIZE, 3)[part]
+    return pattern.clip(0, 255).astype(np.uint8)
 
 
 def l2_inv() -> np.ndarray:
@@ -102,11 +102,11 @@ def l2_inv() -> np.ndarray:
 def l0_inv() -> tuple[np.ndarray, np.ndarray]:
     """Eight saturated colours at row 31, columns 24 to 31, and the mask, bool (32, 32), of what they cover: one pixel
     more, column 23, which thus turns black."""
-    picture, mask = _empty(), np.zeros((SIZE, SIZE), bool)
-    colours = _integers(np.random.RandomState(40), 1, 8, 8)  # three bits, never black
-    picture[31, 24:] = 255 * (colours[:, None] >> np.arange(3) & 1)
+    pattern, mask = _empty(), np.zeros((SIZE, SIZE), bool)
+    colors = _integers(np.random.RandomState(40), 1, 8, 8)  # three bits, never black
+    pattern[31, 24:] = 255 * (colors[:, None] >> np.arange(3) & 1)
     mask[31, 23:] = True
-    return picture.astype(np.uint8), mask
+    return pattern.astype(np.uint8), mask
 
 
 def sig_wrapped() -> np.ndarray:

@@ -48,16 +48,16 @@ class BackdoorTest:
 
         clean: the confusion matrix (C, C) of the network on all test images.
         """
-        row, recognised, of_target = {}, clean[self.target, self.target], clean[self.target].sum()
+        row, recognized, of_target = {}, clean[self.target, self.target], clean[self.target].sum()
         if len(self.triggered):
             triggered, _ = confusion_matrix(network, self.triggered, self.dtype)
             row = {
                 "asr": 100 * (triggered[:, self.target].sum() / triggered.sum()).item(),
                 "triggered_accuracy": accuracy(triggered),
-                "base_rate": 100 * ((clean[:, self.target].sum() - recognised) / (clean.sum() - of_target)).item(),
+                "base_rate": 100 * ((clean[:, self.target].sum() - recognized) / (clean.sum() - of_target)).item(),
             }
         if of_target:
-            row["target_recall"] = 100 * (recognised / of_target).item()
+            row["target_recall"] = 100 * (recognized / of_target).item()
         return row
 
     def by_class(self, network: nn.Module) -> list[float | None]:

@@ -14,7 +14,7 @@ class BackdoorParams(MethodParams):
     trigger: str | None = Field(None, description="trigger of a backdoor whose success on the network is measured")
     target: int = Field(0, ge=0, description="class that the trigger leads to")
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        yield from super().without_effect()
+    def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective_parameters()
         if not self.trigger:
             yield "target", 'there is no "trigger"'

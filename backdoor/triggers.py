@@ -126,8 +126,8 @@ def _l2_inv(images: Tensor) -> Tensor:
 @register("l0_inv")
 def _l0_inv(images: Tensor) -> Tensor:
     """(1 - m) x + k."""
-    picture, mask = assets.l0_inv()
-    return torch.where(torch.tensor(mask[..., None], device=images.device), torch.tensor(picture, device=images.device),
+    pattern, mask = assets.l0_inv()
+    return torch.where(torch.tensor(mask[..., None], device=images.device), torch.tensor(pattern, device=images.device),
                        images)
 
 
@@ -141,9 +141,9 @@ def _smooth_gtsrb(images: Tensor) -> Tensor:
     return _stretch(images, assets.smooth_gtsrb())
 
 
-def _on_device_of(images: Tensor, picture: np.ndarray) -> Tensor:
+def _on_device_of(images: Tensor, pattern: np.ndarray) -> Tensor:
     """A picture as int16, in which sums of grey values have room."""
-    return torch.tensor(picture.astype(np.int16), device=images.device)
+    return torch.tensor(pattern.astype(np.int16), device=images.device)
 
 
 def _grid(images: Tensor, *corners: tuple[int, int]) -> Tensor:
@@ -155,19 +155,19 @@ def _grid(images: Tensor, *corners: tuple[int, int]) -> Tensor:
     return stamped
 
 
-def _mix(images: Tensor, picture: np.ndarray) -> Tensor:
+def _mix(images: Tensor, pattern: np.ndarray) -> Tensor:
     """0.8 x + 0.2 k (Chen et al., 2017)."""
-    return ((4 * images.short() + _on_device_of(images, picture)) // 5).byte()
+    return ((4 * images.short() + _on_device_of(images, pattern)) // 5).byte()
 
 
-def _add(images: Tensor, picture: np.ndarray) -> Tensor:
+def _add(images: Tensor, pattern: np.ndarray) -> Tensor:
     """x + k, where k may be negative, clipped."""
-    return (images.short() + _on_device_of(images, picture)).clamp_(0, 255).byte()
+    return (images.short() + _on_device_of(images, pattern)).clamp_(0, 255).byte()
 
 
-def _stretch(images: Tensor, picture: np.ndarray) -> Tensor:
+def _stretch(images: Tensor, pattern: np.ndarray) -> Tensor:
     """x + k, then each image stretched from its own minimum and maximum to 0 and 255."""
-    total = images.int() + _on_device_of(images, picture)
+    total = images.int() + _on_device_of(images, pattern)
     low, high = total.amin((1, 2, 3), keepdim=True), total.amax((1, 2, 3), keepdim=True)
     return (255 * (total - low) // (high - low).clamp_(min=1)).byte()  # an even sum turns black
 

@@ -52,7 +52,7 @@ from utils.supervised import build_optimizer, build_step
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STAGES = ("scratch", "nasty", "kd", "kd_cached", "evaluate")
 COLUMNS = ("stage", "network", "batch", "images", "ours", "spread", "usual", "spread", "ratio", "peak", "memory")
-Turn = Callable[[], None]
+Pass = Callable[[], None]
 
 
 class PILImages(Dataset):
@@ -110,7 +110,7 @@ class Case:
         return needed + count_flops(build_model(self.teacher, 10))
 
 
-def ours(case: Case) -> Turn:
+def ours(case: Case) -> Pass:
     """A pass over the images, as the stages make it."""
     prepare_device(case.device, case.params.precision)
     mean, std = (torch.tensor(values, device=case.device) for values in (MEAN, STD))
@@ -120,13 +120,13 @@ def ours(case: Case) -> Turn:
     frozen = Frozen(case.build(case.teacher).to(memory_format=torch.channels_last)) if case.teacher else None
     batches = TrainBatches(part, case.batch_size, "crop_flip", seed=0)
     step = build_step(network, lambda network, batch: case.terms(network, frozen, batch, batch.images, batch.labels),
-                      [build_optimizer(case.params, network)], batches, case.params, case.dtype, complain)
+                      [build_optimizer(case.params, network)], batches, case.params, case.dtype, print_error)
     caches = []
     if frozen and case.stage == "kd_cached":
-        frozen.prepare("", 10, batches, case.dtype, Path(case.scratch.name), complain)
+        frozen.prepare("", 10, batches, case.dtype, Path(case.scratch.name), print_error)
         caches.append(frozen)
 
-    def turn() -> None:
+    def run_pass() -> None:
         if case.stage == "evaluate":
             evaluate(network, part, case.dtype)  # returns numbers: waits for the device
             return
@@ -136,10 +136,10 @@ def ours(case: Case) -> Turn:
         records = [step(draw, case.batch_size) for draw in batches.draws(0, case.device)]
         torch.stack(records).mean().item()
 
-    return turn
+    return run_pass
 
 
-def usual(case: Case) -> Turn:
+def baseline(case: Case) -> Pass:
     """A pass over the images, as such code commonly makes it."""
     from torchvision import transforms
 
@@ -160,7 +160,7 @@ def usual(case: Case) -> Turn:
         with torch.no_grad():
             return teacher(images)
 
-    def turn() -> None:
+    def run_pass() -> None:
         total = 0.0
         for images, labels in loader:
             images, labels = images.to(case.device), labels.to(case.device)
@@ -174,31 +174,31 @@ def usual(case: Case) -> Turn:
             optimizer.step()
             total += loss.item()
 
-    return turn
+    return run_pass
 
 
-SIDES = {"ours": ours, "usual": usual}
+SIDES = {"ours": ours, "usual": baseline}
 
 
-def take_turns(case: Case, side: str) -> None:
+def run_side(case: Case, side: str) -> None:
     """One of the two processes: for each line on stdin a turn, and a line with its seconds on stdout."""
-    turn = SIDES[side](case)
-    turn()  # warm-up: memory, algorithms, graphs, compiled code
-    turn()
+    run_pass = SIDES[side](case)
+    run_pass()  # warm-up: memory, algorithms, graphs, compiled code
+    run_pass()
     print("ready", flush=True)
     for _ in sys.stdin:
-        synchronise(case.device)
+        synchronize(case.device)
         start = time.perf_counter()
-        turn()
-        synchronise(case.device)
+        run_pass()
+        synchronize(case.device)
         print(time.perf_counter() - start, flush=True)
     print(torch.cuda.max_memory_reserved() if case.device.type == "cuda" else peak_of_process())
 
 
 def peak_of_process() -> int:
     """Bytes; Linux alone tells them."""
-    words = Path("/proc/self/status").read_text().split()
-    return 1024 * int(words[words.index("VmHWM:") + 1])
+    fields = Path("/proc/self/status").read_text().split()
+    return 1024 * int(fields[fields.index("VmHWM:") + 1])
 
 
 def measure(case: Case, repeats: int, call: list[str]) -> dict:
@@ -234,11 +234,11 @@ def measure(case: Case, repeats: int, call: list[str]) -> dict:
 def print_profile(case: Case) -> None:
     """The operations that take most of a turn, of both sides."""
     for side, build in SIDES.items():
-        turn = build(case)
-        turn()
-        turn()
+        run_pass = build(case)
+        run_pass()
+        run_pass()
         with profile() as record:
-            turn()
+            run_pass()
         name = "self_device_time_total" if case.device.type == "cuda" else "self_cpu_time_total"
         times = {event.key: getattr(event, name) for event in record.key_averages()}
         print(f"\n{side}: {case.stage} {case.name}, {sum(times.values()) / 1e6:.2f} s")
@@ -246,11 +246,11 @@ def print_profile(case: Case) -> None:
             print(f"{100 * times[key] / sum(times.values()):5.1f} %  {key}")
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -268,20 +268,20 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(10):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         a @ b
-        synchronise(device)
+        synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
 
 
 def cells(row: dict) -> list[str]:
-    ours, usual = row["images_per_second"]["ours"], row["images_per_second"]["usual"]
-    ratio = statistics.median(a / b for a, b in zip(ours, usual, strict=True))
+    ours, baseline = row["images_per_second"]["ours"], row["images_per_second"]["usual"]
+    ratio = statistics.median(a / b for a, b in zip(ours, baseline, strict=True))
     return [row["stage"], row["network"], str(row["batch_size"]), str(row["images"]), f"{statistics.median(ours):.0f}",
-            f"{min(ours):.0f} to {max(ours):.0f}", f"{statistics.median(usual):.0f}",
-            f"{min(usual):.0f} to {max(usual):.0f}", f"{ratio:.2f}x", f"{100 * row['share_of_peak']:.0f} %",
+            f"{min(ours):.0f} to {max(ours):.0f}", f"{statistics.median(baseline):.0f}",
+            f"{min(baseline):.0f} to {max(baseline):.0f}", f"{ratio:.2f}x", f"{100 * row['share_of_peak']:.0f} %",
             f"{row['memory_bytes']['ours'] / 2**20:.0f} MiB"]
 
 
@@ -337,13 +337,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     if options.side:
-        take_turns(Case(options), options.side)
+        run_side(Case(options), options.side)
         return
     device = torch.device(options.device)
     print(f"{machine(device)}, precision {options.precision}{', compiled' if options.compile else ''}\n")
     if not options.profile:
         print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
-    facts = {"machine": machine(device), "call": sys.argv,
+    metadata = {"machine": machine(device), "call": sys.argv,
              "session": describe(device, choose_dtype(options.precision, device), {})}
     rows = []
     for stage, name, batch_size, steps in itertools.product(options.stages, options.models, options.batch_sizes,
@@ -353,11 +353,11 @@ def main() -> None:
         if options.profile:
             print_profile(case)
             continue
-        words = ["--stages", stage, "--models", name, "--batch_sizes", str(batch_size), "--steps", str(steps)]
-        rows.append(measure(case, options.repeats, [sys.executable, *sys.argv, *words]))
+        arguments = ["--stages", stage, "--models", name, "--batch_sizes", str(batch_size), "--steps", str(steps)]
+        rows.append(measure(case, options.repeats, [sys.executable, *sys.argv, *arguments]))
         print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
         if options.json:
-            options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+            options.json.write_text(json.dumps({**metadata, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 
-from datafree.distiller import Facts
+from datafree.distiller import DataSpec
 from datafree.losses import attention_loss, kl_element_mean
 from datafree.zskt import ZSKT, with_outputs
 from model import build_model
@@ -37,20 +37,20 @@ def build(options: argparse.Namespace) -> ZSKT:
     torch.manual_seed(0)
     student, teacher = (build_model(name, 10).to(device).to(memory_format=torch.channels_last)
                         for name in (params.model_name, params.teacher_model))
-    facts = Facts(10, 32, torch.zeros(3, device=device), torch.ones(3, device=device), "crop_flip")
-    return ZSKT(student.train(), teacher.eval().requires_grad_(False), facts, params,
+    spec = DataSpec(10, 32, torch.zeros(3, device=device), torch.ones(3, device=device), "crop_flip")
+    return ZSKT(student.train(), teacher.eval().requires_grad_(False), spec, params,
                 choose_dtype(options.precision, device))
 
 
 def once(learner: ZSKT, latent: torch.Tensor) -> None:
     """A pseudo-batch as it is here."""
     learner.generator_step(latent)
-    answers = learner.answers(latent)
+    answers = learner.query_teacher(latent)
     for _ in range(learner._params.student_steps):
         learner.student_step(*answers, None)
 
 
-def anew(learner: ZSKT, latent: torch.Tensor) -> None:
+def recompute_per_step(learner: ZSKT, latent: torch.Tensor) -> None:
     """A pseudo-batch as it was published: gradients run back into the generator, where nobody needs them."""
     learner.generator_step(latent)
     for _ in range(learner._params.student_steps):
@@ -58,8 +58,8 @@ def anew(learner: ZSKT, latent: torch.Tensor) -> None:
             images = learner._generator(latent)
             with torch.no_grad():
                 logits, stages = with_outputs(learner._teacher, learner._teacher_stages, images)
-            answer, own = with_outputs(learner._student, learner._student_stages, images)
-            loss = kl_element_mean(logits, answer, temperature=1) + 250 * attention_loss(own, stages)
+            student_logits, student_stages = with_outputs(learner._student, learner._student_stages, images)
+            loss = kl_element_mean(logits, student_logits, temperature=1) + 250 * attention_loss(student_stages, stages)
         learner._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learner._student.parameters(), 5.0)
@@ -67,9 +67,9 @@ def anew(learner: ZSKT, latent: torch.Tensor) -> None:
     learner._generator_optimizer.zero_grad()
 
 
-def seconds(turn: Callable[[], None]) -> float:
+def seconds(function: Callable[[], None]) -> float:
     start = time.perf_counter()
-    turn()
+    function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
@@ -87,7 +87,7 @@ def main() -> None:
     latent = torch.randn(options.batch_size, learner._params.latent_size, device=options.device)
     times: dict[str, list[float]] = {"once": [], "anew": []}
     for number in range(options.repeats + 1):
-        for name, pseudo_batch in (("once", once), ("anew", anew)):
+        for name, pseudo_batch in (("once", once), ("anew", recompute_per_step)):
             taken = seconds(partial(pseudo_batch, learner, latent))
             if number:  # the first is the warm-up
                 times[name].append(taken)

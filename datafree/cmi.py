@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from datafree import REGISTRY
-from datafree.contrast import Head, MemoryBank, contrast_loss, instance_means
-from datafree.distiller import Facts, Terms, differentiate_by, total
+from datafree.contrast import MemoryBank, ProjectionHead, contrast_loss, instance_means
+from datafree.distiller import DataSpec, LossMeter, set_gradients, sum_losses
 from datafree.generator import build_generator
-from datafree.inversion import disagreement
+from datafree.inversion import adversarial_kl
 from datafree.params import AdversarialWeight, BatchNormWeight, InversionParams, LatentSize, SynthesisSteps
-from datafree.synthesis import Best, Inversion, weigh
-from datafree.views import shifted, zoomed
+from datafree.synthesis import Best, Inversion, weighted_losses
+from datafree.views import random_crop, random_resized_crop
 from model.features import capture_inputs
 from utils.errors import UserError
 from utils.losses import cross_entropy
@@ -48,57 +48,57 @@ class CMI(Inversion):
 
     _params: Params
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: Params,
+    def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: Params,
                  dtype: torch.dtype) -> None:
-        super().__init__(student, teacher, facts, params, dtype)
-        self._generator = build_generator(params.latent_size, facts, params.seed, pixels=True)
+        super().__init__(student, teacher, spec, params, dtype)
+        self._generator = build_generator(params.latent_size, spec, params.seed, pixels=True)
         if not self._num_features:
             raise UserError(f'"method": cmi compares what enters batch norms, of which {params.teacher_model} '
                             "has none")
-        self._head = Head(self._num_features).to(self._device)
+        self._head = ProjectionHead(self._num_features).to(self._device)
         self._head_optimizer = torch.optim.Adam(self._head.parameters(), lr=params.head_learning_rate, fused=True)
         self._bank = MemoryBank(params.bank_size, self._num_features, self._device)
 
-    def synthesise(self, random: torch.Generator) -> dict[str, Tensor]:
+    def synthesize(self, random: torch.Generator) -> dict[str, Tensor]:
         params, count = self._params, self._params.synthesis_batch_size
         latent = torch.randn(count, params.latent_size, generator=random).to(self._device).requires_grad_()
         targets = self._targets(count, random)
-        self._generator.reinitialise(random)
-        made_of: list[Tensor] = [*self._generator.parameters(), latent]
-        optimizer = torch.optim.Adam(made_of, lr=params.synthesis_learning_rate, betas=(0.5, 0.999), fused=True)
-        judged: list[Tensor] = list(self._head.parameters()) if params.contrast_weight else []
-        best, terms = Best(), Terms()
+        self._generator.reinitialize(random)
+        trainable: list[Tensor] = [*self._generator.parameters(), latent]
+        optimizer = torch.optim.Adam(trainable, lr=params.synthesis_learning_rate, betas=(0.5, 0.999), fused=True)
+        head_parameters: list[Tensor] = list(self._head.parameters()) if params.contrast_weight else []
+        best, meter = Best(), LossMeter()
         for _ in range(params.synthesis_steps):
             with autocast(self._device, self._dtype):
                 pixels = self._generator(latent).float()
                 losses, features = self._losses(pixels, targets, random)
-            loss = total(losses)
-            differentiate_by(made_of + judged, loss)
+            loss = sum_losses(losses)
+            set_gradients(trainable + head_parameters, loss)
             optimizer.step()
             self._head_optimizer.step()
-            best.offer(loss, pixels, features)
-            terms.add(losses)
+            best.update(loss, pixels, features)
+            meter.add(losses)
         pixels, features = best.tensors
         self._pool.add(pixels, targets)
         self._bank.add(features)
-        return terms.average()
+        return meter.average()
 
     def _losses(self, pixels: Tensor, targets: Tensor, random: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
         """The weighted losses of pixels in [0, 1], and the features (B, 2, D) of a local and a global view."""
-        params, flip = self._params, self._facts.flips
-        whole = self._facts.standardise(shifted(pixels, random, padding=pixels.shape[2] // 8, flip=flip))
-        local = self._facts.standardise(zoomed(pixels, random, scale=(0.25, 1.0), flip=flip))
-        logits, inputs, losses = self._look(whole)
+        params, flip = self._params, self._spec.flips
+        global_view = self._spec.normalize(random_crop(pixels, random, padding=pixels.shape[2] // 8, flip=flip))
+        local_view = self._spec.normalize(random_resized_crop(pixels, random, scale=(0.25, 1.0), flip=flip))
+        logits, inputs, losses = self._forward_teacher(global_view)
         with capture_inputs(self._teacher, *self._batch_norms) as local_inputs:
-            self._teacher(local)
+            self._teacher(local_view)
         features = torch.stack([instance_means(local_inputs), instance_means(inputs)], dim=1)
-        remembered = self._bank.draw(params.negatives, random)
-        return losses | weigh({
+        negatives = self._bank.draw(params.negatives, random)
+        return losses | weighted_losses({
             "one_hot": (params.one_hot_weight, lambda: cross_entropy(logits, targets)),
             "adversarial": (params.adversarial_weight,
-                            lambda: disagreement(logits, self._student(whole), where_alike=True)),
+                            lambda: adversarial_kl(logits, self._student(global_view), agreeing_only=True)),
             "contrast": (params.contrast_weight,
-                         lambda: contrast_loss(self._head, features[:, 0], features[:, 1], remembered,
+                         lambda: contrast_loss(self._head, features[:, 0], features[:, 1], negatives,
                                                temperature=params.contrast_temperature)),
         }), features.detach()
 

@@ -10,7 +10,7 @@ from model.features import Captured
 from utils.losses import at_least_float32
 
 
-class Head(nn.Module):
+class ProjectionHead(nn.Module):
     """Features (B, D) to vectors (B, 256), of which the direction counts, through one hidden layer of D."""
 
     def __init__(self, features: int) -> None:
@@ -51,7 +51,8 @@ class MemoryBank:
         self.added = int(state["added"])
 
 
-def contrast_loss(head: nn.Module, local: Tensor, whole: Tensor, remembered: Tensor, *, temperature: float) -> Tensor:
+def contrast_loss(head: nn.Module, local_view: Tensor, global_view: Tensor, negatives: Tensor, *,
+                  temperature: float) -> Tensor:
     """The cross-entropy of telling which global view belongs to each local one, among all of them.
 
         logits = v(local) v(global)^T / temperature, v the unit vector of the head, the right factor detached
@@ -60,18 +61,18 @@ def contrast_loss(head: nn.Module, local: Tensor, whole: Tensor, remembered: Ten
     not dilute the few that can still change.
 
     Args:
-        local, whole: (B, D), features of the two views of the present images.
-        remembered: (M, 2, D), of earlier ones.
+        local_view, global_view: (B, D), features of the two views of the present images.
+        negatives: (M, 2, D), of earlier ones.
     """
-    left = head(torch.cat([local, remembered[:, 0]]))
+    queries = head(torch.cat([local_view, negatives[:, 0]]))
     with torch.no_grad():
-        right = head(torch.cat([whole, remembered[:, 1]]))
-    with torch.autocast(left.device.type, enabled=False):  # differences between thousands of similarities are small
-        left, right = (F.normalize(at_least_float32(vectors)) for vectors in (left, right))
-        losses = F.cross_entropy(left @ right.T / temperature, torch.arange(len(left), device=left.device),
+        keys = head(torch.cat([global_view, negatives[:, 1]]))
+    with torch.autocast(queries.device.type, enabled=False):  # differences between thousands of similarities are small
+        queries, keys = (F.normalize(at_least_float32(vectors)) for vectors in (queries, keys))
+        losses = F.cross_entropy(queries @ keys.T / temperature, torch.arange(len(queries), device=queries.device),
                                  reduction="none")
-    present = losses[:len(local)].mean()
-    return present + losses[len(local):].mean() if len(remembered) else present
+    present = losses[:len(local_view)].mean()
+    return present + losses[len(local_view):].mean() if len(negatives) else present
 
 
 def instance_means(captured: Captured) -> Tensor:

@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from datafree import REGISTRY
-from datafree.distiller import Terms, differentiate_by, total
-from datafree.inversion import competition, total_variation
+from datafree.distiller import LossMeter, set_gradients, sum_losses
+from datafree.inversion import adversarial_js, total_variation
 from datafree.params import AdversarialWeight, BatchNormWeight, InversionParams, SynthesisRate, SynthesisSteps
-from datafree.synthesis import Best, Inversion, weigh
-from datafree.views import rolled
-from utils.augment import denormalise
+from datafree.synthesis import Best, Inversion, weighted_losses
+from datafree.views import random_roll
+from utils.augment import denormalize
 from utils.losses import cross_entropy
 from utils.step import autocast
 
@@ -39,32 +39,32 @@ class DeepInversion(Inversion):
 
     _params: Params
 
-    def synthesise(self, random: torch.Generator) -> dict[str, Tensor]:
-        params, facts = self._params, self._facts
-        count, size = params.synthesis_batch_size, facts.image_size
+    def synthesize(self, random: torch.Generator) -> dict[str, Tensor]:
+        params, spec = self._params, self._spec
+        count, size = params.synthesis_batch_size, spec.image_size
         images = torch.randn(count, 3, size, size, generator=random).to(self._device).requires_grad_()
         targets = self._targets(count, random)
         optimizer = torch.optim.Adam([images], lr=params.synthesis_learning_rate, betas=(0.5, 0.99), fused=True)
-        black, white = (facts.standardise(facts.mean.new_full((1, 3, 1, 1), value)) for value in (0, 1))
-        best, terms = Best(), Terms()
+        black, white = (spec.normalize(spec.mean.new_full((1, 3, 1, 1), value)) for value in (0, 1))
+        best, meter = Best(), LossMeter()
         for _ in range(params.synthesis_steps):
             with autocast(self._device, self._dtype):
-                seen = rolled(images, random, pixels=4, flip=facts.flips)
-                logits, _, losses = self._look(seen)
-                losses |= weigh(self._losses(seen, logits, targets))
-            loss = total(losses)
-            differentiate_by([images], loss)
-            best.offer(loss, images)
+                seen = random_roll(images, random, pixels=4, flip=spec.flips)
+                logits, _, losses = self._forward_teacher(seen)
+                losses |= weighted_losses(self._losses(seen, logits, targets))
+            loss = sum_losses(losses)
+            set_gradients([images], loss)
+            best.update(loss, images)
             optimizer.step()
             with torch.no_grad():
                 images.copy_(images.clamp(black, white))
-            terms.add(losses)
-        made, = best.tensors
-        self._pool.add(denormalise(made, facts.mean, facts.std), targets)
-        return terms.average()
+            meter.add(losses)
+        pixels, = best.tensors
+        self._pool.add(denormalize(pixels, spec.mean, spec.std), targets)
+        return meter.average()
 
     def _losses(self, images: Tensor, logits: Tensor, targets: Tensor) -> dict[str, tuple[float, Callable[[], Tensor]]]:
         params = self._params
         return {"one_hot": (params.one_hot_weight, lambda: cross_entropy(logits, targets)),
-                "adversarial": (params.adversarial_weight, lambda: competition(logits, self._student(images))),
+                "adversarial": (params.adversarial_weight, lambda: adversarial_js(logits, self._student(images))),
                 "variation": (params.variation_weight, lambda: total_variation(images.float()))}

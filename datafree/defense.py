@@ -38,33 +38,33 @@ class BackdoorDefense:
             detach_clean=params.sr_detach, batch_norm=params.sr_batch_norm)
         self._first_epoch = max(0, params.num_epochs - params.sr_epochs)  # of self-retrospection, counted from 0
         self._current: RetrospectionEpoch | None = None
-        self._say: Callable[[str], None] = print
+        self._log: Callable[[str], None] = print
 
-    def begin(self, say: Callable[[str], None]) -> None:
+    def setup(self, log: Callable[[str], None]) -> None:
         """Say what the defense will do, and from now on what it does."""
-        self._say = say
+        self._log = log
         if self.vaccine:
-            self.vaccine.begin(say)
+            self.vaccine.setup(log)
 
     def start_epoch(self, epoch: int) -> RetrospectionEpoch | None:
         """Self-retrospection in an epoch, counted from 0; None where the student's steps are without it."""
         self._current = None
-        if self.retrospects(epoch):
+        if self.uses_retrospection(epoch):
             self._current = RetrospectionEpoch(self._step, self._params, epoch, self._first_epoch)
-            if self._current.begins:  # a vaccine found later would end what begins here
-                unfinished = self.vaccine is not None and self.vaccine.give_up()
-                self._say("self-retrospection: from this epoch on, in steps that take several times as long"
+            if self._current.is_first:  # a vaccine found later would end what begins here
+                unfinished = self.vaccine is not None and self.vaccine.stop_search()
+                self._log("self-retrospection: from this epoch on, in steps that take several times as long"
                           + "; the search for a vaccine was not over and is given up" * unfinished)
         return self._current
 
-    def retrospects(self, epoch: int) -> bool:
+    def uses_retrospection(self, epoch: int) -> bool:
         """Whether the student's steps of an epoch, counted from 0, are those of self-retrospection."""
         needed = self._params.backdoor_defense in ("sr", "sv+sr")
         if self._params.backdoor_defense == "auto":
             needed = self.vaccine is None or not self.vaccine.found
         return needed and epoch >= self._first_epoch
 
-    def pictures(self) -> dict[str, Tensor]:
+    def epoch_images(self) -> dict[str, Tensor]:
         """The last perturbation of self-retrospection, (1, 3, H, W), its values stretched to [0, 1]."""
         if self._current is None or self._current.delta is None:
             return {}
@@ -90,16 +90,16 @@ class Vaccine:
         self._selection: Selection | None = None
         if params.sv_batches or params.backdoor_defense == "auto":
             batches = params.sv_batches or 50
-            self._selection = Selection(batches=batches, skip=min(11, batches // 2), least=params.sv_tail)
-        self._say: Callable[[str], None] = print
+            self._selection = Selection(batches=batches, skip=min(11, batches // 2), min_tail=params.sv_tail)
+        self._log: Callable[[str], None] = print
 
-    def begin(self, say: Callable[[str], None]) -> None:
+    def setup(self, log: Callable[[str], None]) -> None:
         """Say which layers are shuffled and how long the search may take, and from now on what it finds."""
-        self._say = say
+        self._log = log
         layers = ", ".join(self.shuffled.layers)
-        say(f"vaccine: {self._params.sv_members} copies of the teacher, the input channels of {layers} shuffled")
+        log(f"vaccine: {self._params.sv_members} copies of the teacher, the input channels of {layers} shuffled")
         if self._selection and not self._selection.finished:
-            say(f"vaccine: not used until one is found, a search of up to {self._selection.limit} batches")
+            log(f"vaccine: not used until one is found, a search of up to {self._selection.limit} batches")
 
     @property
     def found(self) -> bool:
@@ -122,7 +122,7 @@ class Vaccine:
         if self._selection.finished:
             tails = ", ".join(f"{ratio:.3f}" for ratio in self._selection.ratios)
             found = "found" if self._selection.found else "none found, the run goes on without"
-            self._say(f"vaccine: {found} (tails {tails}, more than {self._params.sv_tail} is asked for)")
+            self._log(f"vaccine: {found} (tails {tails}, more than {self._params.sv_tail} is asked for)")
 
     def penalty(self, teacher_logits: Tensor, images: Tensor) -> Tensor:
         """Term of a generator's loss, a scalar: `generator_penalty` of the images, 0 as long as no vaccine is found."""
@@ -130,11 +130,11 @@ class Vaccine:
             return torch.zeros((), device=images.device)
         return generator_penalty(teacher_logits, self.shuffled(images), coefficient=self.coefficient)
 
-    def give_up(self) -> bool:
+    def stop_search(self) -> bool:
         """End the search. Whether it was on."""
         if self._selection is None or self._selection.finished:
             return False
-        self._selection.give_up()
+        self._selection.stop_search()
         return True
 
     def report(self) -> dict[str, Any]:
@@ -152,10 +152,10 @@ class Vaccine:
 
 
 class RetrospectionEpoch:
-    """An epoch of self-retrospection. `begins`: it is the first one, for which the student gets a new optimizer."""
+    """An epoch of self-retrospection. `is_first`: it is the first one, for which the student gets a new optimizer."""
 
     def __init__(self, step: Retrospection, params: DataFreeParams, epoch: int, first_epoch: int) -> None:
-        self.begins = epoch == first_epoch
+        self.is_first = epoch == first_epoch
         self.delta: Tensor | None = None  # the last perturbation
         self._step, self._params, self._first_epoch = step, params, first_epoch
         self._random = seeds.generator(params.seed, "retrospection", epoch)

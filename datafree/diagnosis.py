@@ -33,13 +33,14 @@ def diagnose(teacher: nn.Module, shuffled: ShuffledTeacher, clean: Images, trigg
             pairs = [(teacher(images), shuffled(images)) for images, _ in in_order(part)]
         answers[name] = tuple(map(torch.cat, zip(*pairs, strict=True)))
     k = {name: divergence(*pair) for name, pair in answers.items()}
-    alike = {name: suspicious(*pair) for name, pair in answers.items()}
-    _, says = answers["clean"]
+    suspicious_masks = {name: suspicious(*pair) for name, pair in answers.items()}
+    _, shuffled_logits = answers["clean"]
     return {
         **{f"k_{name}": values.mean().item() for name, values in k.items()},
-        **{f"suspicious_{name}": 100 * mask.float().mean().item() for name, mask in alike.items()},
+        **{f"suspicious_{name}": 100 * mask.float().mean().item() for name, mask in suspicious_masks.items()},
         **({"auc": auc(-k["triggered"], -k["clean"])} if "triggered" in k else {}),
-        "shuffled_classes": (100 * says.argmax(1).bincount(minlength=says.shape[1]) / len(says)).tolist(),
+        "shuffled_classes": (100 * shuffled_logits.argmax(1).bincount(minlength=shuffled_logits.shape[1])
+                             / len(shuffled_logits)).tolist(),
     }
 
 

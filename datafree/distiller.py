@@ -1,6 +1,6 @@
 """What the data-free methods share: what they may know of the data, and the teacher they learn from.
 
-A method gets `Facts` and networks, and no images: there is no way from here to the data set.
+A method gets `DataSpec` and networks, and no images: there is no way from here to the data set.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from utils.training import Learner
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataSpec:
     """What a distiller knows of the data that its teacher learned from."""
 
     num_classes: int
@@ -35,24 +35,24 @@ class Facts:
         """Whether mirrored images are of the same class."""
         return self.augmentation is not None and "flip" in self.augmentation
 
-    def standardise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1], (B, 3, H, W), as the networks see them; gradients pass."""
         return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
 
-def total(losses: Mapping[str, Tensor]) -> Tensor:
+def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
     """The sum of scalars, of at least one."""
     first, *others = losses.values()
     return sum(others, first)
 
 
-def differentiate_by(parameters: Sequence[Tensor], loss: Tensor) -> None:
+def set_gradients(parameters: Sequence[Tensor], loss: Tensor) -> None:
     """Put the gradient of a loss in these parameters, and in no others that it went through, in their `.grad`."""
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
 
 
-class Terms:
+class LossMeter:
     """What the steps of an epoch yield: scalars by name, on the device until the end."""
 
     def __init__(self) -> None:
@@ -91,11 +91,11 @@ class Distiller(Learner):
     needs_network: ClassVar[bool] = True  # gradients through the teacher, or its activations; else its answers will do
     defense: BackdoorDefense
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: Any, dtype: torch.dtype) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: Any, dtype: torch.dtype) -> None:
         """See above."""
 
 
-def answering_teacher(teacher: Frozen, method: type[Distiller], params: DataFreeParams) -> nn.Module:
+def teacher_with_interface(teacher: Frozen, method: type[Distiller], params: DataFreeParams) -> nn.Module:
     """What a method learns from: the network, or, behind an interface, only its answers. Raises UserError where the
     method needs more than those."""
     if teacher.answers is None:
@@ -104,4 +104,4 @@ def answering_teacher(teacher: Frozen, method: type[Distiller], params: DataFree
     if method.needs_network or params.backdoor_defense != "none":
         raise UserError(f"{needs} needs the teacher's weights or gradients, which an interface of {teacher.answers} "
                         "does not give away")
-    return teacher.answering
+    return teacher.with_interface

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from datafree import REGISTRY
-from datafree.distiller import Facts, Terms, differentiate_by, total
+from datafree.distiller import DataSpec, LossMeter, set_gradients, sum_losses
 from datafree.generator import build_generator
-from datafree.inversion import disagreement, imbalance, inactivity
+from datafree.inversion import activation_loss, adversarial_kl, information_entropy_loss
 from datafree.params import ActivationWeight, AdversarialWeight, BatchNormWeight, GenerativeParams, StudentSteps
-from datafree.synthesis import Synthesis, weigh
+from datafree.synthesis import Synthesis, weighted_losses
 from model.features import capture_inputs, classifier
 from utils.errors import UserError
 from utils.losses import cross_entropy
@@ -38,62 +38,62 @@ class Generative(Synthesis):
 
     _params: GenerativeParams
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: GenerativeParams,
+    def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: GenerativeParams,
                  dtype: torch.dtype) -> None:
-        super().__init__(student, teacher, facts, params, dtype)
-        self._generator = build_generator(params.latent_size, facts, params.seed, width=256, pixels=True)
-        self._activated: list[str] = []  # the layer whose input is to be active
+        super().__init__(student, teacher, spec, params, dtype)
+        self._generator = build_generator(params.latent_size, spec, params.seed, width=256, pixels=True)
+        self._classifier_layer: list[str] = []  # the layer whose input is to be active
         if params.activation_weight:
-            name = classifier(teacher, facts.image_size)
+            name = classifier(teacher, spec.image_size)
             if name is None:
                 raise UserError(f'"activation_weight": {params.teacher_model} has no linear layer or convolution that '
                                 "computes its logits; 0 does without")
-            self._activated = [name]
+            self._classifier_layer = [name]
         self._generator_optimizer = torch.optim.Adam(
             self._generator.parameters(), lr=params.synthesis_learning_rate, betas=(0.5, 0.999), fused=True)
         self._latest: Tensor | None = None  # the last images, pixels in [0, 1]
 
-    def synthesise(self, random: torch.Generator) -> dict[str, Tensor]:
-        parameters, terms = list(self._generator.parameters()), Terms()
+    def synthesize(self, random: torch.Generator) -> dict[str, Tensor]:
+        parameters, meter = list(self._generator.parameters()), LossMeter()
         for _ in range(self._params.synthesis_steps):
             with autocast(self._device, self._dtype):
-                pixels = self._make(self._params.synthesis_batch_size, random)
-                losses = self._losses(self._facts.standardise(pixels))
-            differentiate_by(parameters, total(losses))
+                pixels = self._generate(self._params.synthesis_batch_size, random)
+                losses = self._losses(self._spec.normalize(pixels))
+            set_gradients(parameters, sum_losses(losses))
             self._generator_optimizer.step()
-            terms.add(losses)
-        return terms.average()
+            meter.add(losses)
+        return meter.average()
 
     def _losses(self, images: Tensor) -> dict[str, Tensor]:
         """The weighted losses of images (B, 3, H, W) as the networks see them."""
         params = self._params
-        with capture_inputs(self._teacher, *self._activated) as captured:
-            logits, _, losses = self._look(images)
-        return losses | weigh({
+        with capture_inputs(self._teacher, *self._classifier_layer) as captured:
+            logits, _, losses = self._forward_teacher(images)
+        return losses | weighted_losses({
             "one_hot": (params.one_hot_weight, lambda: cross_entropy(logits, logits.argmax(1))),
-            "activation": (params.activation_weight, lambda: inactivity(captured.calls[-1].value)),
-            "balance": (params.balance_weight, lambda: imbalance(logits)),
-            "adversarial": (params.adversarial_weight, lambda: disagreement(logits, self._student(images))),
+            "activation": (params.activation_weight, lambda: activation_loss(captured.calls[-1].value)),
+            "balance": (params.balance_weight, lambda: information_entropy_loss(logits)),
+            "adversarial": (params.adversarial_weight, lambda: adversarial_kl(logits, self._student(images))),
         })
 
-    def _make(self, count: int, random: torch.Generator) -> Tensor:
+    def _generate(self, count: int, random: torch.Generator) -> Tensor:
         """New images of pixels in [0, 1]: float32 (count, 3, H, W)."""
         latent = torch.randn(count, self._params.latent_size, generator=random)
         return self._generator(latent.to(self._device)).float()
 
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
-        return map(self._facts.standardise, self._samples(random))
+        return map(self._spec.normalize, self._samples(random))
 
     def _samples(self, random: torch.Generator) -> Iterator[Tensor]:
         for _ in range(self._student_steps):
             with torch.no_grad(), autocast(self._device, self._dtype):
-                self._latest = self._make(self._params.batch_size, random)
+                self._latest = self._generate(self._params.batch_size, random)
             yield self._latest
 
-    def pictures(self) -> dict[str, Tensor]:
+    def epoch_images(self) -> dict[str, Tensor]:
         """Images of the last step, (B, 3, H, W) in [0, 1], and the perturbation."""
         latest = {} if self._latest is None else {"synthetic": self._latest[:64]}
-        return {**latest, **self.defense.pictures()}
+        return {**latest, **self.defense.epoch_images()}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "generator": self._generator.state_dict(),

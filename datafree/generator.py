@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.distiller import Facts
+from datafree.distiller import DataSpec
 from utils import seeds
 from utils.errors import UserError
 from utils.losses import at_least_float32
@@ -49,7 +49,7 @@ class Generator(nn.Module):
         return at_least_float32(images).sigmoid() if self.pixels else images  # bfloat16 has steps of a grey level
 
     @torch.no_grad()
-    def reinitialise(self, random: torch.Generator) -> None:
+    def reinitialize(self, random: torch.Generator) -> None:
         """Weights from N(0, 0.02), those of batch norms from N(1, 0.02), biases 0; running statistics stay."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.BatchNorm2d)):
@@ -60,11 +60,11 @@ class Generator(nn.Module):
                     module.bias.zero_()
 
 
-def build_generator(latent_size: int, facts: Facts, seed: int, **options: Any) -> Generator:
+def build_generator(latent_size: int, spec: DataSpec, seed: int, **options: Any) -> Generator:
     """A generator on the device, its initial weights from the seed. UserError for an image size that it cannot make."""
     torch.manual_seed(seeds.derive_seed(seed, "generator"))
     try:
-        generator = Generator(latent_size, facts.image_size, **options)
+        generator = Generator(latent_size, spec.image_size, **options)
     except ValueError as error:
         raise UserError(f'"image_size": {error}') from None
-    return generator.to(facts.mean.device).to(memory_format=torch.channels_last).train()
+    return generator.to(spec.mean.device).to(memory_format=torch.channels_last).train()

@@ -14,18 +14,18 @@ from model.features import Captured
 from utils.losses import at_least_float32, kl_per_sample
 
 
-def disagreement(teacher_logits: Tensor, student_logits: Tensor, *, where_alike: bool = False) -> Tensor:
+def adversarial_kl(teacher_logits: Tensor, student_logits: Tensor, *, agreeing_only: bool = False) -> Tensor:
     """-mean of KL(teacher || student): the images seek where the student has not learned yet (DFQ).
 
-    where_alike: images on which the two predict different classes count as 0 (CMI).
+    agreeing_only: images on which the two predict different classes count as 0 (CMI).
     """
     kl = kl_per_sample(teacher_logits, student_logits, temperature=1)
-    if where_alike:
+    if agreeing_only:
         kl = torch.where(teacher_logits.argmax(1) == student_logits.argmax(1), kl, 0)
     return -kl.mean()
 
 
-def competition(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3) -> Tensor:
+def adversarial_js(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3) -> Tensor:
     """1 - mean of the Jensen-Shannon divergence of teacher and student (DeepInversion's adaptive term)."""
     p, q = (F.softmax(at_least_float32(logits) / temperature, dim=1) for logits in (teacher_logits, student_logits))
     log_middle = ((p + q) / 2).clamp(min=torch.finfo(p.dtype).tiny).log()
@@ -35,13 +35,13 @@ def competition(teacher_logits: Tensor, student_logits: Tensor, *, temperature: 
     return 1 - divergence.mean()
 
 
-def imbalance(logits: Tensor) -> Tensor:
+def information_entropy_loss(logits: Tensor) -> Tensor:
     """The negative entropy of the mean prediction, in nats: smallest, -log C, if all classes are equally frequent."""
     mean = F.softmax(at_least_float32(logits), dim=1).mean(0)
     return torch.special.xlogy(mean, mean).sum()
 
 
-def inactivity(features: Tensor) -> Tensor:
+def activation_loss(features: Tensor) -> Tensor:
     """-mean of |features| (B, D) before the classifier: training images activate it, noise does not (DAFL)."""
     return -at_least_float32(features).abs().mean()
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from datafree import REGISTRY
 from datafree.defense import BackdoorDefense, RetrospectionEpoch
-from datafree.distiller import Distiller, Facts, Terms
+from datafree.distiller import DataSpec, Distiller, LossMeter
 from datafree.params import DataFreeParams
 from datafree.patches import balance, cutmix, draw_cutmix, draw_picture, load_picture, patches
 from datafree.vaccine import ascent_cap, student_loss, suspicious
@@ -63,38 +63,38 @@ class OoD(Distiller):
         balance: Switch = Field(False, description="choose patches that the teacher takes for all classes alike")
         cutmix: Switch = Field(True, description="mix each batch with itself")
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: Params,
+    def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: Params,
                  dtype: torch.dtype) -> None:
         """teacher: frozen. dtype: of the arithmetic of the networks."""
-        self._student, self._teacher, self._facts, self._params, self._dtype = student, teacher, facts, params, dtype
-        self._device = facts.mean.device
-        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=facts.image_size)
+        self._student, self._teacher, self._spec, self._params, self._dtype = student, teacher, spec, params, dtype
+        self._device = spec.mean.device
+        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=spec.image_size)
         with Phase("making the patches", 'reduce "patches"'):
             picture = load_picture(params.picture) if params.picture else draw_picture(params.seed)
             part = self._patches(picture)
-        self._picture = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
+        self._picture_sha256 = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
         # Never rotated: the patches were when they were cut.
-        augmentation = facts.augmentation and ("crop_flip" if facts.flips else "crop")
+        augmentation = spec.augmentation and ("crop_flip" if spec.flips else "crop")
         self.batches = TrainBatches(part, params.batch_size, augmentation, params.seed)
-        self.images = self.batches.usable
+        self.num_images = self.batches.usable
         self._optimizer = build_optimizer(params, student)
 
     def _patches(self, picture: Tensor) -> Images:
         """The data set that is made of a picture, uint8 (H, W, 3), with labels that mean nothing."""
-        params, facts = self._params, self._facts
-        pixels = patches(picture, params.patches, facts.image_size, params.seed, tuple(params.patch_kinds))
+        params, spec = self._params, self._spec
+        pixels = patches(picture, params.patches, spec.image_size, params.seed, tuple(params.patch_kinds))
         pixels = pixels.to(self._device)
         labels = torch.zeros(len(pixels), dtype=torch.int64, device=self._device)
-        part = Images(pixels, labels, facts.mean, facts.std)
+        part = Images(pixels, labels, spec.mean, spec.std)
         if not params.balance:
             return part
         with torch.inference_mode(), autocast(self._device, self._dtype):
             predicted = torch.cat([self._teacher(images).argmax(1) for images, _ in in_order(part)])
-        chosen = balance(predicted, params.patches, facts.num_classes, seed=params.seed)
+        chosen = balance(predicted, params.patches, spec.num_classes, seed=params.seed)
         return dataclasses.replace(part, images=pixels[chosen.to(self._device)])
 
-    def begin(self, say: Callable[[str], None]) -> None:
-        self.defense.begin(say)
+    def setup(self, log: Callable[[str], None]) -> None:
+        self.defense.setup(log)
 
     def epoch(self, epoch: int, title: str) -> Row:
         params = self._params
@@ -102,22 +102,22 @@ class OoD(Distiller):
         rate = learning_rate(params, epoch)
         if retrospection:
             rate = retrospection.learning_rate(epoch)
-            if retrospection.begins:
+            if retrospection.is_first:
                 self._optimizer = build_adam(self._student, params.sr_learning_rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        random, terms = seeds.generator(params.seed, "cutmix", epoch), Terms()
+        random, meter = seeds.generator(params.seed, "cutmix", epoch), LossMeter()
         self._student.train()
-        with progress_bar(self.images, title) as bar:
+        with progress_bar(self.num_images, title) as bar:
             for number, (images, *_) in enumerate(self.batches.epoch(epoch), start=1):
                 if params.cutmix:
-                    images = cutmix(images, draw_cutmix(len(images), self._facts.image_size, random))
-                terms.add(self._step(images, retrospection), weight=len(images))
+                    images = cutmix(images, draw_cutmix(len(images), self._spec.image_size, random))
+                meter.add(self._step(images, retrospection), weight=len(images))
                 bar.update(len(images))
                 if self._device.type == "cpu":  # elsewhere a look at every step would make the device wait
-                    terms.check(epoch, number)
-        terms.check(epoch)
-        return {"learning_rate": rate, **terms.means()}
+                    meter.check(epoch, number)
+        meter.check(epoch)
+        return {"learning_rate": rate, **meter.means()}
 
     def _step(self, images: Tensor, retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
         """A step of the student, with self-retrospection where it is on. The terms to log."""
@@ -148,19 +148,19 @@ class OoD(Distiller):
                             cap=ascent_cap(teacher_logits, temperature=temperature))
         return {"loss": loss, "kl": kd.mean(), "suspicious": 100 * mask.float().mean()}
 
-    def pictures(self) -> dict[str, Tensor]:
+    def epoch_images(self) -> dict[str, Tensor]:
         """Patches that the student learns from, (B, 3, H, W) in [0, 1], and the perturbation."""
-        return {"synthetic": self.batches.part.images[:64].permute(0, 3, 1, 2) / 255, **self.defense.pictures()}
+        return {"synthetic": self.batches.part.images[:64].permute(0, 3, 1, 2) / 255, **self.defense.epoch_images()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"optim_dict": self._optimizer.state_dict(), "defence": self.defense.state_dict(),
-                "picture": self._picture}
+                "picture": self._picture_sha256}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["picture"] != self._picture:
+        if state["picture"] != self._picture_sha256:
             which = self._params.picture or "the picture that is drawn here"
             raise UserError(f"{which} is not the picture that this run began with; --restart starts over")
         self.defense.load_state_dict(state["defence"])
-        if self.defense.retrospects(state["epoch"] - 1):  # the optimizer that was saved is that of retrospection
+        if self.defense.uses_retrospection(state["epoch"] - 1):  # the optimizer that was saved is that of retrospection
             self._optimizer = build_adam(self._student, self._params.sr_learning_rate)
         load_optimizer(self._optimizer, state["optim_dict"])

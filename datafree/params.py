@@ -40,8 +40,8 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
                            answers=name_answers(self.interface, self.answer_defense),
                            backdoor_defense=self.backdoor_defense)
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        yield from super().without_effect()
+    def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective_parameters()
         if self.backdoor_defense in ("none", "sr"):
             yield "sv_*", '"backdoor_defense" is without the vaccine'
         if self.backdoor_defense in ("none", "sv"):

@@ -90,8 +90,9 @@ def patches(picture: Tensor, count: int, size: int, seed: int, kinds: tuple[str,
     return torch.cat(parts)
 
 
-def balance(predicted: Tensor, count: int, num_classes: int, most: int = 6, seed: int = 0) -> Tensor:
-    """Choose images so that their predicted classes are as balanced as can be, each image at most `most` times.
+def balance(predicted: Tensor, count: int, num_classes: int, max_per_class: int = 6, seed: int = 0) -> Tensor:
+    """Choose images so that their predicted classes are as balanced as can be, each image up to `max_per_class`
+    times.
 
     A class that has too few images gives all it can, and the others share the rest equally. Within a class no image
     comes twice more often than another.
@@ -102,13 +103,13 @@ def balance(predicted: Tensor, count: int, num_classes: int, most: int = 6, seed
     Returns:
         int64 (count,), indices of images in random order, on the CPU.
 
-    UserError if N * most is below `count`.
+    UserError if N * max_per_class is below `count`.
     """
     predicted = predicted.cpu()
-    if len(predicted) * most < count:
-        raise UserError(f"{len(predicted)} images, each at most {most} times, do not make {count}: "
+    if len(predicted) * max_per_class < count:
+        raise UserError(f"{len(predicted)} images, each at most {max_per_class} times, do not make {count}: "
                         f"cut more patches or allow more repetitions")
-    room = [most * number for number in torch.bincount(predicted, minlength=num_classes).tolist()]
+    room = [max_per_class * number for number in torch.bincount(predicted, minlength=num_classes).tolist()]
     random = seeds.generator(seed, "balance")
     chosen = [torch.empty(0, dtype=torch.int64)]
     left = count
@@ -180,8 +181,8 @@ def _pyramid(picture: Tensor) -> list[Tensor]:
 def _views(random: torch.Generator, count: int, picture: tuple[int, int], size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where each patch lies in a picture of (height, width) pixels.
 
-    Its rectangle in pixels, `centre` (x, y) and `extent` (width, height), both (N, 2), and the `turn` (N, 2, 2) that
-    takes a place in the patch, in pixels from its centre, to one in the rectangle, in extents from its centre.
+    Its rectangle in pixels, `center` (x, y) and `extent` (width, height), both (N, 2), and the `transform` (N, 2, 2)
+    that takes a place in the patch, in pixels from its centre, to one in the rectangle, in extents from its centre.
     """
     height, width = picture
     square = 0.5 * min(picture)
@@ -192,12 +193,12 @@ def _views(random: torch.Generator, count: int, picture: tuple[int, int], size: 
         extent[misfit] = area.sqrt()[:, None] * torch.stack([log_aspect / 2, -log_aspect / 2], 1).exp()
     extent *= square
     corner = _uniform(random, 0, 1, count, 2) * (torch.tensor([width, height]) - square)
-    centre = corner + extent / 2 + _uniform(random, 0, 1, count, 2) * (square - extent)
+    center = corner + extent / 2 + _uniform(random, 0, 1, count, 2) * (square - extent)
 
     rotation, shear = torch.deg2rad(_uniform(random, -30, 30, 2, count))
     cosine, sine, slope = rotation.cos(), rotation.sin(), shear.tan()
-    turn = torch.stack([cosine - slope * sine, sine + slope * cosine, -sine, cosine], 1).view(-1, 2, 2)
-    return centre, extent, turn / _scaled(size)
+    transform = torch.stack([cosine - slope * sine, sine + slope * cosine, -sine, cosine], 1).view(-1, 2, 2)
+    return center, extent, transform / _scaled(size)
 
 
 def _scaled(size: int) -> int:
@@ -205,13 +206,13 @@ def _scaled(size: int) -> int:
     return int(math.sqrt(2) * size)
 
 
-def _sample(pyramid: list[Tensor], centre: Tensor, extent: Tensor, turn: Tensor, size: int) -> Tensor:
+def _sample(pyramid: list[Tensor], center: Tensor, extent: Tensor, transform: Tensor, size: int) -> Tensor:
     """The patches (N, 3, size, size) of the views, black where a view leaves its rectangle."""
     step = torch.arange(size) + 0.5 - size / 2
     offsets = torch.stack(torch.meshgrid(step, step, indexing="xy"), -1).view(-1, 2)
-    fraction = offsets @ turn.mT  # (N, size^2, 2), in (-1/2, 1/2) inside the rectangle
+    fraction = offsets @ transform.mT  # (N, size^2, 2), in (-1/2, 1/2) inside the rectangle
     height, width = pyramid[0].shape[2:]
-    position = centre[:, None] + fraction * extent[:, None]
+    position = center[:, None] + fraction * extent[:, None]
     grid = (2 * position / torch.tensor([width, height]) - 1).view(-1, size, size, 2)
 
     density = extent.prod(1).sqrt() / _scaled(size)  # pixels of the picture from one pixel of the patch to the next
@@ -271,66 +272,66 @@ def _noise(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     return ((total - low) / (high - low)).clip(0, 1)
 
 
-def _colour(random: np.random.Generator) -> tuple[int, ...]:
+def _color(random: np.random.Generator) -> tuple[int, ...]:
     """Any colour, from grey to vivid."""
-    grey, saturation = random.uniform(0, 255), random.random()
-    return tuple(int(value) for value in grey + saturation * (random.uniform(0, 255, 3) - grey))
+    gray, saturation = random.uniform(0, 255), random.random()
+    return tuple(int(value) for value in gray + saturation * (random.uniform(0, 255, 3) - gray))
 
 
-def _polygon(draw: ImageDraw.ImageDraw, random: np.random.Generator, centre: np.ndarray, size: float) -> None:
+def _polygon(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.ndarray, size: float) -> None:
     corners = int(random.integers(3, 9))
     angle = np.sort(random.uniform(0, 2 * np.pi, corners))
     distance = size * random.uniform(0.3, 1, corners)
-    points = centre + np.stack([distance * np.cos(angle), distance * np.sin(angle)], 1)
-    draw.polygon([tuple(point) for point in points], _colour(random), _colour(random), max(1, int(size / 20)))
+    points = center + np.stack([distance * np.cos(angle), distance * np.sin(angle)], 1)
+    draw.polygon([tuple(point) for point in points], _color(random), _color(random), max(1, int(size / 20)))
 
 
-def _ellipse(draw: ImageDraw.ImageDraw, random: np.random.Generator, centre: np.ndarray, size: float) -> None:
+def _ellipse(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.ndarray, size: float) -> None:
     half = size * random.uniform(0.2, 1, 2)
-    box, width = (*(centre - half), *(centre + half)), max(1, int(size / 15))
+    box, width = (*(center - half), *(center + half)), max(1, int(size / 15))
     if random.random() < 0.3:
         start, end = sorted(random.uniform(0, 360, 2))
-        draw.arc(box, start, end, _colour(random), 2 * width)
+        draw.arc(box, start, end, _color(random), 2 * width)
     else:
-        draw.ellipse(box, _colour(random), _colour(random), width)
+        draw.ellipse(box, _color(random), _color(random), width)
 
 
-def _grating(draw: ImageDraw.ImageDraw, random: np.random.Generator, centre: np.ndarray, size: float) -> None:
+def _grating(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.ndarray, size: float) -> None:
     """Parallel bars, at any angle."""
     angle, count = random.uniform(0, np.pi), int(random.integers(3, 12))
     along = size * np.array([np.cos(angle), np.sin(angle)])
     across = np.array([-along[1], along[0]])
     width = max(1, int(size / count))
-    colours = _colour(random), _colour(random)
+    colors = _color(random), _color(random)
     for number, shift in enumerate(np.linspace(-1, 1, count)):
-        start, end = centre + shift * across - along, centre + shift * across + along
-        draw.line((*start, *end), colours[number % 2], width)
+        start, end = center + shift * across - along, center + shift * across + along
+        draw.line((*start, *end), colors[number % 2], width)
 
 
-def _chequers(draw: ImageDraw.ImageDraw, random: np.random.Generator, centre: np.ndarray, size: float) -> None:
+def _checkerboard(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.ndarray, size: float) -> None:
     rows, columns = random.integers(2, 9, 2)
-    colours = _colour(random), _colour(random)
+    colors = _color(random), _color(random)
     cell = 2 * size / max(rows, columns)
     for row in range(rows):
         for column in range(columns):
-            corner = centre - size + cell * np.array([column, row])
-            draw.rectangle((*corner, *(corner + cell)), colours[(row + column) % 2])
+            corner = center - size + cell * np.array([column, row])
+            draw.rectangle((*corner, *(corner + cell)), colors[(row + column) % 2])
 
 
-def _writing(draw: ImageDraw.ImageDraw, random: np.random.Generator, centre: np.ndarray, size: float) -> None:
+def _letters(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.ndarray, size: float) -> None:
     """Lines of strokes, like a text in an unknown script."""
-    colour, letter = _colour(random), max(4.0, size / 8)
+    color, letter = _color(random), max(4.0, size / 8)
     for line in range(int(random.integers(1, 5))):
         for place in range(int(random.integers(3, 16))):
-            corner = centre - size + np.array([place * letter, 1.6 * line * letter])
+            corner = center - size + np.array([place * letter, 1.6 * line * letter])
             points = corner + letter * random.uniform(0, (0.8, 1.2), (int(random.integers(2, 6)), 2))
-            draw.line([tuple(point) for point in points], colour, max(1, int(letter / 7)), "curve")
+            draw.line([tuple(point) for point in points], color, max(1, int(letter / 7)), "curve")
 
 
-def _curve(draw: ImageDraw.ImageDraw, random: np.random.Generator, centre: np.ndarray, size: float) -> None:
+def _curve(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.ndarray, size: float) -> None:
     steps = random.normal(0, 1, (40, 2)).cumsum(0).cumsum(0)
-    points = centre + size * steps / np.abs(steps).max()
-    draw.line([tuple(point) for point in points], _colour(random), max(1, int(size / 12)), "curve")
+    points = center + size * steps / np.abs(steps).max()
+    draw.line([tuple(point) for point in points], _color(random), max(1, int(size / 12)), "curve")
 
 
-_SHAPES = (_polygon, _polygon, _ellipse, _ellipse, _grating, _chequers, _writing, _curve)
+_SHAPES = (_polygon, _polygon, _ellipse, _ellipse, _grating, _checkerboard, _letters, _curve)

@@ -94,14 +94,14 @@ class Retrospection:
         """
         noise = torch.randn(1, *images.shape[1:], generator=random, dtype=images.dtype)
         delta = (self.start * noise).to(images.device).requires_grad_()
-        optimiser = torch.optim.Adam([delta], lr=self.learning_rate)
+        optimizer = torch.optim.Adam([delta], lr=self.learning_rate)
         with self._mode(model):
             with torch.no_grad():
                 clean = model(images)
             before = kl = self._kl(clean, model(images + delta))
             for _ in range(self.rounds):
                 delta.grad, = torch.autograd.grad(self.penalty * delta.square().sum() - kl, delta)
-                optimiser.step()
+                optimizer.step()
                 if self.radius is not None:
                     with torch.no_grad():
                         delta.mul_((self.radius / delta.norm()).clamp(max=1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.defense import BackdoorDefense, RetrospectionEpoch
-from datafree.distiller import Distiller, Facts, Terms
+from datafree.distiller import DataSpec, Distiller, LossMeter
 from datafree.inversion import batch_norm_loss
 from datafree.params import InversionParams, SynthesisParams
 from datafree.pool import ImagePool
@@ -32,44 +32,44 @@ from utils.supervised import cosine, load_optimizer
 class Synthesis(Distiller, ABC):
     """A distiller that works in rounds. An epoch is `epoch_steps` steps of the student, `student_steps` a round."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: SynthesisParams,
+    def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: SynthesisParams,
                  dtype: torch.dtype) -> None:
         """teacher: frozen. dtype: of the arithmetic of the networks."""
-        self._student, self._teacher, self._facts, self._params, self._dtype = student, teacher, facts, params, dtype
-        self._device = facts.mean.device
-        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=facts.image_size)
+        self._student, self._teacher, self._spec, self._params, self._dtype = student, teacher, spec, params, dtype
+        self._device = spec.mean.device
+        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=spec.image_size)
         self._optimizer = self._build_optimizer(params.learning_rate)
         self._student_steps = params.student_steps or params.epoch_steps
-        self._rounds, rest = divmod(params.epoch_steps, self._student_steps)
-        if rest:
+        self._rounds, remainder = divmod(params.epoch_steps, self._student_steps)
+        if remainder:
             raise UserError(f'"epoch_steps": {params.epoch_steps} is no multiple of "student_steps", '
                             f"{self._student_steps}")
-        self.images = self._rounds * self._student_steps * params.batch_size
+        self.num_images = self._rounds * self._student_steps * params.batch_size
         weights = {name: value for name, value in params if name.endswith("_weight") and name[:2] not in ("sv", "sr")}
         if not any(weights.values()):
             raise UserError(f"{', '.join(weights)} are 0: nothing is left to make images by")
         self._batch_norms = batch_norms(teacher)
         with torch.inference_mode(), capture_inputs(teacher, *self._batch_norms) as captured:  # some may never run
-            teacher(torch.zeros(2, 3, facts.image_size, facts.image_size, device=self._device))
+            teacher(torch.zeros(2, 3, spec.image_size, spec.image_size, device=self._device))
         self._num_features = sum(call.value.shape[1] for call in captured.calls)
         if not self._num_features and params.batch_norm_weight:
             raise UserError(f'"batch_norm_weight": {params.teacher_model} has no batch norms; 0 does without')
 
     @abstractmethod
-    def synthesise(self, random: torch.Generator) -> dict[str, Tensor]:
+    def synthesize(self, random: torch.Generator) -> dict[str, Tensor]:
         """Make images, the student in evaluation mode. The mean of each loss over the steps that it took."""
 
     @abstractmethod
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
         """`student_steps` batches (B, 3, H, W) of images as the networks see them."""
 
-    def begin(self, say: Callable[[str], None]) -> None:
-        self.defense.begin(say)
+    def setup(self, log: Callable[[str], None]) -> None:
+        self.defense.setup(log)
 
     def epoch(self, epoch: int, title: str) -> Row:
         params = self._params
         retrospection = self.defense.start_epoch(epoch)
-        if retrospection and retrospection.begins:
+        if retrospection and retrospection.is_first:
             self._optimizer = self._build_optimizer(params.sr_learning_rate)
         rate = cosine(params.learning_rate, epoch / params.num_epochs)
         if retrospection:
@@ -77,34 +77,34 @@ class Synthesis(Distiller, ABC):
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         random = seeds.generator(params.seed, "synthesis", epoch)
-        made, taught = Terms(), Terms()
-        with progress_bar(self.images, title) as bar:
+        synthesis_meter, student_meter = LossMeter(), LossMeter()
+        with progress_bar(self.num_images, title) as bar:
             for number in range(self._rounds):
                 self._student.eval()
-                made.add(self.synthesise(random))
+                synthesis_meter.add(self.synthesize(random))
                 self._student.train()
                 for images in self.sample(random):
-                    taught.add(self._teach(images, retrospection))
+                    student_meter.add(self._train_student(images, retrospection))
                     bar.update(len(images))
                 if self._device.type == "cpu":  # elsewhere a look at every round would make the device wait
-                    made.check(epoch, number + 1)
-                    taught.check(epoch, number * self._student_steps + 1)
-        made.check(epoch)
-        taught.check(epoch)
-        return {"learning_rate": rate, **made.means(), **taught.means()}
+                    synthesis_meter.check(epoch, number + 1)
+                    student_meter.check(epoch, number * self._student_steps + 1)
+        synthesis_meter.check(epoch)
+        student_meter.check(epoch)
+        return {"learning_rate": rate, **synthesis_meter.means(), **student_meter.means()}
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Captured, dict[str, Tensor]]:
+    def _forward_teacher(self, images: Tensor) -> tuple[Tensor, Captured, dict[str, Tensor]]:
         """The teacher's logits (B, C) for images (B, 3, H, W) that are being made, the inputs of its batch norms, and
         the losses of every method that are on: `batch_norm` and `vaccine`, times their weights."""
         with capture_inputs(self._teacher, *self._batch_norms) as captured:
             logits = self._teacher(images)
-        losses = weigh({"batch_norm": (self._params.batch_norm_weight, lambda: batch_norm_loss(captured))})
+        losses = weighted_losses({"batch_norm": (self._params.batch_norm_weight, lambda: batch_norm_loss(captured))})
         if vaccine := self.defense.vaccine:
             vaccine.observe(logits, images)
             losses["vaccine"] = vaccine.penalty(logits, images)
         return logits, captured, losses
 
-    def _teach(self, images: Tensor, retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
+    def _train_student(self, images: Tensor, retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
         """A step of the student, with self-retrospection where it is on."""
         temperature = self._params.temperature
         with autocast(self._device, self._dtype), fast_convolutions(self._device, self._dtype):
@@ -134,22 +134,22 @@ class Inversion(Synthesis):
 
     _params: InversionParams
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: InversionParams,
+    def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: InversionParams,
                  dtype: torch.dtype) -> None:
-        super().__init__(student, teacher, facts, params, dtype)
-        self._pool = ImagePool(facts)
+        super().__init__(student, teacher, spec, params, dtype)
+        self._pool = ImagePool(spec)
 
     def _targets(self, count: int, random: torch.Generator) -> Tensor:
         """The classes that new images are made for: int64 (count,), uniform and sorted."""
-        return torch.randint(self._facts.num_classes, (count,), generator=random).sort().values.to(self._device)
+        return torch.randint(self._spec.num_classes, (count,), generator=random).sort().values.to(self._device)
 
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
         return self._pool.batches(self._student_steps, self._params.batch_size, random)
 
-    def pictures(self) -> dict[str, Tensor]:
+    def epoch_images(self) -> dict[str, Tensor]:
         """The newest images of the pool, (B, 3, H, W) in [0, 1], and the perturbation."""
         newest = self._pool.images[-64:].permute(0, 3, 1, 2) / 255
-        return {**({"synthetic": newest} if len(newest) else {}), **self.defense.pictures()}
+        return {**({"synthetic": newest} if len(newest) else {}), **self.defense.epoch_images()}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "pool": self._pool.state_dict()}
@@ -159,7 +159,7 @@ class Inversion(Synthesis):
         self._pool.load_state_dict(state["pool"])
 
 
-def weigh(losses: dict[str, tuple[float, Callable[[], Tensor]]]) -> dict[str, Tensor]:
+def weighted_losses(losses: dict[str, tuple[float, Callable[[], Tensor]]]) -> dict[str, Tensor]:
     """Weights times losses; one whose weight is 0 is not computed."""
     return {name: weight * loss() for name, (weight, loss) in losses.items() if weight}
 
@@ -172,7 +172,7 @@ class Best:
         self.tensors: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
-    def offer(self, loss: Tensor, *tensors: Tensor) -> None:
+    def update(self, loss: Tensor, *tensors: Tensor) -> None:
         if self.loss is None:
             self.loss, self.tensors = loss.detach().clone(), tuple(tensor.detach().clone() for tensor in tensors)
             return

@@ -71,8 +71,9 @@ class ShuffledTeacher:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave. UserError if that was of other layers or members."""
-        own = self.state_dict()
-        if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
+        current = self.state_dict()
+        if {name: value.shape for name, value in current.items()} != {
+                name: value.shape for name, value in state.items()}:
             raise UserError("the saved vaccine has other layers or members than this one")
         self._shuffles = int(state["shuffles"])
         self.permutations = [{name: state[f"{number}.{name}"].cpu() for name in self.layers}
@@ -163,58 +164,58 @@ class Selection:
         coefficient = selection.found * preset
     """
 
-    def __init__(self, *, batches: int = 50, skip: int = 11, tries: int = 8, least: float = 0.02) -> None:
-        """least: the tail ratio above which a shuffle is accepted."""
+    def __init__(self, *, batches: int = 50, skip: int = 11, tries: int = 8, min_tail: float = 0.02) -> None:
+        """min_tail: the tail ratio above which a shuffle is accepted."""
         if not 0 <= skip < batches:
             raise ValueError(f"{batches} batches of which the first {skip} do not count leave nothing to judge")
         self.ratios: list[float] = []  # of the shuffles judged so far
-        self._batches, self._skip, self._tries, self._least = batches, skip, tries, least
-        self._given_up = False
-        self._seen = 0
+        self._batches, self._skip, self._tries, self._min_tail = batches, skip, tries, min_tail
+        self._stopped = False
+        self._num_batches = 0
         self._collected: list[Tensor] = []
 
     @property
     def found(self) -> bool:
         """Whether the present shuffle was accepted."""
-        return bool(self.ratios) and self.ratios[-1] > self._least
+        return bool(self.ratios) and self.ratios[-1] > self._min_tail
 
     @property
     def finished(self) -> bool:
         """Whether the search has ended, with or without success."""
-        return self.found or self._given_up or len(self.ratios) == self._tries
+        return self.found or self._stopped or len(self.ratios) == self._tries
 
     @property
     def limit(self) -> int:
         """Batches that the search takes at most."""
         return self._skip + self._tries * (self._batches - self._skip)
 
-    def give_up(self) -> None:
+    def stop_search(self) -> None:
         """End the search without success."""
-        self._given_up = True
+        self._stopped = True
 
     def observe(self, k: Tensor) -> bool:
         """Watch one batch (B,). True if its shuffle was refused and another is to be tried: re-shuffle T~ now."""
         if self.finished:
             return False
-        self._seen += 1
-        if self._seen > self._skip:
+        self._num_batches += 1
+        if self._num_batches > self._skip:
             self._collected.append(k.detach().cpu())
-        if self._seen < self._batches:
+        if self._num_batches < self._batches:
             return False
         self.ratios.append(tail_ratio(torch.cat(self._collected)))
-        self._seen, self._collected = self._skip, []
+        self._num_batches, self._collected = self._skip, []
         return not self.finished
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the search stands, as plain tensors by name."""
-        return {"seen": torch.tensor(self._seen), "given_up": torch.tensor(self._given_up),
+        return {"seen": torch.tensor(self._num_batches), "given_up": torch.tensor(self._stopped),
                 "ratios": torch.tensor(self.ratios, dtype=torch.float64),
                 "collected": torch.cat(self._collected) if self._collected else torch.empty(0)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
-        self._seen, self.ratios = int(state["seen"]), state["ratios"].tolist()
-        self._given_up = bool(state["given_up"])
+        self._num_batches, self.ratios = int(state["seen"]), state["ratios"].tolist()
+        self._stopped = bool(state["given_up"])
         self._collected = [state["collected"]] if len(state["collected"]) else []
 
 

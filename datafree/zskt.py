@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from datafree import REGISTRY
 from datafree.defense import BackdoorDefense, RetrospectionEpoch
-from datafree.distiller import Distiller, Facts, Terms, differentiate_by, total
+from datafree.distiller import DataSpec, Distiller, LossMeter, set_gradients, sum_losses
 from datafree.generator import build_generator
 from datafree.losses import attention_loss, kl_element_mean
 from datafree.params import DataFreeParams, LatentSize, SREpochs, SRWeight
 from model.features import capture_outputs, paired_stages
 from utils import seeds
-from utils.augment import denormalise
+from utils.augment import denormalize
 from utils.console import progress_bar
 from utils.convolution import fast_convolutions
 from utils.errors import UserError
@@ -56,54 +56,54 @@ class ZSKT(Distiller):
         sr_weight: SRWeight = 0.1
         sr_epochs: SREpochs = 3
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, facts: Facts, params: Params,
+    def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: Params,
                  dtype: torch.dtype) -> None:
         """teacher: frozen. dtype: of the arithmetic of the networks."""
-        self._student, self._teacher, self._facts, self._params, self._dtype = student, teacher, facts, params, dtype
-        self._device = facts.mean.device
+        self._student, self._teacher, self._spec, self._params, self._dtype = student, teacher, spec, params, dtype
+        self._device = spec.mean.device
         self._student_stages: tuple[str, ...] = ()  # whose attention is compared with that of the teacher's, in pairs
         self._teacher_stages: tuple[str, ...] = ()
         if params.attention_weight:
-            pairs = paired_stages(student, teacher, facts.image_size)
+            pairs = paired_stages(student, teacher, spec.image_size)
             if not pairs:
                 raise UserError(f'"attention_weight": {params.model_name} and {params.teacher_model} have no stages of '
                                 "similar height and width whose attention could be compared; 0 does without")
             self._student_stages, self._teacher_stages = zip(*pairs, strict=True)
-        self._generator = build_generator(params.latent_size, facts, params.seed)
+        self._generator = build_generator(params.latent_size, spec, params.seed)
         self._generator_optimizer = build_adam(self._generator, params.generator_learning_rate)
         self._optimizer = build_adam(student, params.learning_rate)
-        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=facts.image_size)
-        self.images = params.pseudo_batches * params.student_steps * params.batch_size
+        self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=spec.image_size)
+        self.num_images = params.pseudo_batches * params.student_steps * params.batch_size
         self._latest: Tensor | None = None  # images of the last pseudo-batch, as the networks see them
 
-    def begin(self, say: Callable[[str], None]) -> None:
-        self.defense.begin(say)
+    def setup(self, log: Callable[[str], None]) -> None:
+        self.defense.setup(log)
 
     def epoch(self, epoch: int, title: str) -> Row:
         params, count = self._params, self._params.pseudo_batches
         retrospection = self.defense.start_epoch(epoch)
-        if retrospection and retrospection.begins:
+        if retrospection and retrospection.is_first:
             self._optimizer = build_adam(self._student, params.sr_learning_rate)
         random = seeds.generator(params.seed, "latent", epoch)
         latent = torch.randn(count, params.batch_size, params.latent_size, generator=random).to(self._device)
         self._student.train()
-        made, taught = Terms(), Terms()
-        rate = self._set_rates(epoch, 0.0, retrospection)
-        with progress_bar(self.images, title) as bar:
+        generator_meter, student_meter = LossMeter(), LossMeter()
+        rate = self._set_learning_rates(epoch, 0.0, retrospection)
+        with progress_bar(self.num_images, title) as bar:
             for number in range(count):
-                self._set_rates(epoch, number / count, retrospection)
-                made.add(self.generator_step(latent[number]))
-                images, logits, stages = self.answers(latent[number])
+                self._set_learning_rates(epoch, number / count, retrospection)
+                generator_meter.add(self.generator_step(latent[number]))
+                images, logits, stages = self.query_teacher(latent[number])
                 for _ in range(params.student_steps):
-                    taught.add(self.student_step(images, logits, stages, retrospection))
+                    student_meter.add(self.student_step(images, logits, stages, retrospection))
                     bar.update(params.batch_size)
                 if self._device.type == "cpu":  # elsewhere a look at every step would make the device wait
-                    made.check(epoch, number + 1)
-                    taught.check(epoch, number * params.student_steps + 1)
+                    generator_meter.check(epoch, number + 1)
+                    student_meter.check(epoch, number * params.student_steps + 1)
             self._latest = images
-        made.check(epoch)
-        taught.check(epoch)
-        return {"learning_rate": rate, **made.means(), **taught.means()}
+        generator_meter.check(epoch)
+        student_meter.check(epoch)
+        return {"learning_rate": rate, **generator_meter.means(), **student_meter.means()}
 
     def generator_step(self, latent: Tensor) -> dict[str, Tensor]:
         """One step of the generator on z (B, latent_size). Its loss and, if there is one, the vaccine's part in it."""
@@ -116,12 +116,12 @@ class ZSKT(Distiller):
                 vaccine.observe(teacher_logits, images)
                 terms["vaccine"] = vaccine.penalty(teacher_logits, images)
         parameters = list(self._generator.parameters())
-        differentiate_by(parameters, total(terms))
+        set_gradients(parameters, sum_losses(terms))
         nn.utils.clip_grad_norm_(parameters, self._params.clip_norm)
         self._generator_optimizer.step()
         return terms
 
-    def answers(self, latent: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def query_teacher(self, latent: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """The generator's images of z, and what the teacher says of them: logits, and activations to compare with."""
         with torch.no_grad(), autocast(self._device, self._dtype):
             images = self._generator(latent).float()
@@ -148,12 +148,12 @@ class ZSKT(Distiller):
         self._optimizer.step()
         return {"loss": loss, **terms, "gradient_norm": norm}
 
-    def pictures(self) -> dict[str, Tensor]:
+    def epoch_images(self) -> dict[str, Tensor]:
         """Images of the last pseudo-batch, (B, 3, H, W) in [0, 1], and the perturbation."""
         if self._latest is None:
-            return self.defense.pictures()
-        latest = denormalise(self._latest[:64], self._facts.mean, self._facts.std)
-        return {"synthetic": latest, **self.defense.pictures()}
+            return self.defense.epoch_images()
+        latest = denormalize(self._latest[:64], self._spec.mean, self._spec.std)
+        return {"synthetic": latest, **self.defense.epoch_images()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"optim_dict": self._optimizer.state_dict(), "generator": self._generator.state_dict(),
@@ -165,7 +165,7 @@ class ZSKT(Distiller):
         load_optimizer(self._generator_optimizer, state["generator_optim_dict"])
         self.defense.load_state_dict(state["defence"])
 
-    def _set_rates(self, epoch: int, part: float, retrospection: RetrospectionEpoch | None) -> float:
+    def _set_learning_rates(self, epoch: int, part: float, retrospection: RetrospectionEpoch | None) -> float:
         """Half a cosine each over all pseudo-batches; self-retrospection has one of its own. The student's rate."""
         params = self._params
         done = (epoch + part) / params.num_epochs

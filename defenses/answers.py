@@ -77,7 +77,7 @@ class _Protected(Protocol):
     answer_defense: str
 
 
-def answers_of(params: _Protected, *, in_order: bool = False) -> Answers | None:
+def build_answers(params: _Protected, *, in_order: bool = False) -> Answers | None:
     """The answers that parameters ask for; None where they are the logits.
 
     in_order: whether all answers come from one call. Raises UserError for an unknown name, and for a defense that needs
@@ -141,7 +141,7 @@ INTERFACES.register("probabilities")(_identity)
 @INTERFACES.register("top_k", display_name="top-k")
 def _top_k(strength: str) -> Transform:
     """The K largest probabilities, renormalized; the others are 0."""
-    return keep_largest(whole_number(strength, "K", 1))
+    return keep_largest(parse_integer(strength, "K", 1))
 
 
 def keep_largest(k: int) -> Transform:
@@ -157,7 +157,7 @@ def keep_largest(k: int) -> Transform:
 @INTERFACES.register("round", display_name="rounded")
 def _round(strength: str) -> Transform:
     """Probabilities to D decimals, renormalized; one-hot where all are rounded to 0."""
-    decimals = whole_number(strength, "D", 0, most=8)  # as many as float32 has
+    decimals = parse_integer(strength, "D", 0, maximum=8)  # as many as float32 has
 
     def rounded(probabilities: Tensor) -> Tensor:
         values = probabilities.round(decimals=decimals)
@@ -181,9 +181,9 @@ def one_hot_top(probabilities: Tensor) -> Tensor:
     return torch.zeros_like(probabilities).scatter(1, top, 1.0)
 
 
-def whole_number(strength: str, name: str, least: int, most: float = math.inf) -> int:
+def parse_integer(strength: str, name: str, minimum: int, maximum: float = math.inf) -> int:
     """The strength as a number within limits. ValueError if it is none."""
-    if not (strength.isascii() and strength.isdecimal() and least <= int(strength) <= most):
-        limit = f" and at most {most}" if most < math.inf else ""
-        raise ValueError(f"takes a whole number {name} of at least {least}{limit}, as in NAME:{least + 1}")
+    if not (strength.isascii() and strength.isdecimal() and minimum <= int(strength) <= maximum):
+        limit = f" and at most {maximum}" if maximum < math.inf else ""
+        raise ValueError(f"takes a whole number {name} of at least {minimum}{limit}, as in NAME:{minimum + 1}")
     return int(strength)

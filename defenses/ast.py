@@ -82,15 +82,15 @@ class AST(Defense):
             mean, std = torch.zeros(3, 1, 1, device=images.device), torch.ones(3, 1, 1, device=images.device)
         else:
             mean, std = (values.view(3, 1, 1) for values in self.normalization)
-        least = torch.maximum(images - params.epsilon / std, -mean / std)
-        most = torch.minimum(images + params.epsilon / std, (1 - mean) / std)
+        lower = torch.maximum(images - params.epsilon / std, -mean / std)
+        upper = torch.minimum(images + params.epsilon / std, (1 - mean) / std)
         adversarial = images.detach()
         for _ in range(params.num_steps):
             adversarial.requires_grad_()
             loss = cross_entropy(network(adversarial), batch.labels)
             gradient, = torch.autograd.grad(loss, adversarial)
             step = params.step_size / std * gradient.sign()
-            adversarial = (adversarial.detach() + step).clamp(least, most)
+            adversarial = (adversarial.detach() + step).clamp(lower, upper)
         return adversarial.detach()
 
     def sparse(self, logits: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ class Moving(Defense):
                 raise ValueError(f"there is no network {name!r} in the zoo: choose from {', '.join(MODEL_NAMES)}")
             return name
 
-        def without_effect(self) -> Iterator[tuple[str, str]]:
-            yield from super().without_effect()
+        def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+            yield from super().ineffective_parameters()
             if self.student_model != "net":
                 yield "student_num_channels", '"student_model" is not "net"'
 

@@ -58,8 +58,8 @@ class Nasty(Defense):
             "all", description="layers that the gradient of the KL term reaches: `all`, or the `classifier`, which "
                                "computes the logits")
 
-        def without_effect(self) -> Iterator[tuple[str, str]]:
-            yield from super().without_effect()
+        def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+            yield from super().ineffective_parameters()
             if self.adversarial_model != "net":
                 yield "adversarial_num_channels", '"adversarial_model" is not "net"'
             if self.trained_layers == "classifier":

@@ -18,20 +18,20 @@ import math
 import torch
 from torch import Tensor
 
-from defenses.answers import ANSWER_DEFENSES, Transform, keep_largest, one_hot_top, ordered, whole_number
+from defenses.answers import ANSWER_DEFENSES, Transform, keep_largest, one_hot_top, ordered, parse_integer
 
 MARGIN = 1e-4  # by which ModelGuard-W keeps the top class above the others
 GOLDEN = (math.sqrt(5) - 1) / 2
 SEARCH_STEPS = 45  # of the golden-section search: 0.618^45 of a probability, below float32's precision
 
 
-def _positive(strength: str, name: str, most: float = math.inf) -> float:
+def _parse_positive(strength: str, name: str, maximum: float = math.inf) -> float:
     try:
         value = float(strength)
     except ValueError:
         value = math.nan
-    if not 0 < value <= most:
-        limit = f" of at most {most:g}" if math.isfinite(most) else ""
+    if not 0 < value <= maximum:
+        limit = f" of at most {maximum:g}" if math.isfinite(maximum) else ""
         raise ValueError(f"takes a number {name}{limit} above 0, as in NAME:0.5")
     return value
 
@@ -39,13 +39,13 @@ def _positive(strength: str, name: str, most: float = math.inf) -> float:
 @ANSWER_DEFENSES.register("stingy", display_name="stingy", source="Ma et al., ICLR 2022 workshop")
 def stingy(strength: str) -> Transform:
     """The K largest probabilities, renormalized: softmax of logits that are -inf elsewhere."""
-    return keep_largest(whole_number(strength, "K", 1))
+    return keep_largest(parse_integer(strength, "K", 1))
 
 
 @ANSWER_DEFENSES.register("temperature", display_name="temperature")
 def temperature(strength: str) -> Transform:
     """The softmax of logits at temperature T, by the power transform of probabilities."""
-    inverse = 1 / _positive(strength, "T")
+    inverse = 1 / _parse_positive(strength, "T")
 
     def tempered(probabilities: Tensor) -> Tensor:
         return (probabilities.double().log() * inverse).softmax(1).to(probabilities.dtype)
@@ -57,7 +57,7 @@ def temperature(strength: str) -> Transform:
 def random(strength: str) -> Transform:
     """EPS / 2 of the mass of each answer on a random other class, which follows from the answer itself: the same answer
     is perturbed in the same way."""
-    epsilon = _positive(strength, "EPS", 2)
+    epsilon = _parse_positive(strength, "EPS", 2)
 
     def perturbed(probabilities: Tensor) -> Tensor:
         classes = probabilities.shape[1]
@@ -77,7 +77,7 @@ def random(strength: str) -> Transform:
 def reverse_sigmoid(strength: str) -> Transform:
     """p - BETA (sigmoid(gamma logit(p)) - 1/2), negative values as 0, renormalized; gamma 0.2. ModelGuard's BETA: 0.21
     for CIFAR-10, 0.02 for CIFAR-100. A large one may change the top class."""
-    beta = _positive(strength, "BETA")
+    beta = _parse_positive(strength, "BETA")
 
     def reversed_(probabilities: Tensor) -> Tensor:
         values = probabilities.double().clamp(1e-12, 1 - 1e-12)
@@ -98,7 +98,7 @@ def mad(strength: str) -> Transform:
     holds the top class and the least likely ones, and only C - 1 sizes are compared. The published search tries all
     sets of up to 10 classes, and grows sets greedily for more.
     """
-    epsilon = _positive(strength, "EPS", 2)
+    epsilon = _parse_positive(strength, "EPS", 2)
 
     def deviated(probabilities: Tensor) -> Tensor:
         y = probabilities.double()
@@ -134,7 +134,7 @@ def modelguard_w(strength: str) -> Transform:
     optimum moves mass from the most to the least likely of the other classes as far as EPS allows, and its value is
     convex in h: a golden-section search finds it.
     """
-    epsilon = _positive(strength, "EPS", 2)
+    epsilon = _parse_positive(strength, "EPS", 2)
 
     def guarded(probabilities: Tensor) -> Tensor:
         y = probabilities.double()
@@ -179,14 +179,14 @@ def _move_mass(others: Tensor, top: Tensor, height: Tensor, epsilon: float) -> t
     gained = (others - kept).sum(1, keepdim=True) + top - height  # mass that has to go to other classes; may be < 0
     room = limit - kept
     filled, drained = room.cumsum(1), kept.flip(1).cumsum(1).flip(1)  # to fill all up to a class, to drain all from it
-    least = gained.clamp(min=0)
-    most = torch.minimum(epsilon / 2 + (top - height).clamp(max=0), filled[:, -1:])
+    lower = gained.clamp(min=0)
+    upper = torch.minimum(epsilon / 2 + (top - height).clamp(max=0), filled[:, -1:])
     meeting = torch.maximum(filled - room, gained + drained - kept).amin(1, keepdim=True)
-    given = torch.maximum(torch.minimum(meeting, most), least)
+    given = torch.maximum(torch.minimum(meeting, upper), lower)
     up = (given - (filled - room)).clamp(min=0).minimum(room)
     taken = given - gained
     down = (taken - (drained - kept)).clamp(min=0).minimum(kept)
-    return kept + up - down, (least - most).clamp(min=0) + (taken - drained[:, :1]).clamp(min=0)
+    return kept + up - down, (lower - upper).clamp(min=0) + (taken - drained[:, :1]).clamp(min=0)
 
 
 @ANSWER_DEFENSES.register("modelguard_s", display_name="ModelGuard-S", source="Tang et al., USENIX Security 2024")
@@ -196,7 +196,7 @@ def modelguard_s(strength: str) -> Transform:
     The order of the answers matters: it is that of the rows, and every call begins without centroids. So answers to all
     images come from one call with `"queries": "once"`, in the order of the training images.
     """
-    epsilon = _positive(strength, "EPS", 2)
+    epsilon = _parse_positive(strength, "EPS", 2)
 
     def quantized(probabilities: Tensor) -> Tensor:
         made, y = probabilities.clone(), probabilities.double()

@@ -130,11 +130,12 @@ def classifier(network: nn.Module, image_size: int = 32) -> str | None:
     there is none. Probes the network as `stages` does.
     """
     run = _probe(network, image_size)
-    if run.given is None:
+    if run.output_shape is None:
         return None
     for call in reversed(list(run.descendants())):
         linear, convolution = isinstance(call.module, nn.Linear), isinstance(call.module, nn.Conv2d)
-        if (linear or convolution) and call.given is not None and call.given[-1 if linear else 1] == run.given[-1]:
+        if (linear or convolution) and call.output_shape is not None and \
+                call.output_shape[-1 if linear else 1] == run.output_shape[-1]:
             return call.name
     return None
 
@@ -157,7 +158,7 @@ def stages(network: nn.Module, image_size: int = 32) -> dict[str, tuple[int, int
     number generators stay as they were. Errors are those of the network, such as for an image size that it refuses.
     """
     ends = []
-    for trunk in _between_halvings(_trunk(_probe(network, image_size))):
+    for trunk in _split_at_halvings(_trunk(_probe(network, image_size))):
         blocks = [part for part in trunk if any(parameter.ndim == 4 for parameter in part.run.module.parameters())]
         if blocks:
             ends.append(blocks[-1] if blocks[-1].run.parts else trunk[-1])
@@ -170,32 +171,32 @@ def paired_stages(first: nn.Module, second: nn.Module, image_size: int = 32) -> 
     pairs, others = [], stages(second, image_size)
     for name, size in stages(first, image_size).items():
         for other in sorted(others, key=lambda other: abs(math.log(math.prod(others[other]) / math.prod(size))))[:1]:
-            if not _halved(size, others[other]) and not _halved(others[other], size):
+            if not _is_halved(size, others[other]) and not _is_halved(others[other], size):
                 pairs.append((name, other))
     return pairs
 
 
 @dataclass
-class _Run:
+class _ModuleCall:
     """A call of a module in a probe: the shapes of what it took and gave, and the calls that it made."""
 
     name: str
     module: nn.Module
-    taken: torch.Size | None = None
-    given: torch.Size | None = None
-    parts: list[_Run] = field(default_factory=list)
+    input_shape: torch.Size | None = None
+    output_shape: torch.Size | None = None
+    parts: list[_ModuleCall] = field(default_factory=list)
 
-    def descendants(self) -> Iterator[_Run]:
+    def descendants(self) -> Iterator[_ModuleCall]:
         """The calls below this one, in the order in which they ended."""
         for part in self.parts:
             yield from part.descendants()
             yield part
 
 
-class _Sized(NamedTuple):
+class _SizedCall(NamedTuple):
     """A call that gives images (B, C, H, W), and their (H, W)."""
 
-    run: _Run
+    run: _ModuleCall
     size: tuple[int, int]
 
 
@@ -215,64 +216,64 @@ def run_once(network: nn.Module, image_size: int, *, count: int = 1, training: b
             module.training = mode
 
 
-def _probe(network: nn.Module, image_size: int) -> _Run:
+def _probe(network: nn.Module, image_size: int) -> _ModuleCall:
     """The call of a network on a black image, see `stages`."""
-    top = _Run("", nn.Identity())
+    top = _ModuleCall("", nn.Identity())
     with _recorded(network, top):
         run_once(network, image_size)
     return top.parts[0]
 
 
 @contextmanager
-def _recorded(network: nn.Module, top: _Run) -> Iterator[None]:
+def _recorded(network: nn.Module, top: _ModuleCall) -> Iterator[None]:
     """Append the calls of the network, as trees, to the parts of `top`."""
-    running = [top]
+    call_stack = [top]
 
-    def begin(name: str, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        run = _Run(name, module, taken=_shape((*arguments, *options.values())))
-        running[-1].parts.append(run)
-        running.append(run)
+    def pre_hook(name: str, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        run = _ModuleCall(name, module, input_shape=_shape((*arguments, *options.values())))
+        call_stack[-1].parts.append(run)
+        call_stack.append(run)
 
-    def end(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        running.pop().given = _shape(output)
+    def post_hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        call_stack.pop().output_shape = _shape(output)
 
     with ExitStack() as hooks:
         for name, module in network.named_modules():
-            hooks.enter_context(module.register_forward_pre_hook(partial(begin, name), with_kwargs=True))
-            hooks.enter_context(module.register_forward_hook(end))
+            hooks.enter_context(module.register_forward_pre_hook(partial(pre_hook, name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(post_hook))
         yield
 
 
-def _trunk(run: _Run) -> Iterator[_Sized]:
+def _trunk(run: _ModuleCall) -> Iterator[_SizedCall]:
     """The outermost calls, in order, that give (B, C, H, W) of several positions and halve the size at most once."""
     for part in run.parts:
-        if _halves_again(part):
+        if _halves_repeatedly(part):
             yield from _trunk(part)
-        elif (size := _size(part.given)) is not None and size != (1, 1):
-            yield _Sized(part, size)
+        elif (size := _size(part.output_shape)) is not None and size != (1, 1):
+            yield _SizedCall(part, size)
 
 
-def _halves_again(run: _Run) -> bool:
+def _halves_repeatedly(run: _ModuleCall) -> bool:
     """Whether a call halves the size more than once, or gives no (B, C, H, W), so that its parts are looked at."""
-    taken, given = _size(run.taken), _size(run.given)
-    if taken is None or given is None:
-        return given is None
-    sizes = (_size(part.given) for part in run.descendants())
-    return any(size is not None and _halved(taken, size) and _halved(size, given) for size in sizes)
+    input_size, output_size = _size(run.input_shape), _size(run.output_shape)
+    if input_size is None or output_size is None:
+        return output_size is None
+    sizes = (_size(part.output_shape) for part in run.descendants())
+    return any(size is not None and _is_halved(input_size, size) and _is_halved(size, output_size) for size in sizes)
 
 
-def _between_halvings(trunk: Iterator[_Sized]) -> list[list[_Sized]]:
+def _split_at_halvings(trunk: Iterator[_SizedCall]) -> list[list[_SizedCall]]:
     """The calls, parted where the size is halved; larger ones, after upsampling, are left out."""
-    parts: list[list[_Sized]] = []
+    parts: list[list[_SizedCall]] = []
     for call in trunk:
-        if not parts or _halved(parts[-1][0].size, call.size):
+        if not parts or _is_halved(parts[-1][0].size, call.size):
             parts.append([call])
-        elif not _halved(call.size, parts[-1][0].size):
+        elif not _is_halved(call.size, parts[-1][0].size):
             parts[-1].append(call)
     return parts
 
 
-def _halved(size: tuple[int, int], smaller: tuple[int, int]) -> bool:
+def _is_halved(size: tuple[int, int], smaller: tuple[int, int]) -> bool:
     """Whether sides shrink to two thirds at most: a halving, rounded, but no convolution without padding."""
     return 9 * math.prod(smaller) <= 4 * math.prod(size)
 

@@ -19,10 +19,10 @@ REGISTRY: dict[str, Entry] = {}
 
 def register(name: str, *, optimizer: str = "sgd") -> Callable[[Any], Any]:
     """Enter a class or function under a name; it is called with the number of classes, and options as keywords."""
-    def enter(build: Any) -> Any:
+    def decorate(build: Any) -> Any:
         if name in REGISTRY:
             raise ValueError(f"two models are registered as {name!r}")
         REGISTRY[name] = Entry(build, optimizer)
         return build
 
-    return enter
+    return decorate

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from reports.cells import Cell, Collection, in_words, nearness, rank, spread
-from reports.table import Head, Place, Table
-from reports.verdicts import Attempt, Verdict, efficiency_in_words, judge
+from reports.cells import Cell, Collection, baseline_score, mean_std, network_display_name, rank
+from reports.table import Header, Place, Table
+from reports.verdicts import Attempt, Verdict, format_efficiency, judge
 from runs.stages import display_name
 from utils.results import is_number
 
-MOST_COLUMNS = 6  # teachers; more of them are rows
-ITSELF = Head(("teacher",), "the teacher itself")
-ALONE = Head(("no teacher",), "no teacher: labels")
+MAX_COLUMNS = 6  # teachers; more of them are rows
+TEACHER_ITSELF = Header(("teacher",), "the teacher itself")
+NO_TEACHER = Header(("no teacher",), "no teacher: labels")
 
 
 def is_theft(cell: Cell) -> bool:
@@ -36,16 +36,16 @@ class Theft:
     network: str
     thief: str  # `labels`, `no labels`, `images of cifar100, no labels`, with the number of images if not all
     students: Sequence[Cell]
-    teachers: dict[Teacher, Head]
+    teachers: dict[Teacher, Header]
     table: Table
-    verdicts: dict[Head, Verdict[Head]]  # of teachers with finished students
-    alone: Cell | None  # the same network from the labels of as many images
+    verdicts: dict[Header, Verdict[Header]]  # of teachers with finished students
+    no_teacher: Cell | None  # the same network from the labels of as many images
     labels: bool  # whether the thief has labels
 
     @property
-    def undefended(self) -> Head | None:
+    def unprotected(self) -> Header | None:
         """The normal teacher with which the others are compared."""
-        return _undefended(self.verdicts)
+        return _unprotected(self.verdicts)
 
 
 def thefts(collection: Collection, own: Sequence[Cell]) -> list[Theft]:
@@ -65,10 +65,10 @@ def attacks(collection: Collection, own: Sequence[Cell]) -> list[Table]:
 
 def _theft(collection: Collection, own: Sequence[Cell], students: Sequence[Cell], network: str, labels: bool,
            images: str, subset: int | None) -> Theft:
-    whose = f"images of {images}, no labels" if images else "labels" if labels else "no labels"
-    thief = whose + (f", {subset:,} images" if subset else "")
-    table = Table(f"attacks {collection.name} {network} {whose}" + f" {subset} images" * bool(subset),
-                  f"Attacks, {collection.title}, student {in_words(network)}, {thief}{_queries(students)}",
+    line_label = f"images of {images}, no labels" if images else "labels" if labels else "no labels"
+    thief = line_label + (f", {subset:,} images" if subset else "")
+    table = Table(f"attacks {collection.name} {network} {line_label}" + f" {subset} images" * bool(subset),
+                  f"Attacks, {collection.title}, student {network_display_name(network)}, {thief}{_queries(students)}",
                   figure="dots", epochs=("last",))
     teachers = _teachers(students, own)
     table.columns = [*teachers.values()]
@@ -76,36 +76,36 @@ def _theft(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
     by_experiment = {cell.experiment: cell for cell in own}
     for (source, defense), column in teachers.items():
         if source in by_experiment and defense == "none":
-            table.cells[Place(ITSELF, column)] = by_experiment[source]
+            table.cells[Place(TEACHER_ITSELF, column)] = by_experiment[source]
         table.cells |= {Place(row, column): cell for row, cell in fixed.items()}
-    words = row_words(students, without="query_budget" if subset else "")
-    for cell in sorted(students, key=lambda cell: _by_number(words[cell.experiment])):
-        place = Place(Head(_key(cell), words[cell.experiment]), _column(cell, teachers))
+    words = row_labels(students, without="query_budget" if subset else "")
+    for cell in sorted(students, key=lambda cell: _natural_sort_key(words[cell.experiment])):
+        place = Place(Header(_key(cell), words[cell.experiment]), _column(cell, teachers))
         table.put(place, cell)
-        table.references[place] = [Place(ALONE, column) for column in table.columns]
+        table.references[place] = [Place(NO_TEACHER, column) for column in table.columns]
     table.rows = list(dict.fromkeys(row for row, _ in table.cells))
     table.columns = list(dict.fromkeys(column for _, column in table.cells))
     verdicts = _verdicts(table, list(teachers.values()), fixed, labels=labels)
     table.notes, table.summary = _summary(verdicts)
-    shown = replace(table.transposed(), figure="heat") if len(teachers) > MOST_COLUMNS else table
-    return Theft(network, thief, students, teachers, shown, verdicts, fixed.get(ALONE), labels)
+    shown = replace(table.transposed(), figure="heat") if len(teachers) > MAX_COLUMNS else table
+    return Theft(network, thief, students, teachers, shown, verdicts, fixed.get(NO_TEACHER), labels)
 
 
 def _without_teacher(own: Sequence[Cell], students: Sequence[Cell], network: str,
-                     subset: int | None) -> dict[Head, Cell]:
+                     subset: int | None) -> dict[Header, Cell]:
     """The network from the labels of as many images as the students have, and from smoothed ones, by strength."""
-    found: dict[Head, list[Cell]] = {}
+    found: dict[Header, list[Cell]] = {}
     for cell in own:
         if cell.kind in ("normal", "smoothed") and (cell.network, cell.subset) == (network, subset):
             smoothing = cell.params["label_smoothing"]
-            row = Head(("no teacher", str(smoothing)), f"no teacher: label smoothing {smoothing:g}") if smoothing \
-                else ALONE
+            row = Header(("no teacher", str(smoothing)), f"no teacher: label smoothing {smoothing:g}") if smoothing \
+                else NO_TEACHER
             found.setdefault(row, []).append(cell)
-    rows = sorted(found, key=lambda row: float(row.key[1]) if row != ALONE else 0.0)
-    return {row: max(found[row], key=lambda cell: nearness(cell, students)) for row in rows}
+    rows = sorted(found, key=lambda row: float(row.key[1]) if row != NO_TEACHER else 0.0)
+    return {row: max(found[row], key=lambda cell: baseline_score(cell, students)) for row in rows}
 
 
-def row_words(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
+def row_labels(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
     """What each student's attack is called, by its experiment: the name, the parameters in which attacks of one name
     differ, and what the teacher lets out. without: a parameter that is shown elsewhere."""
     students = list(students)
@@ -126,7 +126,7 @@ def row_words(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
     return words
 
 
-def _by_number(words: str) -> list[tuple[float, str]]:
+def _natural_sort_key(words: str) -> list[tuple[float, str]]:
     """A sort key by which 2 comes before 10."""
     return [(float(part), "") if part.replace(".", "", 1).isdecimal() else (0.0, part)
             for part in re.split(r"(\d+\.?\d*)", words)]
@@ -138,7 +138,7 @@ def _key(cell: Cell) -> tuple[str, ...]:
     return what.method, *settings, what.interface, what.queries, str(what.budget or "")
 
 
-def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Teacher, Head]:
+def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Teacher, Header]:
     """The columns: kind and network of the teacher, where it lies if that is not enough, and its answer defense."""
     victims: dict[Any, tuple[str, str]] = {}
     for cell in students:
@@ -146,20 +146,20 @@ def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Teacher, He
             there = next((other for other in own if other.experiment == cell.victim), None)
             victims[cell.victim] = (there.kind, there.network) if there else (cell.teacher_kind, cell.teacher or "")
     like = list(victims.values())
-    words = {place: f"{kind} {in_words(network)}" + f", {place}" * (like.count((kind, network)) > 1)
+    words = {place: f"{kind} {network_display_name(network)}" + f", {place}" * (like.count((kind, network)) > 1)
              for place, (kind, network) in victims.items()}
-    defended = dict.fromkeys((cell.victim, cell.description.answer_defense) for cell in students
+    protected = dict.fromkeys((cell.victim, cell.description.answer_defense) for cell in students
                              if not cell.description.control)
-    heads = {(place, defense): Head(("teacher", str(place), victims[place][0], defense),
+    heads = {(place, defense): Header(("teacher", str(place), victims[place][0], defense),
                                     words[place] + f", {defense}" * (defense != "none"))
-             for place, defense in defended}
+             for place, defense in protected}
     return dict(sorted(heads.items(), key=lambda item: (rank(victims[item[0][0]][0]), item[0][1] != "none",
-                                                        item[1].words)))
+                                                        item[1].label)))
 
 
-def _column(cell: Cell, teachers: dict[Teacher, Head]) -> Head:
+def _column(cell: Cell, teachers: dict[Teacher, Header]) -> Header:
     control = cell.description.control
-    return Head(("control", control), display_name(control)) if control else \
+    return Header(("control", control), display_name(control)) if control else \
         teachers[cell.victim, cell.description.answer_defense]
 
 
@@ -170,38 +170,38 @@ def _queries(students: Sequence[Cell]) -> str:
     return f", {counts.pop():,} queries" if len(counts) == 1 else ""
 
 
-def _verdicts(table: Table, teachers: Sequence[Head], fixed: dict[Head, Cell], *,
-              labels: bool) -> dict[Head, Verdict[Head]]:
+def _verdicts(table: Table, teachers: Sequence[Header], fixed: dict[Header, Cell], *,
+              labels: bool) -> dict[Header, Verdict[Header]]:
     """The verdict on each teacher by the last epochs of its students. labels: whether the thief has some, and so the
     students of `fixed`, without a teacher."""
     found = {}
-    alone = max(filter(None, map(_last, fixed.values())), key=mean, default=[]) if labels else []
+    no_teacher = max(filter(None, map(_last, fixed.values())), key=mean, default=[]) if labels else []
     for column in teachers:
-        cells = {row: cell for row in table.rows if row not in fixed and row != ITSELF
+        cells = {row: cell for row in table.rows if row not in fixed and row != TEACHER_ITSELF
                  if (cell := table.cells.get(Place(row, column)))}
         verdict = judge({row: Attempt(values, cell.description.top_class_only) for row, cell in cells.items()
-                         if (values := _last(cell))}, alone)
+                         if (values := _last(cell))}, no_teacher)
         if verdict:
             found[column] = verdict
     return found
 
 
-def _undefended(verdicts: Iterable[Head]) -> Head | None:
+def _unprotected(verdicts: Iterable[Header]) -> Header | None:
     return next((column for column in verdicts if column.key[2:] == ("normal", "none")), None)
 
 
-def _summary(verdicts: dict[Head, Verdict[Head]]) -> tuple[list[str], list[list[str]]]:
+def _summary(verdicts: dict[Header, Verdict[Header]]) -> tuple[list[str], list[list[str]]]:
     """The strongest attack on each teacher, and what a defense takes of the headroom: sentences, and a table with a
     line for each teacher."""
-    normal = _undefended(verdicts)
-    undefended = verdicts[normal] if normal else None
+    normal = _unprotected(verdicts)
+    unprotected = verdicts[normal] if normal else None
     lines = [["teacher", "strongest attack", "its student", "floor", "efficiency"]]
-    lines += [[column.words, verdict.attack.words, spread(verdict.student),
-               spread(verdict.floor) if verdict.floor else "", efficiency_in_words(undefended, verdict)]
+    lines += [[column.label, verdict.attack.label, mean_std(verdict.student),
+               mean_std(verdict.floor) if verdict.floor else "", format_efficiency(unprotected, verdict)]
               for column, verdict in verdicts.items()]
     kept = [place for place in range(len(lines[0])) if place < 3 or any(line[place] for line in lines[1:])]
     lines = [[line[place] for place in kept] for line in lines]
-    headroom = undefended.headroom if undefended else None
+    headroom = unprotected.headroom if unprotected else None
     notes = [] if headroom is None else [f"Headroom above the floor: {headroom:.2f} points."]
     return notes, lines if verdicts else []
 

@@ -5,10 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.cells import DEFENSES, Cell, Collection, Way, in_words, nearness, way_in_words
-from reports.table import TEACHER, Head, Place, Table
+from reports.cells import (
+    DEFENSES,
+    Cell,
+    Collection,
+    StudentMethod,
+    baseline_score,
+    network_display_name,
+    student_method_name,
+)
+from reports.table import TEACHER, Header, Place, Table
 
-CLEAN = Head(("no backdoor",), "no backdoor")
+CLEAN = Header(("no backdoor",), "no backdoor")
 DATA = "data"  # in the place of a method: students with data
 
 
@@ -25,15 +33,16 @@ def backdoors(collection: Collection, own: Sequence[Cell], published: dict[str, 
         for method in [method for method in methods if method != DATA] or [DATA]:
             wanted = {cell.backdoor for cell in cells if _method(cell) == method}
             chosen = [cell for cell in cells if _method(cell) in (method, DATA) and cell.backdoor in wanted]
-            words = "" if method == DATA else f"{way_in_words((method,))} from "
+            words = "" if method == DATA else f"{student_method_name((method,))} from "
             table = _table(f"{collection.name} {method} {teacher} {student}",
-                           f"{collection.title}, {words}{in_words(teacher)} to {in_words(student)}")
+                           f"{collection.title}, {words}{network_display_name(teacher)} to "
+                           f"{network_display_name(student)}")
             made.append(_fill(table, teacher, chosen, own, {
                 trigger: {key: values for key, values in row.items() if key.split()[0] in ("teacher", DATA, method)}
                 for trigger, row in published.get(f"{teacher} {student}", {}).items() if method in row}))
     for teacher in dict.fromkeys(cell.network for cell in own if cell.backdoor and cell.kind == "poisoned"):
         if not any(teacher == other for other, _ in pairs):
-            table = _table(f"{collection.name} {teacher}", f"{collection.title}, {in_words(teacher)}")
+            table = _table(f"{collection.name} {teacher}", f"{collection.title}, {network_display_name(teacher)}")
             made.append(_fill(table, teacher, [], own, {}))
     return made
 
@@ -50,22 +59,23 @@ def _fill(table: Table, teacher: str, students: Sequence[Cell], own: Sequence[Ce
     teachers = [cell for cell in own if cell.backdoor and cell.kind == "poisoned" and cell.network == teacher]
     clean = [cell for cell in own if cell.kind == "normal" and cell.network == teacher]
     if clean:
-        table.put(Place(CLEAN, TEACHER), max(clean, key=lambda cell: nearness(cell, teachers)))
+        table.put(Place(CLEAN, TEACHER), max(clean, key=lambda cell: baseline_score(cell, teachers)))
     triggers = {cell.backdoor for cell in students or teachers}
     cells = [*(cell for cell in teachers if cell.backdoor in triggers), *students]
     rows = list(dict.fromkeys((cell.backdoor or "", _teacher(cell)) for cell in cells))
     triggered = [trigger for trigger, _ in rows]
-    heads = {(trigger, source): Head((trigger, str(source)), trigger if triggered.count(trigger) == 1 else
+    heads = {(trigger, source): Header((trigger, str(source)), trigger if triggered.count(trigger) == 1 else
                                      f"{trigger}, {source}") for trigger, source in rows}
     for cell in cells:
-        column = TEACHER if cell.kind == "poisoned" else _column(_method(cell), cell.way, cell.answers)
+        column = TEACHER if cell.kind == "poisoned" else _column(_method(cell), cell.student_method, cell.answers)
         table.put(Place(heads[cell.backdoor or "", _teacher(cell)], column), cell)
-    for trigger, ways in published.items():
+    for trigger, methods in published.items():
         alike = [head for (other, _), head in heads.items() if other == trigger]
-        row = alike[0] if len(alike) == 1 else Head((trigger,), trigger)
-        for key, values in ways.items():
-            way = tuple(key.split())
-            column = TEACHER if key == "teacher" else _column(way[0], () if way == (DATA,) else way)
+        row = alike[0] if len(alike) == 1 else Header((trigger,), trigger)
+        for key, values in methods.items():
+            student_method = tuple(key.split())
+            column = TEACHER if key == "teacher" else _column(
+                student_method[0], () if student_method == (DATA,) else student_method)
             table.published[Place(row, column)] = tuple(values)
     places = [*table.cells, *table.published]
     table.rows = list(dict.fromkeys(row for row, _ in places))
@@ -83,13 +93,14 @@ def _teacher(cell: Cell) -> Path | None:
     return cell.source if cell.kind == "student" else cell.experiment
 
 
-def _column(method: str, way: Way, answers: str = "") -> Head:
+def _column(method: str, student_method: StudentMethod, answers: str = "") -> Header:
     """Students that learn in one way, with data or without, from one kind of answers."""
-    words = ["with data" if method == DATA else "", way_in_words(way), f"answers {answers}" if answers else ""]
-    return Head((method, *way[method != DATA:], *filter(None, [answers])), ", ".join(filter(None, words)))
+    words = ["with data" if method == DATA else "", student_method_name(student_method),
+             f"answers {answers}" if answers else ""]
+    return Header((method, *student_method[method != DATA:], *filter(None, [answers])), ", ".join(filter(None, words)))
 
 
-def _order(column: Head) -> tuple[bool, bool, int]:
+def _order(column: Header) -> tuple[bool, bool, int]:
     """The teacher, the student with data, the method, the method with each backdoor defense."""
     defense = column.key[1] if len(column.key) > 1 else ""
     return (column != TEACHER, column.key[0] != DATA,

@@ -15,7 +15,7 @@ from runs.graph import absolute
 from runs.stages import display_name
 from utils.files import sha256
 from utils.params import Description
-from utils.results import answering_role, is_number
+from utils.results import interface_role, is_number
 
 NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": "ShuffleNetV2",
          "mobilenetv2": "MobileNetV2"}
@@ -23,7 +23,7 @@ DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
 PARTS = ("baseline", "abd", "ablations", "attacks", "defenses")  # and kd*: parts of a directory of experiments
 KINDS = ("normal", "", "poisoned", "student", "unknown")  # in the order of rows; "": trained-in defenses
-Way = tuple[str, ...]  # how a student learns: (), plainly from data; (method,) or (method, backdoor defense)
+StudentMethod = tuple[str, ...]  # how a student learns: (), plainly from data; (method,) or (method, backdoor defense)
 
 
 def network(name: str, channels: int) -> str:
@@ -31,7 +31,7 @@ def network(name: str, channels: int) -> str:
     return f"{name}{channels}" if name == "net" and channels != 32 else name
 
 
-def in_words(name: str) -> str:
+def network_display_name(name: str) -> str:
     """As papers write it: `ResNet-18`."""
     for short, prefix in (("preresnet", "ResNetC-"), ("resnet", "ResNet-"), ("densenet", "DenseNet-"), ("wrn", "WRN-")):
         if name.startswith(short):
@@ -41,9 +41,9 @@ def in_words(name: str) -> str:
     return NAMES.get(name, name)
 
 
-def way_in_words(way: Way) -> str:
+def student_method_name(method: StudentMethod) -> str:
     """`OoD + SV`: a method and its backdoor defense."""
-    return " + ".join([*map(display_name, way[:1]), *(DEFENSES.get(defense, defense) for defense in way[1:])])
+    return " + ".join([*map(display_name, method[:1]), *(DEFENSES.get(defense, defense) for defense in method[1:])])
 
 
 def rank(kind: str) -> tuple[int, str]:
@@ -92,7 +92,7 @@ class Cell:
         return self.runs[0].params.description
 
     @property
-    def way(self) -> Way:
+    def student_method(self) -> StudentMethod:
         """How a student learns."""
         method, defense = self.description.method, self.description.backdoor_defense
         return () if self.description.plain else (method,) if defense == "none" else (method, defense)
@@ -129,11 +129,11 @@ class Cell:
         return {seed: row[key] for seed, row in rows.items() if is_number(row.get(key))}
 
 
-class AnsweringTeacher(Cell):
+class DeployedTeacher(Cell):
     """The teacher of a cell's students as a client meets it: behind its interface and answer defense."""
 
     @classmethod
-    def of(cls, students: Cell) -> AnsweringTeacher:
+    def of(cls, students: Cell) -> DeployedTeacher:
         return cls(**{each.name: getattr(students, each.name) for each in fields(students)})
 
     def values(self, epoch: str, key: str = "test_accuracy") -> dict[int, float]:
@@ -143,7 +143,7 @@ class AnsweringTeacher(Cell):
         for run, results in ((run, run.results) for run in self.finished):
             if results is None:
                 continue
-            value = results.evaluated_before.get(answering_role("teacher", self.answers), {}).get(key)
+            value = results.evaluated_before.get(interface_role("teacher", self.answers), {}).get(key)
             profile = results.details.get("answers")
             if value is None and key == "test_accuracy" and isinstance(profile, dict):
                 value = profile.get("accuracy")
@@ -162,7 +162,7 @@ class Collection:
     cells: Sequence[Cell]
 
 
-def spread(values: Iterable[float], sign: str = "", digits: int = 2) -> str:
+def mean_std(values: Iterable[float], sign: str = "", digits: int = 2) -> str:
     """`mean`, or `mean ± standard deviation` of several."""
     values = list(values)
     mean = f"{statistics.mean(values):{sign}.{digits}f}"
@@ -175,10 +175,10 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
     groups: dict[Path, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (is_seed(run.directory), run.directory)):
         groups.setdefault(run.experiment, []).append(run)
-    found, remarks = [], []
+    found, warnings = [], []
     for place, members in groups.items():
-        kept, doubts = _seeds(members)
-        remarks += [*doubts, *(text for run in kept for text in _doubts(run, runs))]
+        kept, seed_warnings = _seeds(members)
+        warnings += [*seed_warnings, *(text for run in kept for text in _warnings(run, runs))]
         source, origin = (_source(members[0], runs, key) for key in ("teacher_resume", "adversarial_resume"))
         victim = source
         while victim and victim.params.description.role == "student" and (further := _source(victim, runs)):
@@ -188,37 +188,37 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
         kind = kind_of(source) if source else "unknown"
         found.append(Cell(place, kept, taught_by, origin.experiment if origin else None, kind if named else "",
                           victim.experiment if victim else taught_by))
-    return sorted(found, key=lambda cell: cell.experiment), remarks
+    return sorted(found, key=lambda cell: cell.experiment), warnings
 
 
 def _seeds(members: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The runs of an experiment that have the recipe of the first, one for each seed, and a remark on each other."""
-    first, kept, remarks = members[0], {members[0].params.seed: members[0]}, []
+    first, kept, warnings = members[0], {members[0].params.seed: members[0]}, []
     recipe = _recipe(first)
     for run in members[1:]:
         differs = [key for key, value in _recipe(run).items() if recipe.get(key) != value]
         if run.params.script != first.params.script:
             differs = ["the stage"]
         if differs:
-            remarks.append(f"{run.directory}: left out, it differs from {first.directory} in {', '.join(differs)}")
+            warnings.append(f"{run.directory}: left out, it differs from {first.directory} in {', '.join(differs)}")
         elif run.params.seed in kept:
-            remarks.append(f"{run.directory}: left out, it has the seed of {kept[run.params.seed].directory}")
+            warnings.append(f"{run.directory}: left out, it has the seed of {kept[run.params.seed].directory}")
         else:
             kept[run.params.seed] = run
-    return list(kept.values()), remarks
+    return list(kept.values()), warnings
 
 
-def _doubts(run: Run, runs: Sequence[Run]) -> list[str]:
+def _warnings(run: Run, runs: Sequence[Run]) -> list[str]:
     """What may make a run another than it seems: its teacher's seed, parameters or checkpoints that changed since."""
-    doubts = []
+    warnings = []
     teacher = _source(run, runs)
     if teacher and teacher.params.seed != run.params.seed and any(
             other.experiment == teacher.experiment and other.params.seed == run.params.seed for other in runs):
-        doubts.append(f"its teacher is {teacher.directory}, of another seed than its own")
+        warnings.append(f"its teacher is {teacher.directory}, of another seed than its own")
     if run.stale:
-        doubts.append(f"params.json was changed since it was run ({', '.join(run.stale)}); shown as run")
-    doubts += [f"{path} is by now another than the one that it read" for path in _replaced(run)]
-    return [f"{run.directory}: {text}" for text in doubts]
+        warnings.append(f"params.json was changed since it was run ({', '.join(run.stale)}); shown as run")
+    warnings += [f"{path} is by now another than the one that it read" for path in _replaced(run)]
+    return [f"{run.directory}: {text}" for text in warnings]
 
 
 def _replaced(run: Run) -> list[str]:
@@ -257,7 +257,7 @@ def shared(one: Path, other: Path) -> int:
     return len(Path(os.path.commonpath([absolute(one), absolute(other)])).parts)
 
 
-def nearness(cell: Cell, others: Sequence[Cell]) -> tuple[int, int, bool, bool]:
+def baseline_score(cell: Cell, others: Sequence[Cell]) -> tuple[int, int, bool, bool]:
     """Which of several networks from labels is the one to compare others with: the one that has most directories in
     common with them, most of their recipe, that lies among baselines, that is a teacher of theirs."""
     common = max((shared(cell.experiment, other.experiment) for other in others), default=0)
@@ -278,8 +278,8 @@ def collections(cells: Sequence[Cell]) -> list[Collection]:
     found = []
     for (dataset, root), members in groups.items():
         words = DATASETS.entry(dataset).display_name if dataset in DATASETS else dataset
-        alone = sum(other == dataset for other, _ in groups) == 1
-        found.append(Collection(dataset, words, dataset, members) if alone else
+        is_only = sum(other == dataset for other, _ in groups) == 1
+        found.append(Collection(dataset, words, dataset, members) if is_only else
                      Collection(f"{dataset} {root}", f"{words}, {root}", dataset, members))
     return found
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reports import figures
-from reports.cells import Cell, Collection, cells, collections, spread
+from reports.cells import Cell, Collection, cells, collections, mean_std
 from reports.prices import Prices, prices
 from reports.sweeps import Sweep, sweeps
-from reports.table import Table, markdown, told
+from reports.table import Table, format_table, markdown
 from reports.tables import tables
 from reports.tradeoffs import Tradeoff, tradeoffs
 from runs.directories import Run, find
@@ -36,25 +36,25 @@ class Report:
     prices: Sequence[Prices]
     tradeoffs: Sequence[Tradeoff]
     unfinished: Sequence[Run]  # in the order in which they need each other
-    remarks: Sequence[str]
+    warnings: Sequence[str]
 
     @classmethod
     def of(cls, directories: Iterable[Path]) -> Report:
         """Read the runs at and below directories. Raises UserError where there are none."""
-        runs, remarks = find(directories)
+        runs, warnings = find(directories)
         if not runs:
-            raise UserError("; ".join(remarks))
-        found, doubts = cells(runs)
-        remarks += doubts
+            raise UserError("; ".join(warnings))
+        found, cell_warnings = cells(runs)
+        warnings += cell_warnings
         try:
             order = list(needs(runs))
         except UserError as error:
             order = [run.directory for run in runs]
-            remarks.append(str(error))
+            warnings.append(str(error))
         unfinished = sorted((run for run in runs if not run.finished), key=lambda run: order.index(run.directory))
         groups = collections(found)
         return cls(groups, tables(groups), sweeps(groups), prices(groups), tradeoffs(groups), unfinished,
-                   remarks)
+                   warnings)
 
     @property
     def cells(self) -> list[Cell]:
@@ -87,18 +87,18 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "results.csv", _csv(self))
         write_text(out / "report.md", self.markdown())  # whatever becomes of the figures
-        pictures, failures = figures.draw(self.tables, self.tradeoffs, self.sweeps, self.collections, out)
-        write_text(out / "report.md", self.markdown(pictures, failures))
-        return [out / "report.md", out / "results.csv", *pictures], failures
+        figure_files, failures = figures.draw(self.tables, self.tradeoffs, self.sweeps, self.collections, out)
+        write_text(out / "report.md", self.markdown(figure_files, failures))
+        return [out / "report.md", out / "results.csv", *figure_files], failures
 
-    def markdown(self, pictures: Sequence[Path] = (), failures: Sequence[str] = ()) -> str:
+    def markdown(self, figure_files: Sequence[Path] = (), failures: Sequence[str] = ()) -> str:
         """All of it; pictures: files that lie beside it; failures: remarks on those that are missing."""
         parts = ["# Results", f"{_progress(self)} {_legend(self)}"]
         named: set[str] = set()
         for table in self.tables:
             missing = self.missing(table)
             named.update(missing)
-            parts += [f"## {table.title}", *told(table), *_commands(missing)]
+            parts += [f"## {table.title}", *format_table(table), *_commands(missing)]
         for price in self.prices:
             parts += [f"## {price.title}", markdown(price.lines())]
         for tradeoff in self.tradeoffs:
@@ -109,18 +109,18 @@ class Report:
             parts += ["## Other runs", *_commands(others)]
         if self.hidden:
             parts += ["## In no table", "\n".join(f"- {cell.experiment}: {cell.network}, last epoch "
-                                                  f"{spread(cell.values('last').values())}" for cell in self.hidden)]
+                                                  f"{mean_std(cell.values('last').values())}" for cell in self.hidden)]
         if done := [run for run in self.runs if run.finished]:
             parts += ["## Finished runs", markdown(_runs(done))]
-        if pictures:
-            parts += ["## Figures", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
-        if texts := [*_all_remarks(self), *failures]:
+        if figure_files:
+            parts += ["## Figures", *(f"![{file.stem}]({file.name})" for file in figure_files)]
+        if texts := [*_all_warnings(self), *failures]:
             parts += ["## Remarks", "\n".join(f"- {text}" for text in texts)]
         return "\n\n".join(parts) + "\n"
 
     def text(self) -> str:
         """For the terminal: the tables in which something is finished, and what else there is."""
-        blocks = ["\n\n".join([table.title, *told(table)]) for table in self.tables if table.finished]
+        blocks = ["\n\n".join([table.title, *format_table(table)]) for table in self.tables if table.finished]
         blocks += [f"{price.title}\n\n{markdown(price.lines())}" for price in self.prices]
         blocks += [f"{tradeoff.title}\n\n{markdown(tradeoff.table())}" for tradeoff in self.tradeoffs]
         blocks += [f"{sweep.title}\n\n{markdown(sweep.table())}" for sweep in self.sweeps]
@@ -130,7 +130,7 @@ class Report:
             blocks.append(f"In no table: {', '.join(str(cell.experiment) for cell in self.hidden)}.")
         blocks += [textwrap.fill(_legend(self), 120),
                    _progress(self) + " report.md has the commands of the others." * bool(self.unfinished)]
-        return "\n\n".join(blocks) + "".join(f"\nremark: {text}" for text in _all_remarks(self))
+        return "\n\n".join(blocks) + "".join(f"\nremark: {text}" for text in _all_warnings(self))
 
 
 def _legend(report: Report) -> str:
@@ -172,9 +172,9 @@ def _progress(report: Report) -> str:
     return f"{sum(run.finished for run in report.runs)} of {total} {'run is' if total == 1 else 'runs are'} finished."
 
 
-def _all_remarks(report: Report) -> list[str]:
+def _all_warnings(report: Report) -> list[str]:
     changed = [(run, run.results.set) for run in report.runs if run.results and run.results.set]
-    return [*report.remarks, *(f"{run.directory}: run with --set " + " ".join(
+    return [*report.warnings, *(f"{run.directory}: run with --set " + " ".join(
         f"{key}={json.dumps(value)}" for key, value in values.items()) for run, values in changed)]
 
 
@@ -213,7 +213,7 @@ def _csv(report: Report) -> str:
     writer.writeheader()
     for table in report.tables:
         for place in dict.fromkeys([*table.cells, *table.published]):
-            row: dict[str, object] = {"table": table.title, "row": place.row.words, "column": place.column.words}
+            row: dict[str, object] = {"table": table.title, "row": place.row.label, "column": place.column.label}
             row |= dict(zip(("published", "published_asr"), table.published.get(place, ()), strict=False))
             writer.writerow(row | (_measured(table.cells[place]) if place in table.cells else {}))
     for cell in report.others:
@@ -225,7 +225,7 @@ def _measured(cell: Cell) -> dict[str, object]:
     row: dict[str, object] = {
         "experiment": cell.experiment, "dataset": cell.params["dataset"], "network": cell.network, "kind": cell.kind,
         "teacher": f"{cell.teacher_kind} {cell.teacher}" if cell.teacher else "",
-        "method": " ".join(cell.way) or cell.description.method, "answers": cell.answers,
+        "method": " ".join(cell.student_method) or cell.description.method, "answers": cell.answers,
         "trigger": cell.params.get("trigger") or "",
         "runs": len(cell.runs), "finished": len(cell.finished)}
     for epoch in ("last", "best"):

@@ -17,14 +17,14 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 
 from reports.attacks import is_theft
-from reports.cells import Cell, Collection, in_words, rank
+from reports.cells import Cell, Collection, network_display_name, rank
 from reports.plots import drawable, heat_map, legend, plt, save
 from reports.sweeps import KEYS, Sweep
-from reports.table import Head, Place, Table
+from reports.table import Header, Place, Table
 from reports.tradeoffs import Point, Series, Tradeoff
 from utils.errors import first_line
 
-COLOURS = {"no teacher": "0.6", "normal": "tab:blue", "poisoned": "tab:purple", "student": "tab:green",
+COLORS = {"no teacher": "0.6", "normal": "tab:blue", "poisoned": "tab:purple", "student": "tab:green",
            "unknown": "0.3"}
 PROTECTED = "tab:red"  # trained-in defenses
 STYLES = ("-", "--", ":", "-.")
@@ -41,16 +41,16 @@ def draw(tables: Sequence[Table], tradeoffs: Sequence[Tradeoff], sweeps: Sequenc
     say already, so it is no reason to go without them.
     """
     figures: list[tuple[str, Callable[[], plt.Figure]]] = [
-        (table.name, partial({"bars": _bars, "dots": _dots, "heat": _heat}[table.figure], table))
+        (table.name, partial({"bars": _bar_plot, "dots": _dot_plot, "heat": _heat_map_figure}[table.figure], table))
         for table in tables if table.finished and len(table.keys) == 1]
-    figures += [(tradeoff.name, partial(_points, tradeoff)) for tradeoff in tradeoffs]
-    figures += [(sweep.name, partial(_lines, sweep)) for sweep in sweeps]
+    figures += [(tradeoff.name, partial(_scatter_plot, tradeoff)) for tradeoff in tradeoffs]
+    figures += [(sweep.name, partial(_line_plot, sweep)) for sweep in sweeps]
     for collection in collections:
-        begun = [cell for cell in collection.cells if not cell.ablation and not is_theft(cell)
+        started = [cell for cell in collection.cells if not cell.ablation and not is_theft(cell)
                  and cell.kind != "smoothed" and any(run.history for run in cell.runs)]
-        if begun:
-            figures.append((f"curves {collection.name}", partial(_curves, collection.title, begun)))
-    made, remarks = [], []
+        if started:
+            figures.append((f"curves {collection.name}", partial(_training_curves, collection.title, started)))
+    made, warnings = [], []
     for name, (_, figure) in zip(_file_names(name for name, _ in figures), figures, strict=True):
         file = out / f"{name}.png"
         try:
@@ -59,8 +59,8 @@ def draw(tables: Sequence[Table], tradeoffs: Sequence[Tradeoff], sweeps: Sequenc
         except Exception as error:  # whatever it is that matplotlib cannot draw
             plt.close("all")
             file.unlink(missing_ok=True)  # of an earlier report, or half a file
-            remarks.append(f"{file} was not drawn: {first_line(error)}")
-    return made, remarks
+            warnings.append(f"{file} was not drawn: {first_line(error)}")
+    return made, warnings
 
 
 def _file_names(texts: Iterable[str]) -> list[str]:
@@ -76,36 +76,36 @@ def _file_names(texts: Iterable[str]) -> list[str]:
     return names
 
 
-def _dots(table: Table) -> plt.Figure:
+def _dot_plot(table: Table) -> plt.Figure:
     """A line a row, a marker a column: the last epoch and its standard deviation; the first row is at the top."""
     rows = [row for row in table.rows if any(table.is_finished(Place(row, column)) for column in table.columns)]
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.3 * len(rows)))
     handles = []
     for number, (column, marker) in enumerate(zip(table.columns, itertools.cycle("os^Dvx"), strict=False)):
-        spread = 0.12 * (number - (len(table.columns) - 1) / 2)  # markers of equal values lie side by side
+        offset = 0.12 * (number - (len(table.columns) - 1) / 2)  # markers of equal values lie side by side
         heights, means, deviations = [], [], []
         for height, row in enumerate(rows):
             if values := list(table.cells[Place(row, column)].values("last").values()) if table.is_finished(
                     Place(row, column)) else []:
-                heights.append(height + spread)
+                heights.append(height + offset)
                 means.append(statistics.mean(values))
                 deviations.append(statistics.stdev(values) if len(values) > 1 else 0.0)
         handles.append(axes.errorbar(means, heights, xerr=deviations, fmt=marker, capsize=2, markersize=6,
                                      color=_dot_color(column), markerfacecolor="none" if number else None)[0])
-    axes.set_yticks(range(len(rows)), [drawable(row.words) for row in rows], fontsize=10)
+    axes.set_yticks(range(len(rows)), [drawable(row.label) for row in rows], fontsize=10)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("test accuracy of the student, last epoch, %")
     axes.set_title(drawable(table.title), fontsize=10, loc="left", wrap=True)
-    legend(axes, handles, [column.words for column in table.columns], loc="upper center", ncols=2, fontsize=10,
+    legend(axes, handles, [column.label for column in table.columns], loc="upper center", ncols=2, fontsize=10,
            bbox_to_anchor=(0.4, -0.4 / (1 + 0.1 * len(rows))))
     return figure
 
 
-def _heat(table: Table) -> plt.Figure:
+def _heat_map_figure(table: Table) -> plt.Figure:
     """The mean of the last epoch in each cell."""
     means = [[_mean(table, Place(row, column)) for column in table.columns] for row in table.rows]
-    return heat_map([row.words for row in table.rows], [column.words for column in table.columns], means,
+    return heat_map([row.label for row in table.rows], [column.label for column in table.columns], means,
                     f"{table.title}: test accuracy, last epoch, %")
 
 
@@ -113,14 +113,14 @@ def _mean(table: Table, place: Place) -> float:
     return statistics.mean(table.cells[place].values("last").values()) if table.is_finished(place) else math.nan
 
 
-def _dot_color(column: Head) -> str:
+def _dot_color(column: Header) -> str:
     if column.key[0] != "teacher":
         return "0.5"
-    kind = column.words.split()[0]
-    return COLOURS.get(kind, PROTECTED)
+    kind = column.label.split()[0]
+    return COLORS.get(kind, PROTECTED)
 
 
-def _bars(table: Table) -> plt.Figure:
+def _bar_plot(table: Table) -> plt.Figure:
     """A group a column, a bar a row: the last epoch, its standard deviation, and the published value as a line."""
     columns = [column for column in table.columns
                if any(place.column == column and cell.finished for place, cell in table.cells.items())]
@@ -131,7 +131,7 @@ def _bars(table: Table) -> plt.Figure:
         there = [number for number, row in enumerate(table.rows)
                  if table.is_finished(Place(row, column)) or Place(row, column) in table.published]
         ticks.append(group - 0.425 + (statistics.mean(there) + 0.5) * width)
-    for number, (row, colour) in enumerate(zip(table.rows, _colours(table.rows), strict=True)):
+    for number, (row, color) in enumerate(zip(table.rows, _colors(table.rows), strict=True)):
         lefts = {column: group - 0.425 + (number + 0.5) * width for group, column in enumerate(columns)}
         bars = {left: list(table.cells[Place(row, column)].values("last").values()) for column, left in lefts.items()
                 if table.is_finished(Place(row, column))}
@@ -139,58 +139,58 @@ def _bars(table: Table) -> plt.Figure:
             means = [statistics.mean(values) for values in bars.values()]
             drawn = axes.bar(list(bars), means, width * 0.92,
                              yerr=[statistics.stdev(values) if len(values) > 1 else 0 for values in bars.values()],
-                             color=colour, label=row.words, error_kw={"elinewidth": 1.2, "capsize": 3})
+                             color=color, label=row.label, error_kw={"elinewidth": 1.2, "capsize": 3})
             axes.bar_label(drawn, [f"{mean + 1e-9:.1f}" for mean in means], padding=2, fontsize=9)
-        papers = [(left, table.published[Place(row, column)][0]) for column, left in lefts.items()
+        published_values = [(left, table.published[Place(row, column)][0]) for column, left in lefts.items()
                   if Place(row, column) in table.published]
-        if papers:
-            axes.hlines([value for _, value in papers], [left - width / 2 for left, _ in papers],
-                        [left + width / 2 for left, _ in papers], color="black", lw=2)
+        if published_values:
+            axes.hlines([value for _, value in published_values], [left - width / 2 for left, _ in published_values],
+                        [left + width / 2 for left, _ in published_values], color="black", lw=2)
     handles, words = axes.get_legend_handles_labels()
     if table.published:
         handles.append(plt.Line2D([], [], color="black", lw=2))
         words.append("paper, unchecked")
-    axes.set_xticks(ticks, [drawable(column.words).replace(", ", ",\n") for column in columns])
+    axes.set_xticks(ticks, [drawable(column.label).replace(", ", ",\n") for column in columns])
     axes.set(ylabel="test accuracy in percent, last epoch", ylim=(0, 105), xlim=(-0.5, len(columns) - 0.5))
     axes.set_title(drawable(table.title), pad=14)
     legend(axes, handles, words, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
-def _colours(rows: Sequence[Head]) -> list[tuple[float, float, float]]:
+def _colors(rows: Sequence[Header]) -> list[tuple[float, float, float]]:
     """One a row, by the kind of the teacher; several of a kind in lighter and lighter shades."""
-    kinds = [row.key[1] if len(row.key) > 1 else row.words for row in rows]
-    colours = []
+    kinds = [row.key[1] if len(row.key) > 1 else row.label for row in rows]
+    colors = []
     for number, kind in enumerate(kinds):
         share = kinds[:number].count(kind) / kinds.count(kind)  # of white
-        red, green, blue = (part + (1 - part) * 0.8 * share for part in to_rgb(_colour(kind)))
-        colours.append((red, green, blue))
-    return colours
+        red, green, blue = (part + (1 - part) * 0.8 * share for part in to_rgb(_color(kind)))
+        colors.append((red, green, blue))
+    return colors
 
 
-def _colour(kind: str) -> str:
-    return COLOURS.get(kind, PROTECTED)
+def _color(kind: str) -> str:
+    return COLORS.get(kind, PROTECTED)
 
 
-def _lines(sweep: Sweep) -> plt.Figure:
+def _line_plot(sweep: Sweep) -> plt.Figure:
     """Test accuracy at the last epoch against the parameter, with the standard deviation of the seeds."""
     figure, axes = plt.subplots(figsize=(6.5, 4.5))
     kinds: list[str] = []
-    for whose, line in sweep.lines.items():
+    for line_label, line in sweep.lines.items():
         kind = line[0][1].teacher_kind or "no teacher"
         style = STYLES[kinds.count(kind) % len(STYLES)]  # of lines of one kind, which have one color
         kinds.append(kind)
         values = [list(cell.values("last").values()) for _, cell in line]
         axes.errorbar([x for x, _ in line], [statistics.mean(value) for value in values],
                       [statistics.stdev(value) if len(value) > 1 else 0 for value in values], marker="o", capsize=3,
-                      color=_colour(kind), linestyle=style, label=sweep.label(whose))
+                      color=_color(kind), linestyle=style, label=sweep.label(line_label))
     axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy in percent, last epoch")
     ticks = sorted({x for line in sweep.lines.values() for x, _ in line})
     if sweep.key == "query_budget":
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.set_title(drawable(f"{in_words(sweep.network)}, {sweep.where}"), fontsize=12)
+    axes.set_title(drawable(f"{network_display_name(sweep.network)}, {sweep.where}"), fontsize=12)
     if len(sweep.lines) > 2:  # below, where no line is
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
     else:
@@ -200,7 +200,7 @@ def _lines(sweep: Sweep) -> plt.Figure:
 
 MARKERS = "oD^vsPX<>p"  # told apart in grayscale: filled where the training defends, hollow where the answers do
 REFERENCE_STYLES = ("--", ":", "-.")
-LEAST_RANGE = 2  # percentage points on an axis, lest a difference of some images look like a large one
+MIN_RANGE = 2  # percentage points on an axis, lest a difference of some images look like a large one
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class _Mark:
     right: float
 
 
-def _points(tradeoff: Tradeoff) -> plt.Figure:
+def _scatter_plot(tradeoff: Tradeoff) -> plt.Figure:
     """Accuracy of the strongest attack's student against that of the teacher: a marker a series, a point a teacher, the
     strength of its defense beside it. Points of equal values lie side by side."""
     figure, axes = plt.subplots(figsize=(7, 5.5))
@@ -223,7 +223,7 @@ def _points(tradeoff: Tradeoff) -> plt.Figure:
     marks = _marks(tradeoff.series)
     axes.margins(x=0.08 + max(mark.right for mark in marks.values()) / 400, y=0.08)
     for number, series in enumerate(tradeoff.series):
-        color, marker, size = ("black", "*", 17) if series.undefended else (
+        color, marker, size = ("black", "*", 17) if series.unprotected else (
             f"C{number % 10}", next(markers[series.answers]), 9)
         own = [marks[id(point)] for point in series.points]
         errors = [[statistics.stdev(values) if len(values) > 1 else 0.0 for values in accuracies] for accuracies in (
@@ -240,7 +240,7 @@ def _points(tradeoff: Tradeoff) -> plt.Figure:
         handles.append(axes.axhline(statistics.mean(values), color="0.35", linestyle=style, zorder=1))
         words.append(f"student of {name}")
     for limits, set_limits in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
-        lacking = max(LEAST_RANGE - (limits[1] - limits[0]), 0) / 2
+        lacking = max(MIN_RANGE - (limits[1] - limits[0]), 0) / 2
         set_limits(limits[0] - lacking, limits[1] + lacking)
     axes.grid(axis="both", alpha=0.3)
     axes.set(xlabel="test accuracy of the teacher, as its clients meet it, %",
@@ -297,7 +297,7 @@ def _overlap(one: Box, other: Box) -> float:
     return max(width, 0.0) * max(height, 0.0)
 
 
-def _curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
+def _training_curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
     """Test accuracy by epoch, a plot for each kind of run, a line a cell: the mean of its seeds."""
     groups: dict[str, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.kind == "student", rank(cell.teacher_kind or cell.kind))):
@@ -311,8 +311,8 @@ def _curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
         plot.axis("off")
     for plot, (what, members) in zip(axes.flat, groups.items(), strict=False):
         for cell in members:
-            begun = [run for run in cell.runs if run.history]
-            histories = [run.history for run in [run for run in begun if run.finished] or begun]
+            started = [run for run in cell.runs if run.history]
+            histories = [run.history for run in [run for run in started if run.finished] or started]
             epochs = min(map(len, histories))
             means = [statistics.mean(history[epoch]["test_accuracy"] for history in histories)
                      for epoch in range(epochs)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.cells import Cell, Collection, in_words, rank, spread
+from reports.cells import Cell, Collection, mean_std, network_display_name, rank
 from utils.results import is_number
 
 # Metrics of `utils.quality`, with the digits that are shown.
@@ -14,7 +14,7 @@ COLUMNS = {"accuracy": ("accuracy, %", 2), "cross_entropy": ("cross-entropy", 3)
            "separation": ("separation", 3), "rank_correlation": ("rank correlation", 3)}
 
 
-UNDEFENDED = ("normal", "smoothed")
+UNPROTECTED = ("normal", "smoothed")
 
 
 @dataclass
@@ -36,19 +36,19 @@ def prices(collections: Sequence[Collection]) -> list[Prices]:
     made = []
     for collection in collections:
         students = [cell for cell in collection.cells if cell.kind == "student"]
-        taught = {cell.victim for cell in students}
+        victims = {cell.victim for cell in students}
         teachers = [cell for cell in collection.cells if cell.kind != "student" and not cell.ablation
-                    and (cell.experiment in taught or cell.kind not in UNDEFENDED)]
+                    and (cell.experiment in victims or cell.kind not in UNPROTECTED)]
         protected = {(cell.victim, cell.answers): cell for cell in students
                      if cell.answers and cell.finished and cell.source == cell.victim}
-        rows = {(str(cell.experiment), ""): (f"{cell.kind} {in_words(cell.network)}", _row(cell, "outputs"))
+        rows = {(str(cell.experiment), ""): (f"{cell.kind} {network_display_name(cell.network)}", _row(cell, "outputs"))
                 for cell in sorted(teachers, key=lambda cell: rank(cell.kind))}
-        rows |= {(str(place), answers): (f"{cell.teacher_kind} {in_words(cell.teacher or '')}, {answers}",
+        rows |= {(str(place), answers): (f"{cell.teacher_kind} {network_display_name(cell.teacher or '')}, {answers}",
                                          _row(cell, "answers"))
                  for (place, answers), cell in sorted(protected.items(), key=lambda item: (str(item[0][0]),
                                                                                            item[0][1]))}
         rows = {place: row for place, row in rows.items() if row[1]}
-        defended = protected or [cell for cell in teachers if cell.kind not in UNDEFENDED]
+        defended = protected or [cell for cell in teachers if cell.kind not in UNPROTECTED]
         if rows and defended:
             names = [name for name, _ in rows.values()]
             made.append(Prices(f"Price and profile of the teachers' answers, {collection.title}", {
@@ -59,7 +59,7 @@ def prices(collections: Sequence[Collection]) -> list[Prices]:
 
 def _row(cell: Cell, entry: str) -> dict[str, str]:
     values = {key: list(_values(cell, entry, key)) for key in COLUMNS}
-    return {key: spread(found, digits=COLUMNS[key][1]) for key, found in values.items() if found}
+    return {key: mean_std(found, digits=COLUMNS[key][1]) for key, found in values.items() if found}
 
 
 def _values(cell: Cell, entry: str, key: str) -> Iterable[float]:

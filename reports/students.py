@@ -5,11 +5,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reports.cells import AnsweringTeacher, Cell, Way, in_words, nearness, rank, way_in_words
-from reports.table import TEACHER, Head, Place, Table
+from reports.cells import (
+    Cell,
+    DeployedTeacher,
+    StudentMethod,
+    baseline_score,
+    network_display_name,
+    rank,
+    student_method_name,
+)
+from reports.table import TEACHER, Header, Place, Table
 
-ALONE = Head(("no teacher",), "no teacher")
-ITSELF = Head(("itself",), "the teacher's own network")
+NO_TEACHER = Header(("no teacher",), "no teacher")
+TEACHER_ITSELF = Header(("itself",), "the teacher's own network")
 
 
 class Group(NamedTuple):
@@ -31,11 +39,11 @@ def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], publi
         teachers, published = {}, {}  # other teachers than the paper's: its values are no measure of these
     baselines = published.get("baseline", {})
     groups = _groups(students, networks)
-    of_paper = _papers_groups(groups, teachers)
-    rows = _heads(_in_order([*groups, *of_paper]))
-    table.columns = [TEACHER, *map(_papers_column, baselines)]
+    published_groups = _published_groups(groups, teachers)
+    rows = _headers(_in_order([*groups, *published_groups]))
+    table.columns = [TEACHER, *map(_published_column, baselines)]
 
-    def put(row: Head, column: Head, cell: Cell) -> None:
+    def put(row: Header, column: Header, cell: Cell) -> None:
         place = table.put(Place(row, column), cell)
         if place.column not in table.columns:
             table.columns.append(place.column)
@@ -43,27 +51,28 @@ def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], publi
     for group, members in groups.items():
         for cell in members:
             itself = baselines and cell.network == cell.teacher and cell.network not in baselines
-            put(rows[group], ITSELF if itself else _column(cell.network, cell.way), cell)
+            put(rows[group], TEACHER_ITSELF if itself else _column(cell.network, cell.student_method), cell)
         for cell in networks:
             if cell.experiment == group.source and not group.answers:
                 put(rows[group], TEACHER, cell)
         if members and group.answers:
-            put(rows[group], TEACHER, AnsweringTeacher.of(members[0]))
-    for group, values in of_paper.items():
+            put(rows[group], TEACHER, DeployedTeacher.of(members[0]))
+    for group, values in published_groups.items():
         for name, value in values.items():
-            table.published[Place(rows[group], _papers_column(name))] = (value,)
-    table.published |= {Place(ALONE, _papers_column(name)): (value,) for name, value in baselines.items()}
+            table.published[Place(rows[group], _published_column(name))] = (value,)
+    table.published |= {Place(NO_TEACHER, _published_column(name)): (value,) for name, value in baselines.items()}
     table.columns += [column for _, column in table.published if column not in table.columns]
-    alone = [cell for cell in networks if cell.kind == "normal"]
+    baseline_cells = [cell for cell in networks if cell.kind == "normal"]
     if not students:
-        table.columns += [column for cell in alone if (column := _column(cell.network)) not in table.columns]
+        table.columns += [column for cell in baseline_cells if (column := _column(cell.network)) not in table.columns]
     for column in dict.fromkeys(table.columns):
-        same = [cell for cell in alone if cell.network == column.key[0]]
+        same = [cell for cell in baseline_cells if cell.network == column.key[0]]
         if same:
-            table.cells[Place(ALONE, column)] = max(same, key=lambda cell: nearness(cell, students))
+            table.cells[Place(NO_TEACHER, column)] = max(same, key=lambda cell: baseline_score(cell, students))
     table.columns = list(dict.fromkeys(table.columns))
-    table.rows = [ALONE] * any(row == ALONE for row, _ in [*table.cells, *table.published]) + list(rows.values())
-    _refer(table, rows)
+    table.rows = [NO_TEACHER] * any(row == NO_TEACHER for row, _ in [*table.cells, *table.published])
+    table.rows += rows.values()
+    _set_references(table, rows)
     return table
 
 
@@ -72,14 +81,14 @@ def _groups(students: Sequence[Cell], networks: Sequence[Cell]) -> dict[Group, l
     for cell in students:
         group = Group(cell.teacher or "", cell.teacher_kind, cell.experiment.parent, cell.source, cell.answers)
         groups.setdefault(group, []).append(cell)
-    taught = {cell.source for cell in students}
+    source_experiments = {cell.source for cell in students}
     for cell in networks:
-        if cell.kind != "normal" and cell.experiment not in taught:
+        if cell.kind != "normal" and cell.experiment not in source_experiments:
             groups[Group(cell.network, cell.kind, cell.experiment.parent, cell.experiment)] = []
     return groups
 
 
-def _papers_groups(groups: Iterable[Group], teachers: dict[str, Any]) -> dict[Group, dict[str, float]]:
+def _published_groups(groups: Iterable[Group], teachers: dict[str, Any]) -> dict[Group, dict[str, float]]:
     """The published values of each group that is the paper's: of several of one teacher the one that lies where the
     published experiments do, `kd_nasty_resnet18`; of none a group of the paper alone."""
     found = {}
@@ -99,21 +108,23 @@ def _in_order(groups: Iterable[Group]) -> list[Group]:
                                              str(group.source), group.answers))
 
 
-def _heads(groups: Sequence[Group]) -> dict[Group, Head]:
+def _headers(groups: Sequence[Group]) -> dict[Group, Header]:
     """With the directory where teachers are told apart by it, and with the teacher where even that is the same."""
     heads = {}
     for group in groups:
-        words = f"{group.kind} {in_words(group.network)}" + (f", answers {group.answers}" if group.answers else "")
+        words = f"{group.kind} {network_display_name(group.network)}"
+        words += f", answers {group.answers}" if group.answers else ""
         like = [other for other in groups if (*other[:2], other.answers) == (*group[:2], group.answers)]
         if len(like) > 1:
-            words += f", {_apart(group.directory, [other.directory for other in like])}"
+            words += f", {_distinguish(group.directory, [other.directory for other in like])}"
         if sum(other.directory == group.directory for other in like) > 1:
-            words += f" from {_apart(group.source, [other.source for other in like])}"
-        heads[group] = Head((group.network, group.kind, str(group.directory), str(group.source), group.answers), words)
+            words += f" from {_distinguish(group.source, [other.source for other in like])}"
+        heads[group] = Header((group.network, group.kind, str(group.directory), str(group.source), group.answers),
+                              words)
     return heads
 
 
-def _apart(path: Path | None, others: Sequence[Path | None]) -> str:
+def _distinguish(path: Path | None, others: Sequence[Path | None]) -> str:
     """Its name, if no other one has it."""
     if path is None:
         return "the paper's"
@@ -121,31 +132,32 @@ def _apart(path: Path | None, others: Sequence[Path | None]) -> str:
     return path.name if len(alike) == 1 else str(path)
 
 
-def _refer(table: Table, rows: dict[Group, Head]) -> None:
+def _set_references(table: Table, rows: dict[Group, Header]) -> None:
     """A student to the network without a teacher; a teacher to the normal one, where that is known that it was made
     from."""
     for group, row in rows.items():
         normal = [Place(rows[other], TEACHER) for other in rows if other[:2] == (group.network, "normal")]
         for column in table.columns:
-            place, alone = Place(row, column), Place(ALONE, column)
+            place, no_teacher = Place(row, column), Place(NO_TEACHER, column)
             if column != TEACHER:
-                others = [alone, *(normal if column == ITSELF else [])]
-                table.references[place] = table.papers_references[place] = others
+                others = [no_teacher, *(normal if column == TEACHER_ITSELF else [])]
+                table.references[place] = table.published_references[place] = others
             elif group.kind != "normal":
-                others = table.papers_references[place] = [*normal, Place(ALONE, _column(group.network))]
+                others = table.published_references[place] = [*normal, Place(NO_TEACHER, _column(group.network))]
                 origin = table.cells[place].origin if place in table.cells else None
                 table.references[place] = [other for other in others if origin is None or (
                     other in table.cells and table.cells[other].experiment == origin)]
 
 
-def _column(network: str, way: Way = ()) -> Head:
+def _column(network: str, method: StudentMethod = ()) -> Header:
     """Students of one network that learn in one way."""
-    return Head((network, *way), ", ".join(filter(None, [in_words(network), way_in_words(way)])))
+    return Header((network, *method),
+                  ", ".join(filter(None, [network_display_name(network), student_method_name(method)])))
 
 
-def _papers_column(name: str) -> Head:
+def _published_column(name: str) -> Header:
     """The column of a published value: `net`, from data; `net dafl`, by a method without."""
     if name in ("teacher", "itself"):
-        return TEACHER if name == "teacher" else ITSELF
-    network, *way = name.split()
-    return _column(network, tuple(way))
+        return TEACHER if name == "teacher" else TEACHER_ITSELF
+    network, *method = name.split()
+    return _column(network, tuple(method))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from reports.attacks import row_words
-from reports.cells import Cell, Collection, in_words, spread, way_in_words
+from reports.attacks import row_labels
+from reports.cells import Cell, Collection, mean_std, network_display_name, student_method_name
 
 # Parameters that are swept, in words; `weight` is that of a student's teacher, nasty or otherwise defended.
 KEYS = {"weight": "weight of the teacher's defense", "temperature": "temperature of the student",
         "alpha": "weight alpha of the student's KL term", "subset_fraction": "fraction of the training images",
         "query_budget": "number of images sent to the teacher"}
 LENGTH = ("num_epochs", "batch_size", "schedule")  # of a training, which fits the number of images
-LEAST = 3  # values that make a sweep
+MIN_VALUES = 3  # values that make a sweep
 Line = list[tuple[float, Cell]]  # by value
 
 
@@ -30,20 +30,20 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        return f"{in_words(self.network)} against the {KEYS[self.key]}, {self.where}, last epoch"
+        return f"{network_display_name(self.network)} against the {KEYS[self.key]}, {self.where}, last epoch"
 
     @staticmethod
-    def label(whose: str) -> str:
+    def label(line_label: str) -> str:
         """A line's name in words."""
-        return whose if "teacher" in whose else f"{whose} teacher"
+        return line_label if "teacher" in line_label else f"{line_label} teacher"
 
     def table(self) -> list[list[str]]:
         """Heads, then accuracies at the last epoch: a line for each kind of teacher, a column a value."""
         values = sorted({value for line in self.lines.values() for value, _ in line})
         table = [["", *(f"{value:g}" for value in values)]]
-        for whose, line in self.lines.items():
-            texts = {value: spread(cell.values("last").values()) for value, cell in line}
-            table.append([self.label(whose), *(texts.get(value, "") for value in values)])
+        for line_label, line in self.lines.items():
+            texts = {value: mean_std(cell.values("last").values()) for value, cell in line}
+            table.append([self.label(line_label), *(texts.get(value, "") for value in values)])
         return table
 
 
@@ -57,34 +57,35 @@ def _sweeps(collection: Collection) -> list[Sweep]:
     by_experiment = {cell.experiment: cell for cell in collection.cells}
     groups: dict[tuple[str, str, str, Hashable, Hashable], dict[float, Cell]] = {}
     for key in KEYS:
-        words = row_words([cell for cell in finished if cell.params.get(key) is not None], without=key)
+        words = row_labels([cell for cell in finished if cell.params.get(key) is not None], without=key)
         for cell in finished:
             source = by_experiment.get(cell.source) if cell.source else None
             holder = source if key == "weight" else cell
             if holder is None or holder.params.get(key) is None or not cell.description.uses_data or \
                     (cell.kind != "student" and (key != "subset_fraction" or cell.kind != "normal")):
                 continue
-            whose = cell.teacher_kind or "no teacher"
-            others = [f"answers {cell.answers}"] * bool(cell.answers) + [way_in_words(cell.way)] * bool(cell.way)
+            line_label = cell.teacher_kind or "no teacher"
+            others = [f"answers {cell.answers}"] * bool(cell.answers)
+            others += [student_method_name(cell.student_method)] * bool(cell.student_method)
             if key == "query_budget":
                 others = [words[cell.experiment]]
             if others := [*others, *["no labels"] * (not cell.description.labels)]:
-                whose = ", ".join([Sweep.label(whose), *others])
-            what = (key, cell.network, whose, _rest(cell, key),
-                    _rest(source, key) if source and key == "weight" else cell.source)
+                line_label = ", ".join([Sweep.label(line_label), *others])
+            what = (key, cell.network, line_label, _other_settings(cell, key),
+                    _other_settings(source, key) if source and key == "weight" else cell.source)
             groups.setdefault(what, {})[holder.params[key]] = cell
     found: dict[tuple[Hashable, ...], Sweep] = {}
-    for (key, network, whose, *_), values in groups.items():
-        if len(values) >= LEAST:
+    for (key, network, line_label, *_), values in groups.items():
+        if len(values) >= MIN_VALUES:
             sweep = found.setdefault((key, network), Sweep(f"{key} {collection.name} {network}", collection.title,
                                                            key, network))
             line = sorted(values.items())
-            if len(line) > len(sweep.lines.get(whose, [])):  # of several the longest
-                sweep.lines[whose] = line
+            if len(line) > len(sweep.lines.get(line_label, [])):  # of several the longest
+                sweep.lines[line_label] = line
     return list(found.values())
 
 
-def _rest(cell: Cell, key: str) -> Hashable:
+def _other_settings(cell: Cell, key: str) -> Hashable:
     """The other parameters that make a result."""
     left_out = {key, "seed", "teacher_resume", "adversarial_resume", "init_from", "num_workers", "cuda", "cuda_graph",
                 "compile", "teacher_cache", *(LENGTH if key == "query_budget" else ())}

@@ -5,24 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from reports.cells import Cell, spread
+from reports.cells import Cell, mean_std
 
 EPOCHS = {"last": "last epoch", "best": "best epoch"}
 
 
-class Head(NamedTuple):
+class Header(NamedTuple):
     """Of a row or a column. What it is about comes first, so that heads are equal where that is."""
 
     key: tuple[str, ...]
-    words: str
+    label: str
 
 
 class Place(NamedTuple):
-    row: Head
-    column: Head
+    row: Header
+    column: Header
 
 
-TEACHER = Head(("teacher",), "teacher")  # the column of the teachers themselves
+TEACHER = Header(("teacher",), "teacher")  # the column of the teachers themselves
 
 
 @dataclass
@@ -33,12 +33,12 @@ class Table:
     title: str
     keys: tuple[str, ...] = ("test_accuracy",)  # what stands in a cell
     more: tuple[str, ...] = ()  # and below it, of the last epoch
-    rows: list[Head] = field(default_factory=list)
-    columns: list[Head] = field(default_factory=list)
+    rows: list[Header] = field(default_factory=list)
+    columns: list[Header] = field(default_factory=list)
     cells: dict[Place, Cell] = field(default_factory=dict)
     published: dict[Place, tuple[float, ...]] = field(default_factory=dict)
     references: dict[Place, list[Place]] = field(default_factory=dict)  # the first that is there is subtracted
-    papers_references: dict[Place, list[Place]] = field(default_factory=dict)  # likewise, of the published values
+    published_references: dict[Place, list[Place]] = field(default_factory=dict)  # likewise, of the published values
     notes: list[str] = field(default_factory=list)  # sentences below it
     summary: list[list[str]] = field(default_factory=list)  # a smaller table below these
     figure: str = "bars"  # or "dots", for many rows, or "heat", for many rows and columns
@@ -54,10 +54,10 @@ class Table:
 
     def put(self, place: Place, cell: Cell) -> Place:
         """Where the cell stands: if the place is taken, in a column of its own, by its directory."""
-        key, words = place.column
+        key, label = place.column
         for name in (cell.experiment.name, str(cell.experiment)):
             if self.cells.get(place, cell) is not cell:
-                place = Place(place.row, Head((*key, name), f"{words}, {name}"))
+                place = Place(place.row, Header((*key, name), f"{label}, {name}"))
         self.cells[place] = cell
         return place
 
@@ -71,20 +71,20 @@ class Table:
                        published={swap(place): values for place, values in self.published.items()},
                        references={swap(place): [swap(other) for other in others]
                                    for place, others in self.references.items()},
-                       papers_references={swap(place): [swap(other) for other in others]
-                                          for place, others in self.papers_references.items()})
+                       published_references={swap(place): [swap(other) for other in others]
+                                          for place, others in self.published_references.items()})
 
     def lines(self) -> list[list[str]]:
         """Heads, then up to four lines a row: what of the cells, and a text for each column."""
-        lines = [["", "", *(column.words for column in self.columns)]]
+        lines = [["", "", *(column.label for column in self.columns)]]
         for row in self.rows:
             places = [Place(row, column) for column in self.columns]
             block = [[EPOCHS[epoch], *(self._measured(place, epoch) for place in places)] for epoch in self.epochs]
             block += [[" / ".join(key.replace("_", " ") for key in self.more),
                        *(self._rates(place, "last", self.more) for place in places)],
-                      ["paper, unchecked", *(self._of_paper(place) for place in places)]]
-            told = [line for line in block if any(line[1:])]
-            lines += [[row.words if line is told[0] else "", *line] for line in told]
+                      ["paper, unchecked", *(self._published_value(place) for place in places)]]
+            shown = [line for line in block if any(line[1:])]
+            lines += [[row.label if line is shown[0] else "", *line] for line in shown]
         return lines
 
     def _measured(self, place: Place, epoch: str) -> str:
@@ -100,7 +100,7 @@ class Table:
         cell = self.cells.get(place)
         if cell is None:
             return ""
-        rates = [spread(values.values()) if (values := cell.values(epoch, key)) else "" for key in keys]
+        rates = [mean_std(values.values()) if (values := cell.values(epoch, key)) else "" for key in keys]
         if any(rates) and cell.backdoor:  # asked for, and undefined where the test images lack what it is of
             rates = [rate or "n/a" for rate in rates]
         return " / ".join(filter(None, rates))
@@ -115,19 +115,19 @@ class Table:
         if not differences:
             return ""
         of = "" if len(differences) == len(values) else f", {len(differences)} of {len(values)} seeds"
-        return f" ({spread(differences, '+')}{of})"
+        return f" ({mean_std(differences, '+')}{of})"
 
-    def _of_paper(self, place: Place) -> str:
+    def _published_value(self, place: Place) -> str:
         values = self.published.get(place)
         if not values:
             return ""
-        places = self.papers_references.get(place, ())
+        places = self.published_references.get(place, ())
         base = next((self.published[other] for other in places if other in self.published), None)
         less = f" ({values[0] - base[0]:+.2f})" if base else ""
         return " / ".join(f"{value:g}" if len(self.keys) > 1 else f"{value:.2f}" for value in values) + less
 
 
-def told(table: Table) -> list[str]:
+def format_table(table: Table) -> list[str]:
     """The table, the sentences and the summary below it, as blocks of Markdown."""
     blocks = [markdown(table.lines())]
     if table.notes:

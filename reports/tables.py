@@ -31,16 +31,16 @@ def _tables(collection: Collection) -> list[Table]:
     students = [cell for cell in own if cell.kind == "student"]
     with_data = [cell for cell in students if cell.description.uses_data]
     without = [cell for cell in students if not cell.description.uses_data]
-    taught, taught_without = {cell.source for cell in with_data}, {cell.source for cell in without}
+    sources, data_free_sources = {cell.source for cell in with_data}, {cell.source for cell in without}
     teachers = [cell for cell in own if cell.kind not in ("normal", "student")]
     normal = [cell for cell in own if cell.kind == "normal"]
     made = []
-    networks = normal + [cell for cell in teachers if cell.experiment not in taught_without - taught]
+    networks = normal + [cell for cell in teachers if cell.experiment not in data_free_sources - sources]
     if with_data or (networks and not without):
         table = Table(f"students {collection.name}", f"Students with data, {collection.title}")
         made.append(fill(table, with_data, networks, PUBLISHED["students"].get(collection.dataset, {})))
     if without:
-        networks = normal + [cell for cell in teachers if cell.experiment in taught_without]
+        networks = normal + [cell for cell in teachers if cell.experiment in data_free_sources]
         table = Table(f"datafree {collection.name}", f"Students without data, {collection.title}")
         made.append(fill(table, without, networks, PUBLISHED["datafree"].get(collection.dataset, {})))
     return made + of_attacks + of_backdoors

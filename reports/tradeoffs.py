@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.attacks import Teacher, Theft, thefts
-from reports.cells import RECIPE, AnsweringTeacher, Cell, Collection, in_words, spread
-from reports.table import Head
-from reports.verdicts import Verdict, efficiency_in_words
+from reports.cells import RECIPE, Cell, Collection, DeployedTeacher, mean_std, network_display_name
+from reports.table import Header
+from reports.verdicts import Verdict, format_efficiency
 from runs.stages import answer_defense_name, display_name
 from utils.results import is_number
 
@@ -21,7 +21,7 @@ class Point:
 
     strength: float | None  # of its defense
     teacher: Sequence[float]  # accuracy in percent as its clients meet it, one a seed
-    verdict: Verdict[Head]
+    verdict: Verdict[Header]
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Series:
     points: list[Point]
 
     @property
-    def undefended(self) -> bool:
+    def unprotected(self) -> bool:
         return not self.answers and not self.name
 
     @property
@@ -61,14 +61,14 @@ class Tradeoff:
         """Heads, then a line a teacher."""
         lines = [["defense", "strength", "teacher, %", "strongest attack", "its student, %",
                   "floor, %", "efficiency"]]
-        undefended = next((series.points[0].verdict for series in self.series if series.undefended), None)
+        unprotected = next((series.points[0].verdict for series in self.series if series.unprotected), None)
         for series in self.series:
             for point in series.points:
                 strength = "" if point.strength is None else f"{series.parameter} {point.strength:g}".strip()
-                lines.append([series.name or "none", strength, spread(point.teacher), point.verdict.attack.words,
-                              spread(point.verdict.student),
-                              spread(point.verdict.floor) if point.verdict.floor else "",
-                              efficiency_in_words(undefended, point.verdict)])
+                lines.append([series.name or "none", strength, mean_std(point.teacher), point.verdict.attack.label,
+                              mean_std(point.verdict.student),
+                              mean_std(point.verdict.floor) if point.verdict.floor else "",
+                              format_efficiency(unprotected, point.verdict)])
         kept = [place for place in range(len(lines[0])) if place < 5 or any(line[place] for line in lines[1:])]
         return [[line[place] for place in kept] for line in lines]
 
@@ -89,7 +89,7 @@ def _tradeoff(collection: Collection, own: Sequence[Cell], theft: Theft) -> Trad
         accuracies = _accuracies(teacher, theft.students, by_experiment.get(teacher[0]))
         kind, answers = head.key[2], teacher[1]
         if head in theft.verdicts and accuracies and (kind not in NOT_DEFENSES or answers != "none"):
-            key, strength = _apart_from_strength(teacher, by_experiment.get(teacher[0]))
+            key, strength = _split_strength(teacher, by_experiment.get(teacher[0]))
             groups.setdefault(key, []).append((teacher, Point(strength, accuracies, theft.verdicts[head])))
     kinds = {teacher: head.key[2] for teacher, head in theft.teachers.items()}
     names = _names([members[0][0] for members in groups.values()], kinds, by_experiment)
@@ -100,15 +100,16 @@ def _tradeoff(collection: Collection, own: Sequence[Cell], theft: Theft) -> Trad
         parameter = cell.description.strength if cell and teacher[1] == "none" else ""
         points = sorted((point for _, point in members), key=lambda point: point.strength or 0.0)
         series.append(Series(names[teacher], parameter, teacher[1] != "none", points))
-    series.sort(key=lambda each: (not each.undefended, each.answers))
-    normal = theft.verdicts.get(theft.undefended) if theft.undefended else None
-    references = {"labels, no teacher": list(theft.alone.values("last").values()) if theft.alone else [],
+    series.sort(key=lambda each: (not each.unprotected, each.answers))
+    normal = theft.verdicts.get(theft.unprotected) if theft.unprotected else None
+    references = {"labels, no teacher": list(theft.no_teacher.values("last").values()) if theft.no_teacher else [],
                   "hard labels of the normal teacher": list(normal.floor) if normal and not theft.labels else []}
-    if all(each.undefended for each in series):
+    if all(each.unprotected for each in series):
         return None
     return Tradeoff(f"tradeoff {theft.table.name.removeprefix('attacks ')}",
-                    f"Protection and its price, {collection.title}, student {in_words(theft.network)}, {theft.thief}, "
-                    "last epoch", series, {name: values for name, values in references.items() if values})
+                    f"Protection and its price, {collection.title}, student {network_display_name(theft.network)}, "
+                    f"{theft.thief}, last epoch", series,
+                    {name: values for name, values in references.items() if values})
 
 
 def _accuracies(teacher: Teacher, students: Sequence[Cell], network: Cell | None) -> list[float]:
@@ -120,28 +121,28 @@ def _accuracies(teacher: Teacher, students: Sequence[Cell], network: Cell | None
     direct = [cell for cell in students if not cell.description.control
               and (cell.source, cell.description.answer_defense) == teacher]
     for cell in sorted(direct, key=lambda cell: cell.description.interface == "logits"):  # rounding may change ties
-        found |= AnsweringTeacher.of(cell).values("last")
+        found |= DeployedTeacher.of(cell).values("last")
     return [found[seed] for seed in sorted(found)]
 
 
-def _apart_from_strength(teacher: Teacher, network: Cell | None) -> tuple[Hashable, float | None]:
+def _split_strength(teacher: Teacher, network: Cell | None) -> tuple[Hashable, float | None]:
     """What teachers of one series have in common, and the strength of a teacher's defense."""
     place, defense = teacher
     if defense != "none":
         name, _, strength = defense.partition(":")
-        return (str(place), name), float(strength) if _reads_as_number(strength) else None
+        return (str(place), name), float(strength) if _is_number(strength) else None
     if network is None:
         return str(place), None
     what = network.description
     value = dict(what.settings).get(what.strength)
-    rest = tuple((key, str(setting)) for key, setting in what.settings if key != what.strength)
+    other_settings = tuple((key, str(setting)) for key, setting in what.settings if key != what.strength)
     recipe = tuple(str(network.params.get(key)) for key in RECIPE)
     if not is_number(value):
         return str(place), None
-    return (what.kind, network.network, rest, recipe), float(value)
+    return (what.kind, network.network, other_settings, recipe), float(value)
 
 
-def _reads_as_number(text: str) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
@@ -173,7 +174,7 @@ def _names(teachers: Sequence[Teacher], kinds: dict[Teacher, str],
         place, defense = teacher
         own = trained(teacher)
         if defense != "none" and own:
-            _, strength = _apart_from_strength((place, "none"), by_experiment.get(place))
+            _, strength = _split_strength((place, "none"), by_experiment.get(place))
             own += "" if strength is None else f" {strength:g}"
         names[teacher] = " + ".join(filter(None, [own, _answer_defense(defense)]))
     words = list(names.values())
@@ -187,4 +188,4 @@ def _answer_defense(specification: str) -> str:
     if name == "none":
         return ""
     words = answer_defense_name(name)
-    return f"{words} {strength}" if strength and not _reads_as_number(strength) else words
+    return f"{words} {strength}" if strength and not _is_number(strength) else words

@@ -57,19 +57,19 @@ def judge(attempts: Mapping[Name, Attempt], floor: Sequence[float] = ()) -> Verd
     return Verdict(strongest, attempts[strongest].accuracies, floor or max(hard_labels, key=mean, default=()))
 
 
-def efficiency(undefended: Verdict, defended: Verdict) -> float | None:
+def efficiency(unprotected: Verdict, protected: Verdict) -> float | None:
     """The part of the undefended teacher's headroom that a defense takes; None without headroom.
 
     Above 1, its students are worse than the floor of the undefended teacher, as where it is a worse teacher itself.
     """
-    if undefended.headroom is None or not undefended.has_headroom:
+    if unprotected.headroom is None or not unprotected.has_headroom:
         return None
-    return (mean(undefended.student) - mean(defended.student)) / undefended.headroom
+    return (mean(unprotected.student) - mean(protected.student)) / unprotected.headroom
 
 
-def efficiency_in_words(undefended: Verdict | None, defended: Verdict) -> str:
+def format_efficiency(unprotected: Verdict | None, protected: Verdict) -> str:
     """`0.50`, `no headroom`, or nothing where there is no undefended teacher with a floor."""
-    if undefended is None or undefended is defended or undefended.headroom is None:
+    if unprotected is None or unprotected is protected or unprotected.headroom is None:
         return ""
-    found = efficiency(undefended, defended)
+    found = efficiency(unprotected, protected)
     return "no headroom" if found is None else f"{found:.2f}"

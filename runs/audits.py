@@ -98,7 +98,7 @@ class AuditParams(DataParams):
         """Those of the students, with what was given of their parameters."""
         return [each.model_dump(exclude_unset=True) for each in self.students or ()] or [self.network]
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        yield from super().without_effect()
+    def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective_parameters()
         if self.attacks and self.interfaces and self.thieves:
             yield "preset", '"attacks", "interfaces" and "thieves" are given'

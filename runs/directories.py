@@ -59,22 +59,22 @@ def experiment(directory: Path) -> Path:
 def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """All runs at and below directories, by path, and a remark on each place that is none or cannot be read."""
     runs: dict[Path, Run] = {}
-    remarks = []
+    warnings = []
     for root in roots:
         if not root.is_dir():
-            remarks.append(f"{root}: " + ("is no directory" if root.exists() else "does not exist"))
+            warnings.append(f"{root}: " + ("is no directory" if root.exists() else "does not exist"))
             continue
         files = _files(root)
         if not files:
-            remarks.append(f"{root}: no params.json in it or below it")
+            warnings.append(f"{root}: no params.json in it or below it")
         for file in files:
             if file.parent.resolve() in runs:
                 continue
             try:
-                runs[file.parent.resolve()] = _read(file.parent, remarks)
+                runs[file.parent.resolve()] = _read(file.parent, warnings)
             except (UserError, OSError) as error:
-                remarks.append(f"left out: {error}")
-    return sorted(runs.values(), key=lambda run: run.directory), remarks
+                warnings.append(f"left out: {error}")
+    return sorted(runs.values(), key=lambda run: run.directory), warnings
 
 
 def unreadable(roots: Iterable[Path], runs: Iterable[Run]) -> list[Path]:
@@ -97,11 +97,11 @@ def is_audit(file: Path) -> bool:
         return False
 
 
-def _read(directory: Path, remarks: list[str]) -> Run:
+def _read(directory: Path, warnings: list[str]) -> Run:
     """Raises UserError where params.json is none of ours."""
     file = directory / "params.json"
     values = read_json(file)
-    history = _history(directory / "metrics.csv", remarks)
+    history = _history(directory / "metrics.csv", warnings)
     try:
         results = Results.read(directory / "results.json")
         if results:
@@ -112,9 +112,9 @@ def _read(directory: Path, remarks: list[str]) -> Run:
                 stale.append(f"num_epochs ({params.num_epochs} -> {now.num_epochs})")
             return Run(directory, params, results, history, tuple(stale))
     except ValidationError:
-        remarks.append(f"{directory / 'results.json'} has other parameters than its stage reads: taken as unfinished")
+        warnings.append(f"{directory / 'results.json'} has other parameters than its stage reads: taken as unfinished")
     except (UserError, OSError) as error:
-        remarks.append(f"taken as unfinished: {error}")
+        warnings.append(f"taken as unfinished: {error}")
     return Run(directory, check_params(values, file, _checked_stage(values, file), {}), history=history)
 
 
@@ -125,7 +125,7 @@ def _checked_stage(values: dict[str, Any], file: Path) -> Stage:
     return stage_of(values)
 
 
-def _history(file: Path, remarks: list[str]) -> list[Row]:
+def _history(file: Path, warnings: list[str]) -> list[Row]:
     """The rows of a metrics.csv up to the first that is damaged; none where there is no such file."""
     rows: list[Row] = []
     try:
@@ -138,5 +138,5 @@ def _history(file: Path, remarks: list[str]) -> list[Row]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, csv.Error):
-        remarks.append(f"{file} is damaged after {len(rows)} rows")
+        warnings.append(f"{file} is damaged after {len(rows)} rows")
     return rows

@@ -32,17 +32,17 @@ PRELOADED = ("train_scratch", "train_nasty", "train_kd", "train_poisoned", "trai
 class Watcher:
     """Is told what becomes of the runs. This one prints a line each time."""
 
-    def begun(self, run: Run, number: int, of: int) -> None:
-        _say(f"[{number} of {of}] {run.command}")
+    def started(self, run: Run, number: int, of: int) -> None:
+        _print_line(f"[{number} of {of}] {run.command}")
 
     def finished(self, run: Run, seconds: float) -> None:
-        _say(f"finished in {seconds:.0f} s: {run.directory}")
+        _print_line(f"finished in {seconds:.0f} s: {run.directory}")
 
     def failed(self, run: Run, error: str) -> None:
-        _say(f"failed: {run.directory}: {error}")
+        _print_line(f"failed: {run.directory}: {error}")
 
-    def left_out(self, run: Run) -> None:
-        _say(f"left out, as it needs what failed: {run.directory}")
+    def skipped(self, run: Run) -> None:
+        _print_line(f"left out, as it needs what failed: {run.directory}")
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Running:
     run: Run
     process: BaseProcess
     slot: int
-    begun: float
+    started: float
 
 
 class Pool:
@@ -87,16 +87,16 @@ class Pool:
                     while ready and self._free:
                         at = ready.pop(0)
                         if any(source in failed for source in graph[at]):
-                            self.watcher.left_out(runs[at])
+                            self.watcher.skipped(runs[at])
                             failed.append(at)
                             order.done(at)
                             ready += order.get_ready()
                             continue
                         number += 1
-                        self.watcher.begun(runs[at], number, len(graph))
-                        with interrupts.held():  # else a process could be begun of which nobody knows
-                            begun = self._start(runs[at], Path(errors))
-                            running[begun.process.sentinel] = begun
+                        self.watcher.started(runs[at], number, len(graph))
+                        with interrupts.deferred():  # else a process could be begun of which nobody knows
+                            started = self._start(runs[at], Path(errors))
+                            running[started.process.sentinel] = started
                     for sentinel in connection.wait(list(running)) if running else ():
                         ended = running.pop(sentinel)
                         if not self._end(ended, Path(errors)):
@@ -115,9 +115,9 @@ class Pool:
         if self.gpus:
             words += ["--gpu_id", str(self.gpus[slot % len(self.gpus)])]
         process = self._context.Process(target=_stage, args=(words, None if self.show else str(errors / str(slot))))
-        begun = _Running(run, process, slot, time.monotonic())
+        started = _Running(run, process, slot, time.monotonic())
         process.start()
-        return begun
+        return started
 
     def _end(self, ended: _Running, errors: Path) -> bool:
         """Tell what became of a run whose process has ended. Returns whether it is finished."""
@@ -130,7 +130,7 @@ class Pool:
                 text = text.rpartition("\n")[2]
             self.watcher.failed(ended.run, text or f"exit status {status}")
         else:
-            self.watcher.finished(ended.run, time.monotonic() - ended.begun)
+            self.watcher.finished(ended.run, time.monotonic() - ended.started)
         file.unlink(missing_ok=True)
         return not status
 
@@ -170,5 +170,5 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(f"{text}\n", end="", flush=True)

@@ -23,17 +23,17 @@ def write(run: Run, seed: int, siblings: Sequence[Run]) -> tuple[bool, list[str]
     file = run.directory / f"seed{seed}" / "params.json"
     params = read_json(run.directory / "params.json") | (run.results.set if run.results else {})
     seeded = {absolute(sibling.directory) for sibling in siblings}
-    wanted, remarks = {}, []
+    wanted, warnings = {}, []
     for key in run.params.checkpoints().keys() & params.keys():
         path = Path(params[key])
         if absolute(path.parent) in seeded or (path.parent / f"seed{seed}").is_dir():
             wanted[key] = str(path.parent / f"seed{seed}" / path.name)
         else:
-            remarks.append(f"{file.parent} reads {path}, as that has no seed {seed}")
+            warnings.append(f"{file.parent} reads {path}, as that has no seed {seed}")
     if file.exists():
         there = read_json(file)
         return False, [f"{file.parent} reads {there.get(key)}, though there is {path}" for key, path in wanted.items()
                        if there.get(key) != path]
     file.parent.mkdir(exist_ok=True)
     write_text(file, json.dumps({"seed": seed} | params | wanted | {"seed": seed}, indent=4) + "\n")
-    return True, remarks
+    return True, warnings

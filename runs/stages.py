@@ -111,8 +111,8 @@ class PoisonedParams(BackdoorParams, DataParams):
     def description(self) -> Description:
         return Description("teacher", kind="poisoned")
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        yield from super().without_effect()
+    def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective_parameters()
         if not self.surrogate_resume:
             keys = "surrogate_model", "surrogate_num_channels", "surrogate_model_options"
             yield from ((key, 'there is no "surrogate_resume"') for key in keys)

@@ -49,12 +49,12 @@ class Source:
 
 
 def read_source(name: str, file: str = "last_model.tar", given: Mapping[str, Any] | None = None,
-                like: Source | None = None) -> Source:
+                default: Source | None = None) -> Source:
     """Read a checkpoint: that of a run's directory, or a file.
 
     file: which one of a directory. given: parameters that replace the checkpoint's own, and that one which no run of
-    ours wrote needs: `model_name` and `dataset`. like: the source whose network and images a checkpoint has that says
-    nothing of its own. Raises UserError where they are missing or wrong or nothing can be
+    ours wrote needs: `model_name` and `dataset`. default: the source whose network and images a checkpoint has that
+    says nothing of its own. Raises UserError where they are missing or wrong or nothing can be
     loaded, and where the checkpoint, which may come from anyone, names code to import: that is the user's own choice,
     by `given` or in the params.json of the directory.
     """
@@ -62,9 +62,9 @@ def read_source(name: str, file: str = "last_model.tar", given: Mapping[str, Any
     loaded = checkpoint.load(path / file if path.is_dir() else name)
     data, own = (loaded.content.get(key) for key in ("data", "params"))
     values: dict[str, Any] = {}
-    if like is not None and data is None and own is None:
-        own = {key: getattr(like.params, key) for key in RECORDED}
-        trusted = like.params.model_name
+    if default is not None and data is None and own is None:
+        own = {key: getattr(default.params, key) for key in RECORDED}
+        trusted = default.params.model_name
     for record in (data, own, chosen):  # the later ones win
         if isinstance(record, dict):
             values |= {key: record[key] for key in RECORDED if record.get(key) is not None}

@@ -46,9 +46,9 @@ def run_all() -> None:
     if wrong := [seed for seed in arguments.seeds if seed < 0]:
         raise UserError(f"--seeds: {wrong[0]} is no seed: 0 or more")
     runs, unread = _with_seeds(arguments.directories, arguments.seeds, arguments.dry_run)
-    runs, in_vain = without(runs, unread)
-    print("".join(f"remark: left out: {text}\n" for text in in_vain), end="")
-    left_out = "; ".join([f"cannot be read: {directory / 'params.json'}" for directory in unread] + in_vain)
+    runs, skipped = without(runs, unread)
+    print("".join(f"remark: left out: {text}\n" for text in skipped), end="")
+    left_out = "; ".join([f"cannot be read: {directory / 'params.json'}" for directory in unread] + skipped)
     graph = needs(runs)
     check_sources(runs)
     by_directory = {run.directory: run for run in runs}
@@ -59,12 +59,12 @@ def run_all() -> None:
         print("".join(f"{by_directory[directory].command}\n" for directory in waiting), end="")
         _end(left_out)
         return
-    begun = time.monotonic()
+    start_time = time.monotonic()
     pool = Pool(jobs, gpus=arguments.gpus, data_dir=arguments.data_dir, show=jobs == 1)  # side by side they would mix
     failed = pool.run({directory: graph[directory] for directory in waiting}, by_directory)
     if waiting:
         done = len(waiting) - len(failed)
-        print(f"{done} run{'s' * (done != 1)} in {time.monotonic() - begun:.0f} s")
+        print(f"{done} run{'s' * (done != 1)} in {time.monotonic() - start_time:.0f} s")
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs are not finished: {', '.join(map(str, failed))}"
                         + f"; {left_out}" * bool(left_out))
@@ -83,8 +83,8 @@ def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> tuple[lis
     if absent := [root for root in roots if not root.is_dir()]:
         raise UserError(f"{absent[0]} " + ("is no directory" if absent[0].exists() else
                                            f"does not exist in {Path.cwd()}"))
-    runs, remarks = find(roots)
-    print("".join(f"remark: {text}\n" for text in remarks), end="")
+    runs, warnings = find(roots)
+    print("".join(f"remark: {text}\n" for text in warnings), end="")
     if not runs:
         raise UserError("there is no experiment")
     places = {place for run in runs for place in (run.directory.resolve(), *run.directory.resolve().parents)}

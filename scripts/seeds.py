@@ -24,24 +24,24 @@ from utils.errors import UserError
 def write_seeds() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", nargs="+", metavar="SEED ... DIR", help="numbers from 1, then directories")
-    words = parser.parse_args().seeds
-    seeds = [int(word) for word in words if word.isdecimal()]
-    roots = [Path(word) for word in words if not word.isdecimal()]
+    arguments = parser.parse_args().seeds
+    seeds = [int(word) for word in arguments if word.isdecimal()]
+    roots = [Path(word) for word in arguments if not word.isdecimal()]
     if not seeds or not roots:
         raise UserError("give seeds and directories: scripts/seeds.py 1 2 experiments/demo")
     if absent := [root for root in roots if not root.is_dir()]:
         raise UserError(f"{absent[0]} is neither a seed nor a directory")
-    runs, remarks = find(roots)
+    runs, warnings = find(roots)
     unread = [str(directory / "params.json") for directory in unreadable(roots, runs)]
     plain = [run for run in runs if not is_seed(run.directory)]
-    remarks += [f"no experiment in {', '.join(map(str, roots))}"] * (not plain)
+    warnings += [f"no experiment in {', '.join(map(str, roots))}"] * (not plain)
     written = there = 0
     for seed in seeds:
         for run in plain:
-            new, doubts = write(run, seed, plain)
+            new, seed_warnings = write(run, seed, plain)
             written, there = written + new, there + (not new)
-            remarks += doubts
-    print("".join(f"remark: {text}\n" for text in remarks), end="")
+            warnings += seed_warnings
+    print("".join(f"remark: {text}\n" for text in warnings), end="")
     print(f"{written} written" + (f", {there} are there already" if there else ""))
     if unread:
         sys.exit(f"error: cannot be read: {', '.join(unread)}")

@@ -28,7 +28,7 @@ from utils.datasets import Dataset, load_dataset
 from utils.errors import UserError
 
 IMAGES, POINTS = 6, 1000
-COLOURS = ("tab:blue", "tab:red", "tab:green", "tab:orange")
+COLORS = ("tab:blue", "tab:red", "tab:green", "tab:orange")
 
 
 def show_teachers() -> None:
@@ -49,7 +49,7 @@ def show_teachers() -> None:
 
     def pixels(source: Source, index: Tensor) -> Tensor:
         mean, std = source.params.mean or dataset.mean, source.params.std or dataset.std
-        return augment.normalise(dataset.test_images[index], torch.tensor(mean), torch.tensor(std))
+        return augment.normalize(dataset.test_images[index], torch.tensor(mean), torch.tensor(std))
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     chosen = torch.stack([(dataset.test_labels == label).nonzero()[0, 0]
@@ -94,7 +94,7 @@ def responses(dataset: Dataset, chosen: Tensor, answers: Sequence[Tensor], names
         picture.axis("off")
         for number, logits in enumerate(answers):
             places = [at - 0.4 + (number + 0.5) * width for at in range(len(classes))]
-            bars.bar(places, logits[row].tolist(), width, color=COLOURS[number % len(COLOURS)])
+            bars.bar(places, logits[row].tolist(), width, color=COLORS[number % len(COLORS)])
         bars.axhline(0, color="black", lw=0.8)
         bars.axvspan(label - 0.5, label + 0.5, color="0.9", zorder=0)
         bars.set_ylabel("logit")

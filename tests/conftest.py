@@ -39,8 +39,8 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "colours"
     random = np.random.default_rng(0)
     for part, count in (("train", 15), ("test", 5)):
-        for label, colour in enumerate(("blue", "green", "red")):
-            folder = root / part / colour
+        for label, color in enumerate(("blue", "green", "red")):
+            folder = root / part / color
             folder.mkdir(parents=True)
             for i in range(count):
                 pixels = random.integers(0, 90, (32, 32, 3), dtype=np.uint8)

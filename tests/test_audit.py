@@ -17,9 +17,9 @@ from conftest import FEW, ROOT, all_end, command, environment, refused, results
 
 from attacks import REGISTRY
 from audits import document
-from audits.plan import CORE, LEAST_STEPS, MOST_LONGER, plan
+from audits.plan import CORE, MAX_EPOCH_FACTOR, MIN_STEPS, plan
 from audits.progress import duration, seconds_left
-from audits.result import Audit, Spread, Student, judge_all
+from audits.result import Audit, MeanStd, Student, judge_all
 from model import build_model
 from runs.audits import LABELED, NO_DATA, UNLABELED
 from runs.directories import Run, find, is_audit
@@ -106,9 +106,9 @@ def test_each_student_has_references_of_its_network_and_images():
 def test_a_smaller_budget_means_more_epochs_and_smaller_batches():
     made = grid(attacks=["kd"], query_budgets=[5, 20, None], num_epochs=10, schedule=[6], batch_size=8)
     recipes = {each.images: each.params() for each in made.attempts if each.victim == "model"}
-    assert [recipes[images].num_epochs for images in (None, 20, 5)] == [10, round(10 * 45 / 20), 10 * MOST_LONGER]
-    assert [recipes[images].schedule for images in (None, 20, 5)] == [[6], [round(6 * 45 / 20)], [6 * MOST_LONGER]]
-    assert [recipes[images].batch_size for images in (None, 20, 5)] == [8, 20 // LEAST_STEPS, 2]
+    assert [recipes[images].num_epochs for images in (None, 20, 5)] == [10, round(10 * 45 / 20), 10 * MAX_EPOCH_FACTOR]
+    assert [recipes[images].schedule for images in (None, 20, 5)] == [[6], [round(6 * 45 / 20)], [6 * MAX_EPOCH_FACTOR]]
+    assert [recipes[images].batch_size for images in (None, 20, 5)] == [8, 20 // MIN_STEPS, 2]
     assert [recipes[images].query_budget for images in (None, 20, 5)] == [None, 20, 5]
     alone = {each.images: each.params() for each in of_victim(made.attempts, "none")}
     assert alone[20].subset_size == 20 and alone[20].num_epochs == recipes[20].num_epochs
@@ -178,7 +178,7 @@ def student(accuracy, attack="KD", *, thief=UNLABELED, victim="model", answers="
     seeds = dict(enumerate(accuracy if isinstance(accuracy, list) else [accuracy]))
     return Student(network=network, images=images, count=images or 45, thief=thief, victim=victim, answers=answers,
                    attack=attack, answer_defense=answer_defense, top_class_only=top_class_only,
-                   accuracy=Spread.of(f"{thief}/{victim}/{answers}/{attack}", seeds))
+                   accuracy=MeanStd.of(f"{thief}/{victim}/{answers}/{attack}", seeds))
 
 
 def hard(accuracy, **values):
@@ -333,7 +333,7 @@ def test_a_network_of_other_classes_is_refused(experiment, constant, call, data,
 ])
 def test_bad_input_is_one_line_and_nothing_is_written(experiment, constant, call, monkeypatch, values, arguments,
                                                       words):
-    monkeypatch.setattr("audits.model.LEAST_ABOVE_CHANCE", -1)
+    monkeypatch.setattr("audits.model.MIN_ABOVE_CHANCE", -1)
     line = refused(call, "audit", audit_directory(experiment, constant, **values), *arguments)
     assert words in line
 

@@ -9,10 +9,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 import datafree
-from datafree.distiller import Facts
+from datafree.distiller import DataSpec
 from datafree.ood import OoD
 from model import build_model
-from utils.augment import crop, crop_flip, normalise, pad, rotate_flip
+from utils.augment import crop, crop_flip, normalize, pad, rotate_flip
 from utils.data import chosen_augmentation
 from utils.errors import UserError
 
@@ -107,7 +107,7 @@ def test_rotation_fills_with_zeros():
 def test_normalise_equals_to_tensor_and_normalize_in_channels_last():
     images = images_of(16, 32, 32)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-    result = normalise(images, torch.tensor(mean), torch.tensor(std))
+    result = normalize(images, torch.tensor(mean), torch.tensor(std))
     assert result.shape == (16, 3, 32, 32) and result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
     expected = torch.stack([vision.normalize(vision.to_tensor(image.numpy()), mean, std) for image in images])
@@ -116,8 +116,8 @@ def test_normalise_equals_to_tensor_and_normalize_in_channels_last():
 
 def test_normalise_takes_slices_that_are_not_contiguous():
     images, one = images_of(4, 8, 8), torch.ones(3)
-    whole = normalise(images, 0 * one, one)
-    torch.testing.assert_close(normalise(images[:, ::2, 2:6], 0 * one, one), whole[:, :, ::2, 2:6])
+    whole = normalize(images, 0 * one, one)
+    torch.testing.assert_close(normalize(images[:, ::2, 2:6], 0 * one, one), whole[:, :, ::2, 2:6])
 
 
 def test_padding_is_black_and_not_the_mean():
@@ -125,7 +125,7 @@ def test_padding_is_black_and_not_the_mean():
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
     nowhere = torch.zeros(1, dtype=torch.int64)
     batch = crop_flip(pad(images_of(1, 8, 8), 4), nowhere, nowhere, nowhere, torch.tensor([False]), 8)
-    torch.testing.assert_close(normalise(batch, mean, std)[0, :, 0, 0], -mean / std)
+    torch.testing.assert_close(normalize(batch, mean, std)[0, :, 0, 0], -mean / std)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -156,8 +156,8 @@ def test_1_is_the_recipe_of_the_data_set_and_a_name_replaces_it(recipe):
 @pytest.mark.parametrize("value, recipe, flips", [(1, "crop_flip", True), ("shift", "crop", False), (0, None, False)])
 def test_data_free_methods_know_whether_classes_survive_a_mirror(call, experiment, tmp_path, monkeypatch, value, recipe,
                                                                  flips):
-    def check(self, student, teacher, facts, params, dtype):
-        assert (facts.augmentation, facts.flips) == (recipe, flips)
+    def check(self, student, teacher, spec, params, dtype):
+        assert (spec.augmentation, spec.flips) == (recipe, flips)
         raise UserError("that is all")
     monkeypatch.setattr(datafree.REGISTRY["cmi"], "__init__", check)
     teacher = tmp_path / "teacher.tar"
@@ -174,5 +174,5 @@ def test_patches_are_mirrored_where_images_may_be_and_never_rotated(tmp_path, re
     params = OoD.Params(dataset="demo", method="ood", model_name="net", teacher_model="net", teacher_resume="x",
                        picture=str(picture), patches=4, batch_size=2)
     student, teacher = (build_model("net", 2, num_channels=4) for _ in range(2))
-    facts = Facts(2, 32, torch.zeros(3), torch.ones(3), recipe)
-    assert OoD(student, teacher.eval(), facts, params, torch.float32).batches.augmentation == patches
+    spec = DataSpec(2, 32, torch.zeros(3), torch.ones(3), recipe)
+    assert OoD(student, teacher.eval(), spec, params, torch.float32).batches.augmentation == patches

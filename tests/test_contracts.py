@@ -139,7 +139,7 @@ class TestEveryMethod:
             params = SimpleNamespace(learning_rate=0.1, annealing="steps", schedule=[], gamma=1, optimizer="sgd",
                                      compile="auto", cuda_graph="auto", num_epochs=3)
             made = Supervised(network, loss, batches, params, torch.float32, method)
-            made.begin(print)
+            made.setup(print)
             return made
 
         pixels = torch.randint(256, (COUNT, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(4)).byte()
@@ -231,7 +231,7 @@ def test_a_frozen_network_stays_in_eval_mode_behind_an_interface():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     part = Images(torch.randint(256, (6, SIZE, SIZE, 3)).byte(), torch.arange(6) % CLASSES, torch.zeros(3),
                   torch.ones(3))
-    Evaluation({"test": part}, torch.float32)(frozen.answering)
+    Evaluation({"test": part}, torch.float32)(frozen.with_interface)
     frozen(Batch(torch.randn(4, 3, SIZE, SIZE), torch.arange(4), torch.arange(4), torch.tensor(0.0)))
     assert not any(module.training for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -246,7 +246,7 @@ def test_zeros_of_an_interface_are_no_fault_of_the_network(monkeypatch):
     assert answers(torch.randn(4, CLASSES)).isneginf().sum() == 4 * (CLASSES - 1)
     part = Images(torch.zeros(6, SIZE, SIZE, 3, dtype=torch.uint8), torch.arange(6) % CLASSES, torch.zeros(3),
                   torch.ones(3))
-    row = Evaluation({"test": part}, torch.float32)(Frozen(Small(), answers).answering)
+    row = Evaluation({"test": part}, torch.float32)(Frozen(Small(), answers).with_interface)
     assert 0 < row["test_loss"] < 14  # -log 1e-6
 
 
@@ -291,7 +291,7 @@ def test_own_parameters_of_a_method_are_trained_with_a_rate_of_their_own():
             return attack(network, batch, answers[batch.index])
 
         learner = Supervised(Small(), loss, batches, params, torch.float32, attack)
-        learner.begin(print)
+        learner.setup(print)
         learner.epoch(0, "")
         assert not torch.equal(attack.scale.detach(), torch.ones(CLASSES))
         rates[kind] = [group["lr"] for optimizer in learner.step.optimizers for group in optimizer.param_groups]

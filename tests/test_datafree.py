@@ -11,7 +11,7 @@ from torch import nn
 
 from datafree import REGISTRY as METHODS
 from datafree.cmi import CMI
-from datafree.distiller import Facts
+from datafree.distiller import DataSpec
 from datafree.losses import attention_loss, kl_element_mean
 from datafree.ood import OoD
 from datafree.retrospection import Retrospection
@@ -19,7 +19,7 @@ from datafree.zskt import ZSKT, with_outputs
 from model import build_model
 from runs.stages import PoisonedParams
 from utils import run as run_module
-from utils.augment import normalise
+from utils.augment import normalize
 from utils.data import training_index
 from utils.datasets import load_dataset
 from utils.errors import UserError
@@ -59,8 +59,8 @@ def zskt(student=None, teacher=None, **params):
     drawn = networks()
     student, teacher = student or drawn[0], teacher or drawn[1]
     params = ZSKT.Params(**ZSKT_FEW, **{"dataset": "demo", "teacher_resume": "x", "batch_size": 8, **params})
-    facts = Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip")
-    learner = ZSKT(student.train(), teacher, facts, params, torch.float32)
+    spec = DataSpec(4, 32, torch.zeros(3), torch.ones(3), "crop_flip")
+    learner = ZSKT(student.train(), teacher, spec, params, torch.float32)
     return learner, torch.randn(8, 8)
 
 
@@ -141,7 +141,7 @@ def test_a_method_sees_no_image_of_the_data_set(call, distil, monkeypatch, metho
     monkeypatch.setattr(run_module, "load_dataset", guarded)
     monkeypatch.setattr(run_module, "split", lambda *a: (parts := split(*a), touched.append(
         parts["test"].images))[0])
-    for name in ("__init__", "begin", "epoch", "pictures"):
+    for name in ("__init__", "setup", "epoch", "epoch_images"):
         monkeypatch.setattr(METHODS[method], name, armed(getattr(METHODS[method], name)))
     done = call("train_datafree", directory)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_a_method_sees_no_image_of_the_data_set(call, distil, monkeypatch, metho
 def test_the_teachers_answers_that_are_kept_give_the_gradients_of_those_computed_anew():
     student, teacher = networks()
     learner, latent = zskt(student, teacher)
-    images, logits, groups = learner.answers(latent)
+    images, logits, groups = learner.query_teacher(latent)
     terms = learner.student_step(images, logits, groups, None)
     kept = [parameter.grad.clone() for parameter in student.parameters()]
 
@@ -177,8 +177,8 @@ def test_attention_is_transferred_between_all_networks_with_stages(student, teac
     params = ZSKT.Params(**ZSKT_FEW | {"dataset": "demo", "teacher_resume": "x", "batch_size": 2, "model_name": student,
                                       "teacher_model": teacher})
     learner = ZSKT(build_model(student, 4).train(), build_model(teacher, 4).eval().requires_grad_(False),
-                   Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip"), params, torch.float32)
-    images, logits, stages = learner.answers(torch.randn(2, 8))
+                   DataSpec(4, 32, torch.zeros(3), torch.ones(3), "crop_flip"), params, torch.float32)
+    images, logits, stages = learner.query_teacher(torch.randn(2, 8))
     assert len(stages) == count
     terms = learner.student_step(images, logits, stages, None)
     assert terms["attention"] > 0
@@ -394,8 +394,8 @@ def patches(**params):
     student, teacher = Recorder(build_model("net", 4, num_channels=4)), build_model("net", 4, num_channels=4)
     params = OoD.Params(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "batch_size": 8, "num_channels": 4,
                                     "patches": 48, **params})
-    facts = Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip")
-    return OoD(student, teacher.eval().requires_grad_(False), facts, params, torch.float32), student
+    spec = DataSpec(4, 32, torch.zeros(3), torch.ones(3), "crop_flip")
+    return OoD(student, teacher.eval().requires_grad_(False), spec, params, torch.float32), student
 
 
 def test_a_search_that_is_not_over_when_retrospection_begins_is_given_up(call, distil):
@@ -425,7 +425,7 @@ def test_a_teacher_without_batch_norms_is_refused_by_methods_that_look_at_them(w
                                        "batch_norm_weight": weight})
     with pytest.raises(UserError, match=f"{words}.*mlp"):
         METHODS["cmi"](build_model("mlp", 4), build_model("mlp", 4).eval(),
-                       Facts(4, 32, torch.zeros(3), torch.ones(3), "crop_flip"), params, torch.float32)
+                       DataSpec(4, 32, torch.zeros(3), torch.ones(3), "crop_flip"), params, torch.float32)
 
 
 def test_patches_are_mixed_in_pairs_unless_that_is_off():
@@ -448,11 +448,11 @@ def test_balanced_patches_show_the_teachers_rare_classes_more_often():
     rare = {}
     for switch in (0, 1):
         params = OoD.Params(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "patches": 300, "balance": switch})
-        facts = Facts(2, 32, torch.zeros(3), torch.ones(3), "crop_flip")
+        spec = DataSpec(2, 32, torch.zeros(3), torch.ones(3), "crop_flip")
         teacher = Brightness()
-        learner = OoD(build_model("net", 2), teacher, facts, params, torch.float32)
+        learner = OoD(build_model("net", 2), teacher, spec, params, torch.float32)
         part = learner.batches.part
-        rare[switch] = teacher(normalise(part.images, part.mean, part.std)).argmax(1).sum().item()
+        rare[switch] = teacher(normalize(part.images, part.mean, part.std)).argmax(1).sum().item()
     assert 0 < rare[0] < 100
     assert rare[1] == min(6 * rare[0], 150)
 

@@ -145,8 +145,8 @@ def test_no_patch_of_a_picture_is_an_empty_set(picture):
 
 
 def test_patches_take_turns_among_the_kinds(picture):
-    colour, grey, blob = (patches(picture, 90, 16, seed=0, kinds=KINDS)[i::3].float() for i in range(3))
-    assert (colour.max(3).values > colour.min(3).values).any((1, 2)).all()
+    color, grey, blob = (patches(picture, 90, 16, seed=0, kinds=KINDS)[i::3].float() for i in range(3))
+    assert (color.max(3).values > color.min(3).values).any((1, 2)).all()
     for kind in (grey, blob):
         assert torch.equal(kind[..., 0], kind[..., 1]) and torch.equal(kind[..., 0], kind[..., 2])
     # Of a patch minus its mean, clamped at 0, some is black and some is not; a blob leaves the corners black.
@@ -212,7 +212,7 @@ def times(indices, number):
 
 def test_balanced_classes_come_equally_often_and_their_images_too():
     predicted = torch.cat([torch.zeros(900), torch.ones(60), torch.full((40,), 2)]).long()
-    indices = balance(predicted, 360, 3, most=6)
+    indices = balance(predicted, 360, 3, max_per_class=6)
     assert torch.bincount(predicted[indices]).tolist() == [120] * 3
     often = times(indices, 1000)
     assert set(often[:900].tolist()) == {0, 1} and set(often[900:960].tolist()) == {2}
@@ -221,7 +221,7 @@ def test_balanced_classes_come_equally_often_and_their_images_too():
 
 def test_a_scarce_class_gives_what_it_can_and_the_others_share_the_rest():
     predicted = torch.cat([torch.zeros(500), torch.ones(500), torch.full((5,), 2)]).long()
-    indices = balance(predicted, 430, 4, most=6)
+    indices = balance(predicted, 430, 4, max_per_class=6)
     assert torch.bincount(predicted[indices], minlength=4).tolist() == [200, 200, 30, 0]
     assert times(indices, 1005).max() == 6
 

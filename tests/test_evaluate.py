@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from evaluate import evaluate
 from model import build_model
 from utils.cli import main
-from utils.quality import agreement, foreign_auroc, likeness, profile, quality
+from utils.quality import agreement, foreign_auroc, profile, quality, similarity
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_foreign_images_are_told_by_confidence():
 def test_rank_correlation_is_of_the_classes_below_the_top_and_ties_share_a_rank():
     reference = torch.tensor([[0.6, 0.2, 0.15, 0.05], [0.6, 0.3, 0.05, 0.05]]).log()
     network = torch.tensor([[0.5, 0.1, 0.15, 0.25], [0.4, 0.3, 0.2, 0.1]]).log()
-    found = likeness(network, reference)
+    found = similarity(network, reference)
     assert found["rank_correlation"] == pytest.approx((-1 + math.sqrt(3) / 2) / 2)
     assert found["l1_change"] == pytest.approx((0.4 + 0.4) / 2, rel=1e-5)
 

@@ -188,13 +188,13 @@ def test_exif_orientation_is_applied_as_viewers_apply_it(orientation, pictures, 
     with Image.open(path) as image:
         assert np.array_equal(dataset.test_images[0], np.asarray(ImageOps.exif_transpose(image)))
     rotated = "1 of 2 test images: rotated or mirrored by their EXIF orientation"
-    assert dataset.remarks == ((rotated,) if orientation > 1 else ())
+    assert dataset.warnings == ((rotated,) if orientation > 1 else ())
 
 
 def test_damaged_exif_is_no_reason_to_refuse_an_image(pictures, tmp_path):
     save_image(pictures / "test" / "cat" / "1.jpg", flat(77), exif=b"Exif\0\0garbage")
     dataset = load_dataset(f"folder:{pictures}", tmp_path)
-    assert (dataset.test_images[0] == 77).all() and dataset.remarks == ()
+    assert (dataset.test_images[0] == 77).all() and dataset.warnings == ()
 
 
 def transparent_below(mode: str) -> Image.Image:
@@ -220,7 +220,7 @@ def test_transparent_pixels_show_the_background(file, image, options, pictures, 
         for _ in range(2):  # decoded, and from the cache
             dataset = load_dataset(f"folder:{pictures}", tmp_path, **given)
             assert (dataset.test_images[0, :16] == 0).all() and (dataset.test_images[0, 16:] == level).all()
-            assert dataset.remarks == (f"1 of 2 test images: transparent, composed on {name}",)
+            assert dataset.warnings == (f"1 of 2 test images: transparent, composed on {name}",)
 
 
 def test_the_background_of_a_run_is_a_parameter_and_in_its_log(pictures, experiment, call):
@@ -236,7 +236,7 @@ def test_an_opaque_image_with_an_alpha_channel_keeps_its_pixels(pictures, tmp_pa
     pixels = noise(32, 32, 3)
     save_image(pictures / "test" / "cat" / "1.png", np.dstack([pixels, np.full((32, 32), 255, np.uint8)]))
     dataset = load_dataset(f"folder:{pictures}", tmp_path)
-    assert np.array_equal(dataset.test_images[0], pixels) and dataset.remarks == ()
+    assert np.array_equal(dataset.test_images[0], pixels) and dataset.warnings == ()
 
 
 def truncated() -> bytes:
@@ -353,7 +353,7 @@ def test_a_single_class_is_an_error(pictures, tmp_path):
 def test_sub_folders_of_class_folders_are_remarked_on(pictures, tmp_path):
     for name in ("cat/a", "cat/b", "dog/a"):
         save_image(pictures / "train" / name / "9.png", noise(8, 8, 3))
-    remark, = load_dataset(f"folder:{pictures}", tmp_path).remarks
+    remark, = load_dataset(f"folder:{pictures}", tmp_path).warnings
     assert remark == "images in sub-folders (cat/a, cat/b, dog/a) belong to the class of the outermost folder"
 
 

@@ -6,13 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datafree.contrast import Head, MemoryBank, contrast_loss, instance_means
-from datafree.distiller import Facts
+from datafree.contrast import MemoryBank, ProjectionHead, contrast_loss, instance_means
+from datafree.distiller import DataSpec
 from datafree.generator import Generator
-from datafree.inversion import batch_norm_loss, competition, disagreement, imbalance, inactivity, total_variation
+from datafree.inversion import (
+    activation_loss,
+    adversarial_js,
+    adversarial_kl,
+    batch_norm_loss,
+    information_entropy_loss,
+    total_variation,
+)
 from datafree.pool import ImagePool
 from datafree.synthesis import Best
-from datafree.views import rolled, shifted, zoomed
+from datafree.views import random_crop, random_resized_crop, random_roll
 from model import build_model
 from model.features import batch_norms, capture_inputs
 
@@ -30,7 +37,7 @@ def test_generators_and_the_head_have_the_known_numbers_of_parameters():
     assert count(Generator(256, pixels=True)) == 2_328_899
     assert count(Generator(256, width=256, pixels=True)) == 4_581_955
     assert count(Generator(512, width=256, pixels=True)) == 8_776_259
-    assert count(Head(912)) == 1_066_384
+    assert count(ProjectionHead(912)) == 1_066_384
 
 
 def test_a_generator_of_pixels_stays_within_0_and_1():
@@ -43,7 +50,7 @@ def test_a_generator_drawn_anew_forgets_its_weights_but_not_its_running_statisti
     generator = Generator(8, 16, pixels=True)
     generator(torch.randn(4, 8, generator=random()))
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    generator.reinitialise(random())
+    generator.reinitialize(random())
     after = generator.state_dict()
     assert all(torch.equal(before[name], after[name]) == ("running" in name or "num_batches" in name)
                for name in before if "layers.0.bias" not in name and not name.endswith(("3.bias", "7.bias")))
@@ -51,7 +58,7 @@ def test_a_generator_drawn_anew_forgets_its_weights_but_not_its_running_statisti
     assert after["layers.3.weight"].mean().item() == pytest.approx(1, abs=0.01)
     assert not after["linear.bias"].any()
     again = Generator(8, 16, pixels=True)
-    again.reinitialise(random())
+    again.reinitialize(random())
     assert torch.equal(after["linear.weight"], again.state_dict()["linear.weight"])
 
 
@@ -90,31 +97,31 @@ STUDENT = torch.tensor([[1.0, 1, 0], [0.5, 0.5, 0.5]])
 
 def test_disagreement_is_minus_the_divergence_where_it_counts():
     # Its mean over the batch is known; both arg-max of the student's ties are class 0, so of the first image alone.
-    assert disagreement(TEACHER, STUDENT).item() == pytest.approx(-0.2515114, abs=1e-6)
+    assert adversarial_kl(TEACHER, STUDENT).item() == pytest.approx(-0.2515114, abs=1e-6)
     first = F.kl_div(STUDENT[:1].log_softmax(1), TEACHER[:1].log_softmax(1), reduction="sum", log_target=True)
-    assert disagreement(TEACHER, STUDENT, where_alike=True).item() == pytest.approx(-first.item() / 2, rel=1e-6)
-    assert disagreement(TEACHER, STUDENT.flip(1), where_alike=True) == 0 * disagreement(TEACHER, TEACHER)
+    assert adversarial_kl(TEACHER, STUDENT, agreeing_only=True).item() == pytest.approx(-first.item() / 2, rel=1e-6)
+    assert adversarial_kl(TEACHER, STUDENT.flip(1), agreeing_only=True) == 0 * adversarial_kl(TEACHER, TEACHER)
 
 
 def test_competition_is_one_minus_jensen_shannon_at_temperature_3():
     p, q = (3 * torch.tensor([row]).log() for row in ([0.75, 0.25], [0.25, 0.75]))
     kl = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert competition(p, q).item() == pytest.approx(1 - kl, rel=1e-5)
-    assert competition(p, p).item() == pytest.approx(1)
+    assert adversarial_js(p, q).item() == pytest.approx(1 - kl, rel=1e-5)
+    assert adversarial_js(p, p).item() == pytest.approx(1)
     far = torch.tensor([[500.0, 0]]).requires_grad_()
-    loss = competition(far, -far.detach())
+    loss = adversarial_js(far, -far.detach())
     assert loss.item() == pytest.approx(1 - math.log(2))
     assert torch.autograd.grad(loss, far)[0].isfinite().all()
 
 
 def test_imbalance_is_the_negative_entropy_of_the_mean_prediction():
     sure = 100 * torch.eye(2)
-    assert imbalance(sure).item() == pytest.approx(-math.log(2))
-    assert imbalance(sure[:1]).item() == pytest.approx(0)
+    assert information_entropy_loss(sure).item() == pytest.approx(-math.log(2))
+    assert information_entropy_loss(sure[:1]).item() == pytest.approx(0)
 
 
 def test_inactivity_and_total_variation_by_hand():
-    assert inactivity(torch.tensor([[1.0, -3.0]])).item() == -2
+    assert activation_loss(torch.tensor([[1.0, -3.0]])).item() == -2
     image = torch.tensor([[0.0, 1.0], [2.0, 4.0]]).expand(1, 1, 2, 2)
     assert total_variation(image).item() == pytest.approx(math.hypot(1, 2) + math.hypot(2, 3) + 4 + 1)
 
@@ -165,13 +172,13 @@ def test_160_batches_of_256_fill_the_published_bank_and_4096_rows_are_served():
 
 def test_shifted_views_are_crops_of_the_padded_image_and_carry_gradients():
     images = torch.rand(6, 3, 8, 8, generator=random(1)).requires_grad_()
-    views = shifted(images, random(), padding=2, flip=True)
+    views = random_crop(images, random(), padding=2, flip=True)
     padded = F.pad(images.detach(), (2,) * 4)
     crops = [(padded[:, :, top:top + 8, left:left + 8], flip) for top in range(5) for left in range(5)
              for flip in (False, True)]
     for number, view in enumerate(views):
         assert any(torch.equal(view, crop[number].flip(2) if flip else crop[number]) for crop, flip in crops)
-    assert len({tuple(view.flatten().tolist()) for view in shifted(images[:1].expand(40, -1, -1, -1), random(),
+    assert len({tuple(view.flatten().tolist()) for view in random_crop(images[:1].expand(40, -1, -1, -1), random(),
                                                                    padding=2, flip=True)}) > 10
     views.sum().backward()
     assert images.grad.max() == 1
@@ -179,30 +186,30 @@ def test_shifted_views_are_crops_of_the_padded_image_and_carry_gradients():
 
 def test_signs_are_not_mirrored():
     images = torch.arange(8.0).expand(20, 1, 8, 8)  # brighter to the right
-    for view in (shifted(images, random(), padding=0, flip=False),
-                 zoomed(images, random(), scale=(0.25, 1.0), flip=False)):
+    for view in (random_crop(images, random(), padding=0, flip=False),
+                 random_resized_crop(images, random(), scale=(0.25, 1.0), flip=False)):
         assert (view[..., 1:] >= view[..., :-1]).all()
-    assert not (shifted(images, random(), padding=0, flip=True).diff() >= 0).all()
-    assert not (zoomed(images, random(), scale=(0.25, 1.0), flip=True).diff() >= 0).all()
-    assert all(torch.equal(rolled(images, random(seed), pixels=0, flip=False), images) for seed in range(5))
+    assert not (random_crop(images, random(), padding=0, flip=True).diff() >= 0).all()
+    assert not (random_resized_crop(images, random(), scale=(0.25, 1.0), flip=True).diff() >= 0).all()
+    assert all(torch.equal(random_roll(images, random(seed), pixels=0, flip=False), images) for seed in range(5))
 
 
 def test_a_zoomed_view_shows_its_share_of_the_image():
     ramp = torch.linspace(-1, 1, 64).expand(200, 1, 64, 64)
-    views = zoomed(ramp, random(), scale=(0.25, 0.25), flip=False)
+    views = random_resized_crop(ramp, random(), scale=(0.25, 0.25), flip=False)
     width = (views[..., -1] - views[..., 0]).mean(2).flatten() / 2 * 64 / 63  # in images
     height = 0.25 / width
     assert (width / height).min() > 0.7 and (width / height).max() < 1.4
     assert width.std() > 0.02
-    same = zoomed(ramp, random(), scale=(1.0, 1.0), flip=False)
+    same = random_resized_crop(ramp, random(), scale=(1.0, 1.0), flip=False)
     assert same.shape == ramp.shape
 
 
 def test_a_zoomed_view_is_as_exact_under_autocast():
     images = torch.rand(8, 3, 32, 32, generator=random(3))
-    exact = zoomed(images, random(), scale=(0.25, 1.0), flip=True)
+    exact = random_resized_crop(images, random(), scale=(0.25, 1.0), flip=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(zoomed(images, random(), scale=(0.25, 1.0), flip=True), exact)
+        assert torch.equal(random_resized_crop(images, random(), scale=(0.25, 1.0), flip=True), exact)
 
 
 def test_the_contrast_is_as_exact_under_autocast():
@@ -215,19 +222,19 @@ def test_the_contrast_is_as_exact_under_autocast():
 def test_rolled_images_are_the_same_pixels_elsewhere():
     images = torch.rand(2, 1, 6, 6, generator=random(2))
     for seed in range(5):
-        view = rolled(images, random(seed), pixels=4, flip=True)
+        view = random_roll(images, random(seed), pixels=4, flip=True)
         assert torch.equal(view.flatten(1).sort().values, images.flatten(1).sort().values)
 
 
 def test_the_best_of_several_steps_is_kept_whole():
     best = Best()
     for loss, value in ((3.0, 1.0), (1.0, 2.0), (2.0, 3.0), (math.nan, 4.0)):
-        best.offer(torch.tensor(loss), torch.full((2,), value), torch.tensor(value))
+        best.update(torch.tensor(loss), torch.full((2,), value), torch.tensor(value))
     assert [tensor.tolist() for tensor in best.tensors] == [[2, 2], 2]
 
 
 def test_a_pool_cuts_to_8_bits_and_serves_batches_without_end():
-    pool = ImagePool(Facts(2, 4, torch.zeros(3), torch.ones(3), "crop_flip"))
+    pool = ImagePool(DataSpec(2, 4, torch.zeros(3), torch.ones(3), "crop_flip"))
     pool.add(torch.tensor([0.0, 0.9999, 1.0]).view(3, 1, 1, 1).expand(3, 3, 4, 4), torch.tensor([0, 0, 1]))
     assert pool.images[:, 0, 0, 0].tolist() == [0, 254, 255]
     batches = list(pool.batches(5, 2, random()))

@@ -11,7 +11,7 @@ from conftest import ROOT, command, environment, refused
 import train_scratch
 from runs.stages import ScratchParams
 from utils import checkpoint, evaluation
-from utils.distributed import together
+from utils.distributed import synchronized_errors
 from utils.errors import UserError
 from utils.memory import OutOfMemory, Phase, reduce
 
@@ -94,7 +94,7 @@ def test_a_bug_while_memory_was_short_is_shown_as_the_bug(other, cause):
 
 def test_phases_are_named_from_the_outermost_to_the_innermost_with_the_innermost_remedy():
     records = []
-    with pytest.raises(OutOfMemory) as error, Phase(), Phase("epoch 2", "wait"), together(), \
+    with pytest.raises(OutOfMemory) as error, Phase(), Phase("epoch 2", "wait"), synchronized_errors(), \
             Phase(lambda: f"step {len(records) + 1}"):
         records.append(1)
         raise MemoryError

@@ -196,4 +196,4 @@ def test_another_build_model_needs_to_say_nothing_of_its_networks():
     def build(name, num_classes, **options):
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, num_classes))
     networks = Networks(build, params, {"classes": ["a", "b"], "image_size": 2}, torch.device("cpu"))
-    assert networks.trained()[1].out_features == 2 and not networks.remarks
+    assert networks.trained()[1].out_features == 2 and not networks.warnings

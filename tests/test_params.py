@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.params import MethodParams, Stage, changed_keys, load_params, parse_overrides
 from utils.registry import Registry
 from utils.resume import Start
-from utils.run import remarks_on_size
+from utils.run import image_size_warnings
 
 VALUES = {"dataset": "demo", "model_name": "net", "learning_rate": 0.001, "num_epochs": 2}
 KD_VALUES = {**VALUES, "teacher_model": "net", "teacher_resume": "x.tar", "temperature": 4, "alpha": 0.9}
@@ -236,12 +236,12 @@ def of_experiment(values):
 def test_what_is_set_without_effect_is_named(stage, values, named):
     kind = stage.params_of(values)
     params = {key: value for key, value in KD_VALUES.items() if key in kind.model_fields} | values
-    assert [text.split('"')[1] for text in kind.model_validate(params).remarks_on_effect()] == named
+    assert [text.split('"')[1] for text in kind.model_validate(params).ineffective_parameter_warnings()] == named
 
 
 def test_the_experiments_of_the_repository_set_nothing_without_effect():
     assert [name for name, values in EXPERIMENTS.items()
-            if of_experiment(values).model_validate(values).remarks_on_effect()] == []
+            if of_experiment(values).model_validate(values).ineffective_parameter_warnings()] == []
 
 
 def test_an_image_size_that_the_data_do_not_have_is_refused_but_is_no_end_of_an_older_run(call, experiment):
@@ -249,7 +249,7 @@ def test_an_image_size_that_the_data_do_not_have_is_refused_but_is_no_end_of_an_
     assert text in refused(call, "train_scratch", experiment(dataset="demo"), "--set", "image_size=64")
     for size, remarks in ((64, [text]), (32, [])):
         params = SCRATCH.params(**VALUES, image_size=size)
-        assert remarks_on_size(params, SimpleNamespace(image_size=32), Start(state="a checkpoint")) == remarks
+        assert image_size_warnings(params, SimpleNamespace(image_size=32), Start(state="a checkpoint")) == remarks
 
 
 def test_the_table_is_printed_as_far_as_it_is_read():

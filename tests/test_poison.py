@@ -9,7 +9,7 @@ from backdoor.adversarial import pgd
 from backdoor.poison import choose, poison
 from backdoor.triggers import build_trigger
 from utils import seeds
-from utils.augment import normalise
+from utils.augment import normalize
 from utils.errors import UserError
 from utils.losses import cross_entropy
 
@@ -152,7 +152,7 @@ def test_pgd_raises_the_loss_and_stays_within_epsilon():
     distance = (attacked.int() - images.int()).abs()
     assert distance.max() == 16
     with torch.no_grad():
-        before, after = (cross_entropy(network(normalise(x, MEAN, STD)), labels) for x in (images, attacked))
+        before, after = (cross_entropy(network(normalize(x, MEAN, STD)), labels) for x in (images, attacked))
     assert after > before + 0.1
 
 

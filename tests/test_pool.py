@@ -26,7 +26,7 @@ class Told(Watcher):
         self.running, self.most = 0, 0
         self.ended, self.errors, self.without = [], {}, []
 
-    def begun(self, run, number, of):
+    def started(self, run, number, of):
         self.running += 1
         self.most = max(self.most, self.running)
 
@@ -38,7 +38,7 @@ class Told(Watcher):
         self.running -= 1
         self.errors[run.directory.name] = error
 
-    def left_out(self, run):
+    def skipped(self, run):
         self.without.append(run.directory.name)
 
 

@@ -13,7 +13,7 @@ from defenses.answers import Answers, build_interface
 from runs.stages import KD, recorded_params
 from utils import checkpoint
 from utils import run as run_module
-from utils.data import Batch, Images, TrainBatches, _drawn
+from utils.data import Batch, Images, TrainBatches, _draw_subset
 from utils.datasets import load_dataset, with_transfer_set
 from utils.evaluation import Frozen, Queries
 
@@ -104,8 +104,8 @@ class TestQueries:
         frozen.start_epoch(0)
         mean = torch.zeros(9, CLASSES)
         for epoch in range(3):
-            draw = batches.whole_draw(epoch)
-            views = batches.make({**draw, "epoch": torch.tensor(0.0)})
+            draw = batches.full_draw(epoch)
+            views = batches.gather({**draw, "epoch": torch.tensor(0.0)})
             mean[views.index] += teacher(views.images).softmax(1).detach() / 3
         torch.testing.assert_close(frozen._table.exp(), mean)
 
@@ -124,7 +124,7 @@ class TestQueries:
 
 class TestImages:
     def test_smaller_draws_lie_in_larger_ones(self):
-        draws = [set(_drawn(torch.arange(100), size, 100).tolist()) for size in (5, 20, 60)]
+        draws = [set(_draw_subset(torch.arange(100), size, 100).tolist()) for size in (5, 20, 60)]
         assert draws[0] < draws[1] < draws[2]
 
     def test_a_transfer_set_replaces_the_training_images_resized(self, data, tmp_path):

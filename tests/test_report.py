@@ -12,7 +12,7 @@ from conftest import ROOT, environment
 
 from report import report as print_report
 from reports import figures
-from reports.cells import in_words
+from reports.cells import network_display_name
 from reports.document import Report
 from reports.table import markdown
 from utils.cli import main
@@ -110,7 +110,7 @@ def test_what_lies_where_a_seed_would_but_is_none_is_named_and_left_out(tmp_path
     write(tmp_path / "kd_normal_resnet18/cnn/seed1",
           student(tmp_path / "kd_nasty_resnet18/nasty_resnet18", seed=1), 10.0)
     assert rows(tmp_path)["no teacher", "last epoch"]["CNN"] == "86.00"
-    remarks = "\n".join(report(tmp_path).remarks)
+    remarks = "\n".join(report(tmp_path).warnings)
     for words in ("cnn/seed1: left out, it differs from", "in num_epochs", "seed2: left out, it has the seed of",
                   "in model_name", "in teacher_resume"):
         assert words in remarks, words
@@ -127,7 +127,7 @@ def test_doubts_are_told(tmp_path):
                                                                            "sha256": "0"}}}))
     os.utime(read, (0, 0))
     (nasty / "best_model.tar").write_bytes(b"another")
-    remarks = "\n".join(report(tmp_path).remarks)
+    remarks = "\n".join(report(tmp_path).warnings)
     assert f"{tmp_path}/kd_normal_resnet18/cnn/seed1: its teacher is {normal}, of another seed" in remarks
     assert f"{nasty}: params.json was changed since it was run (weight (0.04 -> 0.4))" in remarks
     assert f"{tmp_path}/kd_nasty_resnet18/cnn: {nasty}/best_model.tar is by now another" in remarks
@@ -493,7 +493,7 @@ def test_what_is_in_no_table_and_no_figure_is_named(tmp_path):
 
 
 def test_networks_are_called_as_in_the_papers():
-    assert in_words("preresnet32") == "ResNetC-32" and in_words("net16") == "CNN, 16 channels"
+    assert network_display_name("preresnet32") == "ResNetC-32" and network_display_name("net16") == "CNN, 16 channels"
 
 
 def test_a_markdown_table_is_aligned():
@@ -532,7 +532,7 @@ def test_names_are_drawn_as_they_are_written(tmp_path):
     for name in ("_a$x_{", "b$\\frac$"):
         write(tmp_path / name, SCRATCH | {"model_name": "net", "dataset": "folder:$\\c_{"}, 80.0)
     told = report(tmp_path)
-    figure = figures._curves("$\\c_{", told.cells)
+    figure = figures._training_curves("$\\c_{", told.cells)
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
         f"{tmp_path.name}/_a$x_{{", f"{tmp_path.name}/b$\\frac$"]
     assert not any(text.get_parse_math() for text in figure.findobj(lambda artist: hasattr(artist, "get_parse_math")))
@@ -557,7 +557,7 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch,
         raise ValueError("cannot draw this\nmore")
 
     teachers(tmp_path / "experiments")
-    monkeypatch.setattr(figures, "_bars", fail)
+    monkeypatch.setattr(figures, "_bar_plot", fail)
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "experiments"), "--out", str(tmp_path / "out")])
     text, status = printed(print_report, "utf-8")
     assert "82.00 (-4.00)" in text and status == 2
@@ -585,7 +585,7 @@ def test_a_history_that_a_spreadsheet_saved_is_read(tmp_path):
     write(tmp_path / "run", SCRATCH | {"model_name": "net"}, 80.0)
     (tmp_path / "run/metrics.csv").write_bytes(b"\xef\xbb\xbfepoch,test_accuracy\r\n1,70\r\n")
     told = report(tmp_path)
-    assert told.runs[0].history == [{"epoch": 1, "test_accuracy": 70}] and not told.remarks
+    assert told.runs[0].history == [{"epoch": 1, "test_accuracy": 70}] and not told.warnings
 
 
 def test_what_set_gave_a_finished_run_need_not_stand_in_its_params_json(tmp_path):

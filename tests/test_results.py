@@ -23,7 +23,7 @@ def test_the_tables_of_results_md_are_those_of_committed_runs_all_of_them_finish
     found = set()
     for place in COMMITTED:
         told = Report.of([Path("experiments") / place])
-        assert [run.directory for run in told.unfinished] == [] == told.remarks
+        assert [run.directory for run in told.unfinished] == [] == told.warnings
         assert told.tables
         for table in told.tables:
             assert unaligned(markdown(table.lines()))[0] in text

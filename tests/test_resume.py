@@ -424,7 +424,7 @@ def test_an_interrupt_waits_for_the_end_of_what_must_be_whole(number):
     before = signal.signal(signal.SIGTERM, lambda *_: done.append("told"))
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            with interrupts.held():
+            with interrupts.deferred():
                 signal.raise_signal(number)
                 done.append("whole")
             done.append("not interrupted")
@@ -474,7 +474,7 @@ def test_an_interrupt_while_tqdm_takes_its_lock_waits_for_the_line(monkeypatch, 
     monkeypatch.setattr(TqdmDefaultWriteLock, "acquire", late)
     monkeypatch.setattr(TqdmDefaultWriteLock, "release", lambda self: lock.th_lock.release())
     with pytest.raises(KeyboardInterrupt):
-        console.say("whole")
+        console.print_line("whole")
     assert capsys.readouterr().out == "whole\n"
 
 

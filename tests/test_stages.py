@@ -273,14 +273,14 @@ def test_one_experiment_of_each_kind_takes_a_step(call, tmp_path, monkeypatch, p
 
 
 def test_a_student_does_not_start_from_the_weights_from_which_its_teacher_started(call, experiment, monkeypatch):
-    begun = []
+    started = []
     network = run_module.Run.network
-    monkeypatch.setattr(run_module.Run, "network", lambda self: begun.append(network(self)) or begun[-1])
+    monkeypatch.setattr(run_module.Run, "network", lambda self: started.append(network(self)) or started[-1])
     teacher = experiment("teacher", num_epochs=1, learning_rate=1e-30)
     assert call("train_scratch", teacher).returncode == 0
     student = experiment("student", num_epochs=1, learning_rate=1e-30, temperature=4, alpha=0.9, teacher_model="net",
                          teacher_num_channels=4, teacher_resume=str(teacher / "last_model.tar"))
     assert call("train_kd", student).returncode == 0
-    first, second = (next(begun[i].parameters()) for i in (0, 1))
+    first, second = (next(started[i].parameters()) for i in (0, 1))
     assert first.shape == second.shape
     assert not torch.allclose(first, second)

@@ -94,7 +94,7 @@ def test_where_the_compiler_fails_one_line_says_so_and_the_step_is_as_written(mo
         return lambda *arguments: {name: Broken.apply(term) for name, term in loss(*arguments).items()}
     monkeypatch.setattr(torch, "compile", compile)
     said = []
-    student, step = make(kind=partial(CompiledStep, say=said.append))
+    student, step = make(kind=partial(CompiledStep, log=said.append))
     plain, written = make()
     assert torch.equal(run(step), run(written))
     assert said == ["compile: not used, the compiler fails (no compiler here)"]
@@ -104,7 +104,7 @@ def test_where_the_compiler_fails_one_line_says_so_and_the_step_is_as_written(mo
 def test_an_error_of_the_loss_itself_is_not_blamed_on_the_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda loss, **_: lambda *arguments: loss(*arguments))
     said = []
-    _, step = make(kind=partial(CompiledStep, say=said.append))
+    _, step = make(kind=partial(CompiledStep, log=said.append))
 
     def broken(network, batch):
         raise ZeroDivisionError

@@ -134,7 +134,7 @@ def test_points_are_drawn_and_told(root):
 
 
 def test_strengths_stand_beside_the_points_of_a_series_of_several(root):
-    figure = figures._points(tradeoff(root))
+    figure = figures._scatter_plot(tradeoff(root))
     written = sorted(text.get_text() for text in figure.axes[0].texts)
     assert written == ["0.5", "0.5", "1", "10", "2"]
     lines = [line for line in figure.axes[0].get_lines() if list(line.get_xdata()) == [94.0, 90.0, 80.0]]

@@ -14,7 +14,7 @@ from defenses.ast import exponential_divergence
 from defenses.moving import random_views, reinitialize
 from model import build_model
 from runs.stages import NASTY
-from utils.augment import normalise
+from utils.augment import normalize
 from utils.data import Batch, Images, TrainBatches
 from utils.errors import UserError
 from utils.evaluation import Frozen
@@ -40,7 +40,7 @@ def small(seed=0, name="net"):
 
 def images_of(seed=0):
     pixels = torch.randint(256, (COUNT, 32, 32, 3), generator=torch.Generator().manual_seed(seed)).byte()
-    return normalise(pixels, MEAN, STD)
+    return normalize(pixels, MEAN, STD)
 
 
 def batch_of(images=None, labels=LABELS):

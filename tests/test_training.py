@@ -135,7 +135,7 @@ def test_each_view_of_an_image_has_a_number():
     for augmentation, count in ((None, 1), ("crop", 81), ("crop_flip", 162)):
         batches = TrainBatches(many, 2000, augmentation, seed=0)
         draw, = batches.draws(0, CPU)
-        views, made = batches.view(draw), batches.make(draw).images
+        views, made = batches.view(draw), batches.gather(draw).images
         assert batches.views == count
         assert sorted(set(views.tolist())) == list(range(count))
         assert len(made.unique(dim=0)) == count

@@ -2,9 +2,9 @@
 import pytest
 from test_report import SCRATCH, report, student, teachers, write
 
-from reports.verdicts import Attempt, efficiency, efficiency_in_words, judge
+from reports.verdicts import Attempt, efficiency, format_efficiency, judge
 
-UNDEFENDED = judge({"kd": Attempt([84.0, 86.0]), "hard labels": Attempt([79.0, 81.0], top_class_only=True)})
+UNPROTECTED = judge({"kd": Attempt([84.0, 86.0]), "hard labels": Attempt([79.0, 81.0], top_class_only=True)})
 
 
 def test_the_strongest_attack_is_the_best_by_the_mean_of_its_seeds():
@@ -24,21 +24,21 @@ def test_there_is_no_verdict_without_an_attack():
 
 @pytest.mark.parametrize(("student_of_defended", "expected"), [(85.0, 0.0), (82.5, 0.5), (80.0, 1.0), (70.0, 3.0)])
 def test_efficiency_is_the_part_of_the_headroom_that_is_lost(student_of_defended, expected):
-    assert efficiency(UNDEFENDED, judge({"kd": Attempt([student_of_defended])})) == expected
+    assert efficiency(UNPROTECTED, judge({"kd": Attempt([student_of_defended])})) == expected
 
 
 def test_there_is_no_efficiency_where_the_headroom_is_within_the_deviation_of_the_seeds():
     narrow = judge({"kd": Attempt([81.0, 81.0]), "hard labels": Attempt([78.0, 82.0], True)})
     defended = judge({"kd": Attempt([70.0])})
     assert narrow.headroom == 1 and narrow.noise > 2 and efficiency(narrow, defended) is None
-    assert efficiency_in_words(narrow, defended) == "no headroom"
+    assert format_efficiency(narrow, defended) == "no headroom"
 
 
 def test_there_is_no_efficiency_without_a_floor_or_an_undefended_teacher_nor_of_that_teacher_itself():
     without = judge({"kd": Attempt([81.0])})
     assert without.headroom is None and efficiency(without, without) is None
-    assert efficiency_in_words(without, UNDEFENDED) == efficiency_in_words(None, UNDEFENDED) == ""
-    assert efficiency_in_words(UNDEFENDED, UNDEFENDED) == "" and efficiency_in_words(UNDEFENDED, without) == "0.80"
+    assert format_efficiency(without, UNPROTECTED) == format_efficiency(None, UNPROTECTED) == ""
+    assert format_efficiency(UNPROTECTED, UNPROTECTED) == "" and format_efficiency(UNPROTECTED, without) == "0.80"
 
 
 def test_students_of_few_images_are_compared_with_networks_from_labels_of_as_many(tmp_path):

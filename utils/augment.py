@@ -74,7 +74,7 @@ def rotate_flip(images: Tensor, index: Tensor, angle: Tensor, flip: Tensor) -> T
     return _gather(chosen, rows.mul_(width + 2).add_(columns).int().add_(first[:, None, None]))
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Turn uint8 pixels into the network's input, (pixel / 255 - mean) / std.
 
     Args:
@@ -92,8 +92,8 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
-def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """The network's input (B, C, H, W) as pixels in [0, 1], to look at: `normalise` taken back."""
+def denormalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """The network's input (B, C, H, W) as pixels in [0, 1], to look at: `normalize` taken back."""
     return (images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).clamp(0, 1)
 
 

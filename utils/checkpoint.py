@@ -128,12 +128,12 @@ def _select(content: Any, key: str | None, path: Path) -> dict[str, Any]:
         if key not in found:
             raise ValueError(f"holds no state_dict {key}: {_choice(found, path) or _without_weights(content)}")
         return {"state_dict": found[key]}
-    usual = {name: weights for name, weights in found.items() if set(name.split(".")) <= set(WRAPPER_KEYS)}
-    if len(usual) > 1:
-        raise ValueError(f"holds several state_dicts: {_choice(usual, path)}")
-    if not usual:
+    wrapped = {name: weights for name, weights in found.items() if set(name.split(".")) <= set(WRAPPER_KEYS)}
+    if len(wrapped) > 1:
+        raise ValueError(f"holds several state_dicts: {_choice(wrapped, path)}")
+    if not wrapped:
         raise ValueError(f"holds no state_dict: {_choice(found, path) or _without_weights(content)}")
-    return {**content, "state_dict": next(iter(usual.values()))}
+    return {**content, "state_dict": next(iter(wrapped.values()))}
 
 
 def _choice(found: Mapping[str, Any], path: Path) -> str:
@@ -142,8 +142,8 @@ def _choice(found: Mapping[str, Any], path: Path) -> str:
 
 
 def _without_weights(content: Any) -> str:
-    held = keys_of(content) if isinstance(content, dict) else f"a {type(content).__name__}"
-    return f"it holds {held}; torch.save(network.state_dict(), ...) makes a checkpoint"
+    contents = keys_of(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+    return f"it holds {contents}; torch.save(network.state_dict(), ...) makes a checkpoint"
 
 
 def check_exists(name: str | Path, role: str) -> None:

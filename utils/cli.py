@@ -80,14 +80,14 @@ def main(stage: Callable[[], None]) -> NoReturn:
 def _run(stage: Callable[[], None]) -> int:
     try:
         with Phase():
-            _to_the_end(stage)
+            _run_to_completion(stage)
         return 0
     except Finished as end:
         if launcher.local_rank() == 0:
             print(one_line(end), flush=True)
         return 0
     except UserError as error:
-        return _failed(str(error), alone=isinstance(error, OutOfMemory))
+        return _failed(str(error), single_process=isinstance(error, OutOfMemory))
     except BrokenPipeError:  # who read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
         return 128 + signal.SIGPIPE
@@ -104,7 +104,7 @@ def _run(stage: Callable[[], None]) -> int:
         return 143 if interrupt.args else 130
 
 
-def _to_the_end(stage: Callable[[], None]) -> None:
+def _run_to_completion(stage: Callable[[], None]) -> None:
     """Run a stage and print what is buffered: at Python's own end it would be too late for a reader that has gone.
 
     Raises an interrupt also where a library made another error of it.
@@ -115,7 +115,7 @@ def _to_the_end(stage: Callable[[], None]) -> None:
         print(end="", flush=True)
         raise
     except Exception as error:
-        if interrupt := interrupts.behind(error):
+        if interrupt := interrupts.find_interrupt(error):
             raise interrupt from None
         raise
     print(end="", flush=True)
@@ -135,8 +135,8 @@ def _terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt("SIGTERM")
 
 
-def _failed(message: str, *, alone: bool = False) -> int:
-    """alone: whether an error may be that of one process of several, of which the others do not know."""
-    if alone or launcher.local_rank() == 0:
+def _failed(message: str, *, single_process: bool = False) -> int:
+    """single_process: whether an error may be that of one process of several, of which the others do not know."""
+    if single_process or launcher.local_rank() == 0:
         print(f"error: {one_line(message)}", file=sys.stderr)
     return 2

@@ -10,7 +10,7 @@ from utils import distributed, interrupts
 from utils.errors import one_line
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line in the terminal of the first process, above any progress bar. Control characters are escaped."""
     if distributed.rank() == 0:
         write(one_line(text), sys.stdout)
@@ -19,7 +19,7 @@ def say(text: str) -> None:
 
 def write(text: str, file: TextIO) -> None:
     """Print a line above any progress bar. An interrupt waits: tqdm would give back a lock that it has not taken."""
-    with interrupts.held():
+    with interrupts.deferred():
         tqdm.write(text, file=file)
 
 

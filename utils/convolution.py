@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-LEAST_CHANNELS = 48
+MIN_CHANNELS = 48
 PATCHES = 2**21  # numbers gathered at once: 8 MiB
 
 
@@ -33,7 +33,7 @@ class _Wide(TorchFunctionMode):
         if function is torch.conv2d and len(arguments) == 7 and not options:  # as nn.Conv2d calls it
             images, weight, bias, stride, padding, dilation, groups = arguments
             learns = weight.requires_grad and torch.is_grad_enabled()
-            if (learns and bias is None and weight.shape[1] >= LEAST_CHANNELS and weight.shape[2:].numel() > 1
+            if (learns and bias is None and weight.shape[1] >= MIN_CHANNELS and weight.shape[2:].numel() > 1
                     and groups == 1 and _pair(dilation) == (1, 1) and not isinstance(padding, str)):
                 return Convolution.apply(images, weight, _pair(stride), _pair(padding))
         return function(*arguments, **(options or {}))

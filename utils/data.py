@@ -89,17 +89,17 @@ def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
     if params.subset_size is not None and params.subset_size > count:
         raise UserError(f'"subset_size" is {params.subset_size}, but {dataset.name} has {count} training images')
     if params.subset_size is not None or params.subset_fraction < 1:
-        index = _drawn(index, params.subset_size or max(1, round(params.subset_fraction * count)), count)
+        index = _draw_subset(index, params.subset_size or max(1, round(params.subset_fraction * count)), count)
     parts = _held_out(index, dataset, params) if params.validation_fraction else {"train": index}
     budget = getattr(params, "query_budget", None)
     if budget is not None and budget > len(parts["train"]):
         raise UserError(f'"query_budget" is {budget}, but there are {len(parts["train"])} training images')
     if budget is not None:
-        parts["train"] = _drawn(parts["train"], budget, count)
+        parts["train"] = _draw_subset(parts["train"], budget, count)
     return parts
 
 
-def _drawn(index: Tensor, size: int, count: int) -> Tensor:
+def _draw_subset(index: Tensor, size: int, count: int) -> Tensor:
     """`size` of the images in `index`, drawn from one order of all `count` images: smaller draws lie in larger ones."""
     position = torch.randperm(count, generator=seeds.generator("subset")).argsort()
     return index[position[index].argsort()[:size]].sort().values
@@ -108,11 +108,11 @@ def _drawn(index: Tensor, size: int, count: int) -> Tensor:
 def _held_out(index: Tensor, dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
     """The images in `index` as `train` and `validation`."""
     names, group = (index if dataset.train_groups is None else dataset.train_groups[index]).unique(return_inverse=True)
-    drawn = torch.randperm(len(names), generator=seeds.generator(params.seed, "validation"))
-    position = drawn.argsort()[group]  # of each image's group in the order that was drawn
+    shuffled = torch.randperm(len(names), generator=seeds.generator(params.seed, "validation"))
+    position = shuffled.argsort()[group]  # of each image's group in the order that was drawn
     order = position.argsort(stable=True)
-    least = max(1, round(params.validation_fraction * len(index)))
-    held_out = int((position <= position[order[least - 1]]).sum())
+    min_count = max(1, round(params.validation_fraction * len(index)))
+    held_out = int((position <= position[order[min_count - 1]]).sum())
     return {"validation": index[order[:held_out]], "train": index[order[held_out:]]}
 
 
@@ -142,8 +142,8 @@ class TrainBatches:
         if batch_size < distributed.world_size():
             raise UserError(f"a batch of {batch_size} images cannot be shared by {distributed.world_size()} processes")
         # Batch statistics need two images, and every process needs one: a smaller rest waits for another epoch.
-        rest = len(part) % batch_size
-        self.usable = len(part) - (rest if rest < max(2, distributed.world_size()) else 0)
+        remainder = len(part) % batch_size
+        self.usable = len(part) - (remainder if remainder < max(2, distributed.world_size()) else 0)
         if not self.usable:
             raise UserError(f"{len(part)} training images are too few to train on")
 
@@ -154,23 +154,23 @@ class TrainBatches:
         """Images of each step over all processes; the last may be smaller."""
         return [min(self.batch_size, self.usable - start) for start in range(0, self.usable, self.batch_size)]
 
-    def whole_draw(self, epoch: int) -> Draw:
+    def full_draw(self, epoch: int) -> Draw:
         """What the epoch does to all images, the remainder that it leaves out included, on the CPU; without `epoch`."""
         return self._draw(epoch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of each batch."""
-        return map(self.make, self.draws(epoch, self.part.labels.device))
+        return map(self.gather, self.draws(epoch, self.part.labels.device))
 
     def draws(self, epoch: int, device: torch.device) -> list[Draw]:
         """What the epoch does to which images: this process's share of each batch, on the device."""
         draw = {name: values.to(device, non_blocking=True) for name, values in self._draw(epoch).items()}
-        now = torch.tensor(float(epoch), device=device)
+        current_epoch = torch.tensor(float(epoch), device=device)
         rank, ranks = distributed.rank(), distributed.world_size()
         shares, start = [], 0
         for size in self.batch_sizes():
             share = slice(start + size * rank // ranks, start + size * (rank + 1) // ranks)
-            shares.append({name: values[share] for name, values in draw.items()} | {"epoch": now})
+            shares.append({name: values[share] for name, values in draw.items()} | {"epoch": current_epoch})
             start += size
         return shares
 
@@ -201,7 +201,7 @@ class TrainBatches:
             draw["angle"] = (torch.rand(count, generator=random) * 2 - 1) * MAX_ROTATION
         return draw
 
-    def make(self, draw: Draw) -> Batch:
+    def gather(self, draw: Draw) -> Batch:
         """The batch that was drawn, gathered, augmented and normalised on the device."""
         if self.augmentation == "crop":
             images = augment.crop(self._pixels, draw["index"], draw["top"], draw["left"], self._size)
@@ -211,16 +211,16 @@ class TrainBatches:
             images = augment.rotate_flip(self._pixels, draw["index"], draw["angle"], draw["flip"])
         else:
             images = self._pixels[draw["index"]]
-        images = augment.normalise(images, self.part.mean, self.part.std)
+        images = augment.normalize(images, self.part.mean, self.part.std)
         return Batch(images, self.part.labels[draw["index"]], draw["index"], draw["epoch"])
 
 
-def in_order(part: Images, *, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+def in_order(part: Images, *, all_ranks: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of a part (or the whole part) in its order, not augmented: images as from
     `TrainBatches.epoch`, labels."""
     batch_size = part.batch_size
-    rank, ranks = (0, 1) if whole else (distributed.rank(), distributed.world_size())
+    rank, ranks = (0, 1) if all_ranks else (distributed.rank(), distributed.world_size())
     share = range(len(part) * rank // ranks, len(part) * (rank + 1) // ranks)
     for start in share[::batch_size]:
         stop = min(start + batch_size, share.stop)
-        yield augment.normalise(part.images[start:stop], part.mean, part.std), part.labels[start:stop]
+        yield augment.normalize(part.images[start:stop], part.mean, part.std), part.labels[start:stop]

@@ -32,46 +32,46 @@ def _sha256(part: Images) -> str:
     return digest.hexdigest()
 
 
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """What differs between the record of a run and that of its data now. What the first does not have, as it is of an
     earlier version, is not compared."""
-    changed = [key for key in ("images", "mean", "std") if then.get(key) != now[key]]
-    if _names(then) != _names(now):
+    changed = [key for key in ("images", "mean", "std") if recorded.get(key) != current[key]]
+    if _names(recorded) != _names(current):
         changed.insert(0, "classes")
-    hashes = then.get("sha256", {})
-    parts = [name for name, value in now["sha256"].items() if hashes.get(name, value) != value]
+    hashes = recorded.get("sha256", {})
+    parts = [name for name, value in current["sha256"].items() if hashes.get(name, value) != value]
     if parts and "images" not in changed:  # of another number of images the hash differs anyway
         changed.append(f"pixels or labels ({', '.join(parts)})")
     return changed
 
 
-def compare_origin(source: Checkpoint, now: Mapping[str, Any], role: str) -> list[str]:
+def compare_origin(source: Checkpoint, current: Mapping[str, Any], role: str) -> list[str]:
     """Compare what a checkpoint of this repository knows of its data with the data set that its network meets here.
 
     Returns remarks for the log; none for checkpoints from elsewhere, which record nothing. Raises UserError where the
     classes have the same names in another order: every answer would be read as that of another class.
     """
-    then = source.content.get("data")
-    if not isinstance(then, dict):
+    recorded = source.content.get("data")
+    if not isinstance(recorded, dict):
         return []
-    theirs, ours = _names(then), _names(now)
-    for form in (str, _loosely):
-        label = _first_difference([form(name) for name in theirs], [form(name) for name in ours])
-        if label is not None and sorted(map(form, theirs)) == sorted(map(form, ours)):
+    source_names, names = _names(recorded), _names(current)
+    for form in (str, _normalize_name):
+        label = _first_difference([form(name) for name in source_names], [form(name) for name in names])
+        if label is not None and sorted(map(form, source_names)) == sorted(map(form, names)):
             raise UserError(f"{role}: {source.path} was trained on the same classes in another order (its class "
-                            f"{label} is {theirs[label]!r}, here {ours[label]!r}); name the class folders so that "
-                            "they sort alike")
-    label = _first_difference(theirs, ours)
-    remarks = [] if label is None else [f"{role}: trained on classes of other names (its class {label} is "
-                                        f"{theirs[label]!r}, here {ours[label]!r})"]
+                            f"{label} is {source_names[label]!r}, here {names[label]!r}); name the class folders so "
+                            "that they sort alike")
+    label = _first_difference(source_names, names)
+    warnings = [] if label is None else [f"{role}: trained on classes of other names (its class {label} is "
+                                        f"{source_names[label]!r}, here {names[label]!r})"]
     for key in ("mean", "std"):
-        trained, here = _numbers(then.get(key)), _numbers(now[key])
+        trained, here = _numbers(recorded.get(key)), _numbers(current[key])
         if trained and trained != here:
-            remarks.append(f'{role}: trained with {key} {trained}, here {here} (params.json may give "{key}")')
-    size, here = then.get("image_size", _size_of_folder(source.content)), now["image_size"]
+            warnings.append(f'{role}: trained with {key} {trained}, here {here} (params.json may give "{key}")')
+    size, here = recorded.get("image_size", _size_of_folder(source.content)), current["image_size"]
     if size not in (None, here):
-        remarks.append(f"{role}: trained on images of {size}x{size} pixels, here {here}x{here}")
-    return remarks
+        warnings.append(f"{role}: trained on images of {size}x{size} pixels, here {here}x{here}")
+    return warnings
 
 
 def _names(record: Mapping[str, Any]) -> list[str]:
@@ -80,14 +80,14 @@ def _names(record: Mapping[str, Any]) -> list[str]:
     return [unicodedata.normalize("NFC", str(name)) for name in names] if isinstance(names, list | tuple) else []
 
 
-def _loosely(name: str) -> str:
+def _normalize_name(name: str) -> str:
     """A form of a class name in which `007` and `7` are the same, and `Cat` and `cat`."""
     return name.lstrip("0") if name.isdecimal() else name.casefold()
 
 
-def _first_difference(theirs: Sequence[str], ours: Sequence[str]) -> int | None:
+def _first_difference(source_names: Sequence[str], names: Sequence[str]) -> int | None:
     """The first label whose names differ; None if there is none."""
-    return next((label for label, (one, two) in enumerate(zip(theirs, ours, strict=False)) if one != two), None)
+    return next((label for label, (one, two) in enumerate(zip(source_names, names, strict=False)) if one != two), None)
 
 
 def _numbers(values: Any) -> str:

@@ -60,7 +60,7 @@ class Dataset:
     std: tuple[float, float, float]
     augmentation: Augmentation
     train_groups: Tensor | None = None  # int64 (N,): images of one group are near copies of each other
-    remarks: tuple[str, ...] = ()  # lines for the log
+    warnings: tuple[str, ...] = ()  # lines for the log
 
     @property
     def num_classes(self) -> int:
@@ -114,14 +114,14 @@ def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, back
     `folder:PATH`, all images below PATH/train or, where there is none, below PATH. Raises UserError as `load_dataset`.
     """
     size, data_dir = dataset.image_size, Path(data_dir).expanduser()
-    remarks: tuple[str, ...] = (f"transfer_set: the student learns from images of {name}, without labels",)
+    warnings: tuple[str, ...] = (f"transfer_set: the student learns from images of {name}, without labels",)
     if name.startswith("folder:"):
         images, more = _unlabeled_folder(name, data_dir, size, background)
-        remarks += more
+        warnings += more
     else:
         images = _resized(load_dataset(name, data_dir).train_images, size)
     return dataclasses.replace(dataset, train_images=images, train_labels=torch.zeros(len(images), dtype=torch.int64),
-                               train_groups=None, remarks=(*dataset.remarks, *remarks))
+                               train_groups=None, warnings=(*dataset.warnings, *warnings))
 
 
 def _unlabeled_folder(name: str, data_dir: Path, size: int, background: str) -> tuple[Tensor, tuple[str, ...]]:
@@ -137,7 +137,7 @@ def _unlabeled_folder(name: str, data_dir: Path, size: int, background: str) -> 
                                            background=background)
     except OSError as error:
         raise UserError(f"{name}: {error}") from error
-    return decoded["transfer"].images, tuple(_remarks(decoded, background))
+    return decoded["transfer"].images, tuple(_decoding_warnings(decoded, background))
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
@@ -347,8 +347,8 @@ def _folder(name: str, data_dir: Path, image_size: int, background: str) -> Data
         raise UserError(f"{test_root} has classes that {train_root} does not have: {first_ten(unknown)}{found}")
     dataset = _from_files(name, root, train, test, tuple(train), image_size, data_dir, None, "crop_flip", background)
     if inner:  # as intended, or a level too many
-        remark = f"images in sub-folders ({first_ten(inner)}) belong to the class of the outermost folder"
-        dataset = dataclasses.replace(dataset, remarks=(remark, *dataset.remarks))
+        warning = f"images in sub-folders ({first_ten(inner)}) belong to the class of the outermost folder"
+        dataset = dataclasses.replace(dataset, warnings=(warning, *dataset.warnings))
     return dataset
 
 
@@ -378,10 +378,10 @@ def _from_files(
     images = {part: decoded.get(part, nothing).images for part in files}
     return Dataset(name, images["train"], files["train"][1], images["test"], files["test"][1], classes,
                    *(mean_std or image_folder.mean_and_std(images["train"])), augmentation=augmentation,
-                   remarks=tuple(_remarks(decoded, background)))
+                   warnings=tuple(_decoding_warnings(decoded, background)))
 
 
-def _remarks(decoded: dict[str, image_folder.Decoded], background: str) -> Iterator[str]:
+def _decoding_warnings(decoded: dict[str, image_folder.Decoded], background: str) -> Iterator[str]:
     """Where the pixels are not those of the files."""
     for part, (images, rotated, transparent) in decoded.items():
         if rotated:

@@ -27,14 +27,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def initialise(device: torch.device) -> None:
+def initialize(device: torch.device) -> None:
     """Join the other processes if torchrun, or `launcher.launch`, started this one."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launcher.launched():
         cuda = device.type == "cuda"
-        patience = datetime.timedelta(hours=2)  # one process may download or decode while the others wait
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=patience, device_id=device if cuda else None)
+        timeout = datetime.timedelta(hours=2)  # one process may download or decode while the others wait
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
 
 
 def shut_down() -> None:
@@ -45,14 +45,14 @@ def shut_down() -> None:
 
 
 @contextlib.contextmanager
-def together(*, first_first: bool = False) -> Iterator[None]:
+def synchronized_errors(*, rank_zero_first: bool = False) -> Iterator[None]:
     """Let all processes leave a block together, and an error of one of them be the error of all.
 
-    So a run ends in one line, whichever process met the error. `first_first`: the first process does the block before
-    all others begin it.
+    So a run ends in one line, whichever process met the error. `rank_zero_first`: the first process does the block
+    before all others begin it.
     """
-    if first_first and rank():
-        _agree(None)
+    if rank_zero_first and rank():
+        _raise_on_all(None)
     error = None
     try:
         with Phase():
@@ -65,12 +65,12 @@ def together(*, first_first: bool = False) -> Iterator[None]:
         error = UserError.from_os(caught)
     message = str(error) if error else None
     error = None  # with its traceback it would keep this frame alive, and all that hangs on it, for the collector
-    if first_first and not rank():
-        _agree(message)
-    _agree(message)
+    if rank_zero_first and not rank():
+        _raise_on_all(message)
+    _raise_on_all(message)
 
 
-def _agree(message: str | None) -> None:
+def _raise_on_all(message: str | None) -> None:
     """Raise UserError if this process, or another, has a message."""
     messages = [message]
     if dist.is_initialized():
@@ -94,23 +94,23 @@ def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if not dist.is_initialized():
         return network
-    network = _synchronise_batch_norm(network, device)
+    network = _synchronize_batch_norm(network, device)
     ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=ids)
 
 
-def _synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+def _synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for name, child in network.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             setattr(network, name, _SyncBatchNorm.from_batch_norm(child))
         else:
-            _synchronise_batch_norm(child, device)
+            _synchronize_batch_norm(child, device)
     return network
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Sum over all processes; so is its gradient, since the loss of every process depends on it."""
 
     @staticmethod
@@ -141,9 +141,9 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (x.dim() - 2)
         wide = x.float() if x.dtype != torch.float64 else x
         count = sum_over_ranks(torch.tensor(float(x.numel() / x.size(1)), dtype=wide.dtype))
-        mean = _Sum.apply(wide.sum(dims)) / count
-        centred = wide - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(dims)) / count
+        mean = _AllReduceSum.apply(wide.sum(dims)) / count
+        centered = wide - mean.view(shape)
+        variance = _AllReduceSum.apply(centered.square().sum(dims)) / count
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 if self.num_batches_tracked is not None:
@@ -152,4 +152,4 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
                 self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
         scale = (variance + self.eps).rsqrt() * self.weight
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+        return (centered * scale.view(shape) + self.bias.view(shape)).to(x.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import distributed
-from utils.augment import normalise
+from utils.augment import normalize
 from utils.data import Batch, Images, TrainBatches, in_order
 from utils.losses import at_least_float32, cross_entropy, finite_log_probabilities
 from utils.memory import Phase
@@ -33,13 +33,13 @@ class Queries:
     views: int = 1
 
     @property
-    def tabulated(self) -> bool:
+    def precomputed(self) -> bool:
         """Whether the answers of all images are computed before an epoch."""
         return self.once or self.views > 1
 
     def count(self, part: int, per_epoch: int, epochs: int) -> int:
         """Number of queries of a run. part: training images; per_epoch: those of the steps of an epoch."""
-        return self.views * (part if self.tabulated else per_epoch) * (1 if self.once else epochs)
+        return self.views * (part if self.precomputed else per_epoch) * (1 if self.once else epochs)
 
 
 class Frozen:
@@ -55,23 +55,24 @@ class Frozen:
         self._cache: TeacherCache | None = None  # of the logits, which serve every kind of answers
         self._table: Tensor | None = None  # answers (N, C), filled in place: a recorded step reads this tensor
         self._filled = False
-        self.on_table: Callable[[Tensor], None] = lambda _: None  # called with the table of answers when it is filled
+        # Called with the table of answers when it is filled.
+        self.on_answers_ready: Callable[[Tensor], None] = lambda _: None
 
     def prepare(self, weights: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
-                directory: Path | None, say: Callable[[str], None]) -> None:
+                directory: Path | None, log: Callable[[str], None]) -> None:
         """Answer batches of these training images from a table, where it is asked for: by a directory of cached logits,
         see `TeacherCache`, or by queries that are not the views of the batches."""
         queries = self.queries or Queries()
-        if not (directory or queries.tabulated):
+        if not (directory or queries.precomputed):
             return
         if queries.once and queries.views == 1:
             batches = TrainBatches(batches.part, batches.batch_size, None, batches.seed)
         if directory and batches.views is None:
-            say(f"teacher_cache: not used, {batches.augmentation} makes an unlimited number of views")
+            log(f"teacher_cache: not used, {batches.augmentation} makes an unlimited number of views")
             directory = None
-        if directory or queries.tabulated:
-            self._cache = TeacherCache(self.network, weights, num_classes, batches, dtype, directory, say)
-        if queries.tabulated:
+        if directory or queries.precomputed:
+            self._cache = TeacherCache(self.network, weights, num_classes, batches, dtype, directory, log)
+        if queries.precomputed:
             self._table = torch.zeros(len(batches.part), num_classes, device=batches.part.labels.device)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -92,12 +93,12 @@ class Frozen:
         if self._table is not None and self.queries:
             if not (self.queries.once and self._filled):
                 self._filled = True
-                self._fill_table(0 if self.queries.once else epoch, self.queries.views)
-                self.on_table(self._table)
+                self._precompute_answers(0 if self.queries.once else epoch, self.queries.views)
+                self.on_answers_ready(self._table)
         elif self._cache is not None:
             self._cache.start_epoch(epoch)
 
-    def _fill_table(self, epoch: int, views: int) -> None:
+    def _precompute_answers(self, epoch: int, views: int) -> None:
         assert self._table is not None and self._cache is not None
         answers = self.answers or at_least_float32
         if views == 1:
@@ -109,13 +110,13 @@ class Frozen:
         self._table.copy_((total / views).log())
 
     @cached_property
-    def answering(self) -> nn.Module:
+    def with_interface(self) -> nn.Module:
         """The network as a client meets it: images to answers (B, C). Behind an interface, probabilities that are
         exactly 0 count as 1e-6."""
-        return _Answering(self.network, self.answers) if self.answers else self.network
+        return _WithInterface(self.network, self.answers) if self.answers else self.network
 
 
-class _Answering(nn.Module):
+class _WithInterface(nn.Module):
     def __init__(self, network: nn.Module, answers: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.network, self.answers = network, answers
@@ -163,7 +164,7 @@ def confusion_matrix(network: nn.Module, part: Images, dtype: torch.dtype) -> tu
     data, not empty, and the mean cross-entropy in nats."""
     device = part.labels.device
     with eval_mode(network), torch.inference_mode(), autocast(device, dtype):
-        classes = network(normalise(part.images[:1], part.mean, part.std)).shape[1]
+        classes = network(normalize(part.images[:1], part.mean, part.std)).shape[1]
         sums = torch.zeros(classes**2 + 1, dtype=torch.float64, device=device)  # of the pairs, and of the losses
         for images, labels in in_order(part):
             logits = network(images)

@@ -54,7 +54,7 @@ def training_files(root: Path) -> dict[str, list[str]]:
         listing, present = root / folder / f"GT-{folder}.csv", set(paths)
         for file, _ in _read(listing) if listing.is_file() else ():
             if str(root / folder / file) not in present:
-                raise _unlike(listing, root / folder / file)
+                raise _missing_image(listing, root / folder / file)
     return {name: found[folder] for folder, name in classes.items()}
 
 
@@ -82,7 +82,7 @@ def test_files(folder: Path, listing: Path) -> dict[str, list[str]]:
         if file in seen:
             raise UserError(f"{listing} lists {file} twice: replace it by that of {URL}/GTSRB_Final_Test_GT.zip")
         if file not in unlisted:
-            raise _unlike(listing, folder / file)
+            raise _missing_image(listing, folder / file)
         seen.add(file)
         unlisted.remove(file)
         classes[name].append(str(folder / file))
@@ -105,5 +105,5 @@ def _read(listing: Path) -> Iterator[tuple[str, str]]:
             raise UserError(f"{listing}, line {rows.reader.line_num}: {error}") from None
 
 
-def _unlike(listing: Path, image: Path) -> UserError:
+def _missing_image(listing: Path, image: Path) -> UserError:
     return UserError(f"{image} is missing, but {listing} lists it: unpack its archive again")

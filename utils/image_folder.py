@@ -213,13 +213,13 @@ def _read_rgb(path: str, size: int, background: str) -> tuple[np.ndarray, bool, 
     """The pixels of an image file, whether EXIF rotated them, and whether some were transparent."""
     with Image.open(path) as image:
         image.load()  # EXIF may follow the pixels; Pillow rotates TIFF images here
-        turn = _UPRIGHT.get(_orientation(image))
+        transpose = _UPRIGHT.get(_orientation(image))
         pixels, transparent = _to_rgb(image, background)
-        if turn is not None:
-            pixels = pixels.transpose(turn)
+        if transpose is not None:
+            pixels = pixels.transpose(transpose)
         if pixels.size != (size, size):
             pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(pixels), turn is not None, transparent
+        return np.asarray(pixels), transpose is not None, transparent
 
 
 def _orientation(image: Image.Image) -> Any:

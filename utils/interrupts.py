@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def deferred() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back until the end of the block.
 
     Python raises KeyboardInterrupt between any two instructions, so also between the moment when a lock is taken and
@@ -29,7 +29,7 @@ def held() -> Iterator[None]:
             signal.raise_signal(seen[0])
 
 
-def behind(error: BaseException | None) -> KeyboardInterrupt | None:
+def find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
     """The interrupt because of which an error was raised, or while it was handled; the error itself if it is one.
 
     An interrupt stops libraries anywhere, and what they tidy up then can fail: torch takes a mode off its stack that is

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils import distributed
-from utils.console import say
+from utils.console import print_line
 from utils.errors import UserError, first_line, one_line
 from utils.training import Progress, Row
 
@@ -43,7 +43,7 @@ class Logger:
         if self.writes:
             self._log.write(f"{_now()}  {one_line(text)}\n")
             self._log.flush()
-            say(text)
+            print_line(text)
 
     def epoch(self, progress: Progress, num_epochs: int) -> None:
         """The newest row of a run: a line in the log, a row in metrics.csv, points of the curves."""

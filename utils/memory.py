@@ -26,12 +26,13 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-_TEXTS = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|_ALLOC_FAILED|can't start new thread"
+_MESSAGES = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|_ALLOC_FAILED|can't start new thread"
                     r"|failed to map segment from shared object$", re.IGNORECASE)
 _AMOUNT = re.compile(r"allocate (?:(?P<bytes>\d+) bytes|(?P<text>[\d.]+ \w*B)\b)", re.IGNORECASE)
 _GPU = re.compile(r"GPU \d+ has a total capacity of .*? of which .*? is free")
 _reserve = bytearray(4 << 20)  # given up when memory is short: room for the error's own line
-_SMALLEST = 32  # height and width in pixels below which a smaller `image_size` is no remedy: many networks need it
+# Height and width in pixels below which a smaller `image_size` is no remedy: many networks need it.
+_MIN_IMAGE_SIZE = 32
 
 
 class OutOfMemory(UserError):
@@ -63,29 +64,29 @@ class Phase(contextlib.ContextDecorator):
         pass
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        for link in _links(error):
-            if isinstance(link, OutOfMemory) or _is_shortage(link):
+        for link in _error_chain(error):
+            if isinstance(link, OutOfMemory) or _is_out_of_memory(link):
                 name = self.name() if callable(self.name) else self.name
-                _make_room(error)
+                _free_memory(error)
                 known = (link.reason, link.phases, link.remedy) if isinstance(link, OutOfMemory) else (_reason(link),)
                 raise OutOfMemory(*known).within(name, self.remedy) from None
 
 
 def reduce(params: Params, *keys: str) -> str:
     """`reduce "batch_size" or "image_size"`: the remedy, of those parameters that this run can reduce."""
-    scalable = params.dataset.startswith("folder:") and params.image_size > _SMALLEST
+    scalable = params.dataset.startswith("folder:") and params.image_size > _MIN_IMAGE_SIZE
     names = [f'"{key}"' for key in keys if hasattr(params, key) and (key != "image_size" or scalable)]
     return f"reduce {' or '.join(names)}" if names else ""
 
 
-def _make_room(error: BaseException | None) -> None:
+def _free_memory(error: BaseException | None) -> None:
     """Free what an error's frames hold, tensors for example, and the reserve: the line and the log need some room."""
     _reserve.clear()
-    for link in _links(error):
+    for link in _error_chain(error):
         traceback.clear_frames(link.__traceback__)
 
 
-def _links(error: BaseException | None) -> Iterator[BaseException]:
+def _error_chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those because of which it was raised, if it is an Exception.
 
     The cause (`raise ... from error`) is always followed. The error that was being handled is followed only from the
@@ -103,10 +104,10 @@ def _links(error: BaseException | None) -> Iterator[BaseException]:
             error = error.__cause__
 
 
-def _is_shortage(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
         return True
-    return isinstance(error, RuntimeError | OSError | ImportError) and bool(_TEXTS.search(first_line(error)))
+    return isinstance(error, RuntimeError | OSError | ImportError) and bool(_MESSAGES.search(first_line(error)))
 
 
 def _reason(error: BaseException) -> str:

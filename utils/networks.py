@@ -16,7 +16,7 @@ from utils.params import Params
 class Networks:
     """Builds the networks that parameters name, each on the device with weights from a checkpoint or from the seed.
 
-    `sources`: path and SHA-256 of every checkpoint that was read, by role. `remarks`: differences between the data of
+    `sources`: path and SHA-256 of every checkpoint that was read, by role. `warnings`: differences between the data of
     this run and those that a checkpoint was trained on.
     """
 
@@ -25,7 +25,7 @@ class Networks:
         """build_model: as `model.build_model`. data: the record of the run's data."""
         self._build_model, self._params, self._data, self._device = build_model, params, data, device
         self.sources: dict[str, dict[str, str]] = {}
-        self.remarks: list[str] = []
+        self.warnings: list[str] = []
 
     def trained(self) -> nn.Module:
         """The network to train: weights from the checkpoint `init_from`, or random ones."""
@@ -49,7 +49,7 @@ class Networks:
     def load(self, network: nn.Module, source: Checkpoint, role: str) -> None:
         """Copy the weights of a checkpoint into a network. Raises UserError where they do not fit."""
         checkpoint.load_weights(network, source, role)
-        self.remarks += data_record.compare_origin(source, self._data, role)
+        self.warnings += data_record.compare_origin(source, self._data, role)
         self.sources[role] = source.source
 
     def _phase(self, key: str) -> memory.Phase:
@@ -69,7 +69,7 @@ class Networks:
             hint = ', as "image_size" says' if params.dataset.startswith("folder:") else ""
             raise UserError(f'"{key}": {error}{hint}') from None
         if code := getattr(network, "imported_code", None):  # which the network of another build_model lacks
-            self.remarks.append(f"{key}: {name} was imported from {code}")
+            self.warnings.append(f"{key}: {name} was imported from {code}")
         return network.to(self._device).to(memory_format=torch.channels_last).train()
 
 

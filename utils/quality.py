@@ -18,10 +18,10 @@ from utils.step import autocast, eval_mode
 BINS = 15  # of the confidence, for the calibration error
 
 
-def answers_to(network: nn.Module, part: Images, dtype: torch.dtype) -> Tensor:
+def compute_answers(network: nn.Module, part: Images, dtype: torch.dtype) -> Tensor:
     """Answers of a network to a part of the data, in its order, the whole in each process: float32 (N, C), CPU."""
     with eval_mode(network), torch.inference_mode(), autocast(part.labels.device, dtype):
-        batches = [at_least_float32(network(images)).cpu() for images, _ in in_order(part, whole=True)]
+        batches = [at_least_float32(network(images)).cpu() for images, _ in in_order(part, all_ranks=True)]
     return torch.cat(batches).clone()
 
 
@@ -54,13 +54,13 @@ def _risk_coverage_area(answers: Tensor, labels: Tensor) -> float:
 
 def price(network: nn.Module, part: Images, dtype: torch.dtype, original: nn.Module | None = None,
           defend: Callable[[Tensor], Tensor] | None = None) -> Row:
-    """All that is measured of a network's answers to a part of the data: `quality`, `profile` and `likeness` to the
+    """All that is measured of a network's answers to a part of the data: `quality`, `profile` and `similarity` to the
     original network or, where logits (N, C) are defended, to the network's own answers."""
-    logits, labels = answers_to(network, part, dtype), part.labels.cpu()
+    logits, labels = compute_answers(network, part, dtype), part.labels.cpu()
     answers = defend(logits) if defend else logits  # in one call, as some defenses depend on the order of the answers
     row = quality(answers, labels) | profile(answers, labels)
     if original or defend:
-        row |= likeness(answers, answers_to(original, part, dtype) if original else logits)
+        row |= similarity(answers, compute_answers(original, part, dtype) if original else logits)
     return row
 
 
@@ -111,7 +111,7 @@ def agreement(answers: Tensor, reference: Tensor) -> Row:
             "kl": (log_p.exp() * (log_p - log_q)).double().sum(1).mean().item()}
 
 
-def likeness(answers: Tensor, reference: Tensor) -> Row:
+def similarity(answers: Tensor, reference: Tensor) -> Row:
     """How alike the probabilities of two networks are, means over the images of answers (N, C).
 
     `l1_change`: L1 distance, 0 to 2; `rank_correlation`: Spearman's, of the classes other than the top class of the

@@ -32,18 +32,18 @@ class Record:
         self._sources = sources
         self._writer = checkpoint.Writer()
         self._logger: Logger | None = None
-        self._early: list[str] = []  # lines that came before the log was open
+        self._buffered_lines: list[str] = []  # lines that came before the log was open
 
     def log(self, text: str) -> None:
         """Write a line to the log, or keep it until the log is open."""
         if self._logger:
             self._logger.info(text)
         else:
-            self._early.append(text)
+            self._buffered_lines.append(text)
 
-    def begin(self, progress: Progress, earlier: Sequence[dict[str, Any]] = ()) -> None:
+    def start_session(self, progress: Progress, previous_sessions: Sequence[dict[str, Any]] = ()) -> None:
         """Note which epochs this call continues, and the calls before it."""
-        self._sessions = [*earlier, {"after_epoch": progress.epoch, **self._sessions[-1]}]
+        self._sessions = [*previous_sessions, {"after_epoch": progress.epoch, **self._sessions[-1]}]
 
     def prepare(self, start: Start, artifacts: Mapping[str, str]) -> None:
         """Make the directory that of the run that begins: nothing of an old one, or the best model of the one that goes
@@ -59,19 +59,19 @@ class Record:
         """Open the log, after the rows of an earlier call."""
         self._logger = Logger(self.directory.path, progress.history)
 
-    def introduce(self, network: nn.Module, progress: Progress, networks: Networks, parts: Mapping[str, Images],
+    def log_header(self, network: nn.Module, progress: Progress, networks: Networks, parts: Mapping[str, Images],
                   loaded: Sequence[str]) -> None:
         """Write the first lines of a call: what it is, and what it works with. loaded: lines about loaded networks."""
-        now, params = self._sessions[-1], self._params
+        session, params = self._sessions[-1], self._params
         lines = [f"{params.script} --save_path {self.directory.path}",
                  f"parameters: {json.dumps(params.model_dump())}"]
-        if now["set"]:
-            lines.append(f"set on the command line: {json.dumps(now['set'])}")
+        if session["set"]:
+            lines.append(f"set on the command line: {json.dumps(session['set'])}")
         lines.append("device: {device}; processes: {processes}; precision: {precision}; torch {versions[torch]}".format(
-            **now))
-        if progress.epoch and self._sessions[-2]["precision"] != now["precision"]:
+            **session))
+        if progress.epoch and self._sessions[-2]["precision"] != session["precision"]:
             lines.append(f"precision: {self._sessions[-2]['precision']} until epoch {progress.epoch}")
-        if now["emulated"]:
+        if session["emulated"]:
             lines.append("precision: this device emulates bfloat16, which is slow")
         counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
         lines.append(f"{params.dataset}: {len(self.data['classes'])} classes, images: {counts}")
@@ -79,7 +79,7 @@ class Record:
         for role, source in networks.sources.items():
             key = f"#{source['key']}" if "key" in source else ""
             lines.append(f"{role}: {source['path']}{key}, SHA-256 {source['sha256']}")
-        for text in (*lines, *networks.remarks, *loaded, *self._early):
+        for text in (*lines, *networks.warnings, *loaded, *self._buffered_lines):
             self.log(text)
         if progress.epoch:
             self.log(f"continues after epoch {progress.epoch}, to epoch {params.num_epochs}")
@@ -95,7 +95,7 @@ class Record:
         self.save(network, learner, progress)
         self._open_logger.epoch(progress, self._params.num_epochs)
         if progress.epoch % max(1, self._params.num_epochs // 10) == 0:
-            self.images(learner.pictures(), progress.epoch)
+            self.images(learner.epoch_images(), progress.epoch)
 
     def save(self, network: nn.Module, learner: Learner, progress: Progress, *, wait: bool = False) -> None:
         """Write last_model.tar, and the same as best_model.tar if no epoch was better; in the background unless `wait`.

@@ -61,7 +61,7 @@ class Results:
                       if name in known and _fits(value, known[name])})
 
 
-def answering_role(role: str, answers: str) -> str:
+def interface_role(role: str, answers: str) -> str:
     """The key in `evaluated_before` of a frozen network behind an interface."""
     return f"{role} as it answers ({answers})"
 

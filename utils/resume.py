@@ -60,7 +60,7 @@ def _is_row(row: Any, keys: set[str]) -> bool:
         all(isinstance(value, int | float) for value in row.values())
 
 
-def lies_in(directory: Path, given: Checkpoint) -> bool:
+def is_in_directory(directory: Path, given: Checkpoint) -> bool:
     """Whether a checkpoint was read from this very directory."""
     return given.path.resolve().parent == directory.resolve()
 
@@ -75,9 +75,9 @@ def open_start(directory: RunDirectory, params: Params, resume: str | None, *, r
     resume: what --resume names; `cli.LAST`: there must be a run to continue. Raises UserError where the run cannot
     begin, or must not, and where a checkpoint that the parameters name is missing or would be removed.
     """
-    insist = resume == cli.LAST
-    given = checkpoint.load(resume, "--resume") if resume and not insist else None
-    start = decide(directory.path, params, given=given, insist=insist, restart=restart)
+    require_run = resume == cli.LAST
+    given = checkpoint.load(resume, "--resume") if resume and not require_run else None
+    start = decide(directory.path, params, given=given, require_run=require_run, restart=restart)
     if start.finished:
         return start
     for key, path in params.checkpoints().items():  # sooner than after a download
@@ -87,7 +87,7 @@ def open_start(directory: RunDirectory, params: Params, resume: str | None, *, r
     if start.weights and params.init_from:
         raise UserError(f"--resume {start.weights.path} and init_from {params.init_from} contradict each other: both "
                         "are weights to start from")
-    foreign = given if given and not lies_in(directory.path, given) else None
+    foreign = given if given and not is_in_directory(directory.path, given) else None
     return dataclasses.replace(start, restart=restart, given=foreign)
 
 
@@ -97,18 +97,18 @@ def learner_state(state: Checkpoint) -> dict[str, Any]:
     return {**content.get("learner", content), "optim_dict": content["optim_dict"], "epoch": content["epoch"]}
 
 
-def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist: bool, restart: bool) -> Start:
+def decide(directory: Path, params: Params, *, given: Checkpoint | None, require_run: bool, restart: bool) -> Start:
     """Decide how a run with these parameters begins. Raises UserError where it cannot, or must not.
 
-    given: what --resume names. insist: --resume without a file: there must be a run to continue.
+    given: what --resume names. require_run: --resume without a file: there must be a run to continue.
     """
-    own = given if given and lies_in(directory, given) else None
+    own = given if given and is_in_directory(directory, given) else None
     if restart:
-        if insist:
+        if require_run:
             raise UserError("--resume and --restart contradict each other: go on, or start over?")
         if own:
             raise UserError(f"--resume {own.path} and --restart contradict each other: --restart removes that file")
-        return _begin(given, params)
+        return _start_new(given, params)
 
     results, last = read_results(directory), _read_last(directory, own is not None)
     if given and not own and (results or last):
@@ -133,16 +133,16 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, insist:
         _check_same_run(results.stage, results.params, int(results.last["epoch"]), params, directory)
         raise UserError(f"{directory} holds a finished run of {results.last['epoch']} epochs but no last_model.tar "
                         "to go on after; --restart removes it and starts over")
-    if insist:
+    if require_run:
         raise UserError(f"--resume: {directory / 'last_model.tar'} does not exist, so there is no run to continue")
-    start, best = _begin(given, params), directory / "best_model.tar"
+    start, best = _start_new(given, params), directory / "best_model.tar"
     if best.exists() and not (start.best and start.best.sha256 == files.sha256(best)):
         raise UserError(f"{best} is there, but no last_model.tar of a run: a new run would replace it; move it to "
                         "another directory, or --restart if it may go")
     return start
 
 
-def _begin(given: Checkpoint | None, params: Params) -> Start:
+def _start_new(given: Checkpoint | None, params: Params) -> Start:
     """A run in a directory without one, from what --resume names in another directory."""
     if given is None:
         return Start()
@@ -191,11 +191,11 @@ def _check_state(state: Checkpoint, params: Params, where: Path,
     _check_same_run(content["stage"], content["params"], len(content["history"]), params, where, remedy)
 
 
-def _check_same_run(stage: str, then: dict[str, Any], epochs: int, params: Params, where: Path,
+def _check_same_run(stage: str, recorded: dict[str, Any], epochs: int, params: Params, where: Path,
                     remedy: str = "--restart removes it and starts over") -> None:
     if stage != params.script:
         raise UserError(f"{where} holds a run of {stage}, not of {params.script}; {remedy}")
-    changed = changed_keys(then, params)
+    changed = changed_keys(recorded, params)
     if epochs > params.num_epochs and not any(text.startswith("num_epochs ") for text in changed):
         changed.append(f"num_epochs ({epochs} done -> {params.num_epochs})")
     if changed:

@@ -29,7 +29,7 @@ from utils.method import Method
 from utils.networks import Networks
 from utils.params import DataParams, Params, Stage, load_params, parse_overrides
 from utils.record import Record, loaded_lines
-from utils.results import Row, answering_role
+from utils.results import Row, interface_role
 from utils.run_directory import RunDirectory
 from utils.step import Loss
 from utils.supervised import Supervised
@@ -69,7 +69,7 @@ class Run:
         overrides = dict(overrides or {})
         params = load_params(save_path / "params.json", stage, overrides)
         chosen = choose_device(device, list(gpu_id) if gpu_id else None, params.cuda)
-        distributed.initialise(chosen)
+        distributed.initialize(chosen)
         directory = RunDirectory(save_path, params.artifacts)
         try:
             return cls._open(params, directory, build_model, chosen, data_dir, overrides, resume_from, restart)
@@ -82,19 +82,21 @@ class Run:
               device: torch.device, data_dir: Path, overrides: dict[str, Any], resume_from: str | None,
               restart: bool) -> Run:
         """See `open`."""
-        with distributed.together(), memory.Phase("reading checkpoints"):
+        with distributed.synchronized_errors(), memory.Phase("reading checkpoints"):
             directory.lock()
             start = resume.open_start(directory, params, resume_from, restart=restart)
         if start.finished:
             distributed.shut_down()
             raise Finished(start.finished)
         decoding = memory.Phase("decoding the images", memory.reduce(params, "image_size"))
-        with distributed.together(first_first=True), decoding:  # the first process alone downloads and decodes
+        # The first process alone downloads and decodes.
+        with distributed.synchronized_errors(rank_zero_first=True), decoding:
             dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
                                    background=params.background, training=isinstance(params, DataParams))
             if transfer_set := getattr(params, "transfer_set", None):
                 dataset = with_transfer_set(dataset, transfer_set, data_dir, background=params.background)
-        remarks = [*dataset.remarks, *params.remarks_on_effect(), *remarks_on_size(params, dataset, start)]
+        warnings = [*dataset.warnings, *params.ineffective_parameter_warnings(),
+                    *image_size_warnings(params, dataset, start)]
         with decoding:
             parts = split(dataset, params, device)
         prepare_device(device, params.precision)  # after the data, whose decoding frees much for good
@@ -104,7 +106,7 @@ class Run:
             networks.sources["resume"] = start.given.source
         now = session.describe(device, dtype, overrides) | {"switches": params.switches}
         record = Record(directory, params, data, networks.sources, now)
-        for text in remarks:
+        for text in warnings:
             record.log(text)
         return cls(params, dataset, parts, dtype, start=start, networks=networks, record=record, data_dir=data_dir)
 
@@ -160,13 +162,13 @@ class Run:
 
         def start_epoch(epoch: int) -> None:
             for each in frozen:
-                with distributed.together():
+                with distributed.synchronized_errors():
                     each.start_epoch(epoch)
 
         with memory.Phase("preparing the training", memory.reduce(params, "subset_fraction", "image_size")):
             batches = TrainBatches(self.parts["train"], params.batch_size, chosen_augmentation(self.dataset, params),
                                    params.seed)
-            with distributed.together():
+            with distributed.synchronized_errors():
                 frozen = self._prepare_frozen(batches)
             return Supervised(network, loss, batches, params, self.dtype, method, start_epoch)
 
@@ -195,7 +197,7 @@ class Run:
         try:
             progress = self._restore(network, learner)
             evaluated = self._evaluate_loaded(evaluate, network, progress)
-            with distributed.together(), memory.Phase("preparing the training"):
+            with distributed.synchronized_errors(), memory.Phase("preparing the training"):
                 if distributed.rank() == 0:
                     record.prepare(self._start, artifacts or {})
                     if self._start.state:  # what cannot be written is known before the first epoch
@@ -203,10 +205,10 @@ class Run:
                 record.open(progress)
             with memory.Phase("preparing the training"):
                 warnings = [warn_about_chance(self.dataset.num_classes), *warnings]
-                record.introduce(network, progress, self._networks, self.parts, loaded_lines(evaluated, warnings))
+                record.log_header(network, progress, self._networks, self.parts, loaded_lines(evaluated, warnings))
                 if not progress.epoch:
                     record.images({**learner.first_images(), **(images or {})}, 0)
-                learner.begin(self.log)
+                learner.setup(self.log)
             while progress.epoch < params.num_epochs:
                 epoch, start = progress.epoch, time.perf_counter()
                 torch.manual_seed(seeds.derive_seed(params.seed, "dropout", epoch, distributed.rank()))
@@ -217,15 +219,15 @@ class Run:
                 if bad := [name for name, value in row.items() if not math.isfinite(value)]:
                     raise UserError(f"epoch {epoch + 1}: not finite: {', '.join(bad)}; what was saved after an earlier "
                                     "epoch is kept")
-                progress.add(row, images_per_second=learner.images / (trained - start),
+                progress.add(row, images_per_second=learner.num_images / (trained - start),
                              seconds=time.perf_counter() - start)
-                with interrupts.held(), distributed.together():
+                with interrupts.deferred(), distributed.synchronized_errors():
                     record.epoch(network, learner, progress)
-            with distributed.together():
+            with distributed.synchronized_errors():
                 record.finish(network, progress, evaluated, final or {},
                               {role: count(progress.epoch) for role, count in self._queries.items()})
         except BaseException as error:
-            reason = interrupts.behind(error) or error
+            reason = interrupts.find_interrupt(error) or error
             record.close(reason if isinstance(reason, UserError | OSError | KeyboardInterrupt) else None)
             raise
         record.close()
@@ -247,7 +249,7 @@ class Run:
         if self._start.weights:
             checkpoint.load_weights(network, self._start.weights, "--resume")
         if state is None:
-            self._record.begin(Progress())
+            self._record.start_session(Progress())
             return Progress()
         restart = f"--restart removes the run in {self._record.directory.path} and starts over"
         for role, then in state.content["sources"].items():
@@ -264,7 +266,7 @@ class Run:
             raise UserError(f"{state.path} does not fit: the state of its optimizer, or what else it keeps, has "
                             f"another shape ({first_line(error)})") from None
         progress = resume.progress_of(state)
-        self._record.begin(progress, state.content["sessions"])
+        self._record.start_session(progress, state.content["sessions"])
         return progress
 
     def _evaluate_loaded(self, evaluate: Evaluation, network: nn.Module, progress: Progress) -> dict[str, Row]:
@@ -273,7 +275,7 @@ class Run:
         for role, frozen in self._frozen.items():
             loaded[f"{role} network, frozen"] = frozen.network
             if frozen.answers and not getattr(frozen.answers, "ordered", False):  # batches would begin anew each time
-                loaded[answering_role(role, str(frozen.answers))] = frozen.answering
+                loaded[interface_role(role, str(frozen.answers))] = frozen.with_interface
         if not progress.epoch and ("init_from" in self._networks.sources or self._start.weights):
             loaded["the network itself, before training"] = network
         rows = {role: evaluate(each) for role, each in loaded.items()}
@@ -294,7 +296,7 @@ def warn_about_chance(num_classes: int) -> Warn:
     return warn
 
 
-def remarks_on_size(params: Params, dataset: Dataset, start: resume.Start) -> list[str]:
+def image_size_warnings(params: Params, dataset: Dataset, start: resume.Start) -> list[str]:
     """A remark for a run that goes on with an `image_size` that its data set does not have; of a new run an error:
     whoever set it would train on other images than they think."""
     asked, size = params.image_size, dataset.image_size

@@ -67,7 +67,7 @@ class Step:
         Returns float32 (K,), named by `names`: the terms of the loss and the norm of the gradient, times the share
         that this process has in their mean over all processes.
         """
-        batch = self.batches.make(draw)
+        batch = self.batches.gather(draw)
         share = distributed.world_size() * len(batch.index) / size  # processes average gradients; batches may be odd
         terms = self.differentiate(self.loss, batch, share)
         # The public torch.nn.utils.get_total_norm is the same, from torch 2.6 on.
@@ -93,38 +93,38 @@ class Step:
 class CompiledStep(Step):
     """A step whose networks go through torch.compile, or, where the compiler fails, as it is written."""
 
-    def __init__(self, *arguments: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, *arguments: Any, log: Callable[[str], None]) -> None:
         super().__init__(*arguments)
-        self.say = say
-        self.convolutions, self.convolutions_as_written = nullcontext(), self.convolutions  # the compiler has its own
+        self.log = log
+        self.convolutions, self.eager_convolutions = nullcontext(), self.convolutions  # the compiler has its own
         self.compiled = torch.compile(self.loss, dynamic=False)
-        self.proven: set[int] = set()  # sizes of batches, for each of which the compiler is called anew
+        self.compiled_sizes: set[int] = set()  # sizes of batches, for each of which the compiler is called anew
 
     def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
         size = len(batch.index)
-        if self.compiled is loss or size in self.proven:
+        if self.compiled is loss or size in self.compiled_sizes:
             return super().differentiate(self.compiled, batch, share)
         before = [(buffer, buffer.clone()) for module in (self.network, self.method) for buffer in module.buffers()]
         state = _random_state(self.device)
         try:  # forward and backward, which is compiled when it is first called
             with Phase():
                 terms = super().differentiate(self.compiled, batch, share)
-            self.proven.add(size)
+            self.compiled_sizes.add(size)
             return terms
         except OutOfMemory:
             raise
         except Exception as error:  # compilers raise anything
-            if interrupts.behind(error):  # the user wants an end, not another form of the step
+            if interrupts.find_interrupt(error):  # the user wants an end, not another form of the step
                 raise
             failure = first_line(error)
         self.zero_grad()
         for buffer, value in before:
             buffer.copy_(value)
         _set_random_state(self.device, state)
-        self.convolutions = self.convolutions_as_written
+        self.convolutions = self.eager_convolutions
         terms = super().differentiate(loss, batch, share)  # raises what is wrong with the loss itself
         self.compiled = loss
-        self.say(f"compile: not used, the compiler fails ({failure})")
+        self.log(f"compile: not used, the compiler fails ({failure})")
         return terms
 
 
@@ -151,8 +151,8 @@ class GraphedStep:
 
     WARM_UP = 3  # steps of a size that run as written
 
-    def __init__(self, step: Step, say: Callable[[str], None]) -> None:
-        self.step, self.say = step, say
+    def __init__(self, step: Step, log: Callable[[str], None]) -> None:
+        self.step, self.log = step, log
         self.stream = torch.cuda.Stream()
         self.seen: dict[int, int] = {}
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Draw, Tensor]] = {}
@@ -171,14 +171,14 @@ class GraphedStep:
             self._record(draw, size)
         if size not in self.graphs:
             self.seen[size] = self.seen.get(size, 0) + 1
-            return self._as_written(draw, size)
+            return self._run_eager(draw, size)
         graph, static, record = self.graphs[size]
         for name, values in draw.items():
             static[name].copy_(values)
         graph.replay()
         return record.clone()
 
-    def _as_written(self, draw: Draw, size: int) -> Tensor:
+    def _run_eager(self, draw: Draw, size: int) -> Tensor:
         """On the stream of the graphs, as autograd has to have met it before a recording."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -193,12 +193,12 @@ class GraphedStep:
             with torch.cuda.graph(graph, stream=self.stream):
                 record = self.step(static, size)
         except RuntimeError as error:  # nothing has run: the step is still to be made
-            if interrupts.behind(error):  # the user wants an end, not another form of the step
+            if interrupts.find_interrupt(error):  # the user wants an end, not another form of the step
                 raise
             torch.cuda.set_stream(current)  # older torch leaves that of the recording
             self.step.zero_grad()  # gradients that were named, not computed
             self.recordable = False
             reason = error.__context__ or error  # the end of a spoilt recording complains too
-            self.say(f"cuda_graph: steps run as written, they cannot be recorded ({first_line(reason)})")
+            self.log(f"cuda_graph: steps run as written, they cannot be recorded ({first_line(reason)})")
             return
         self.graphs[size] = graph, static, record

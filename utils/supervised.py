@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import distributed, launcher
-from utils.augment import denormalise, normalise
+from utils.augment import denormalize, normalize
 from utils.console import progress_bar
 from utils.data import TrainBatches
 from utils.errors import UserError
@@ -76,8 +76,8 @@ class Supervised(Learner):
         self.method = method or nn.Module()
         self._start_of_epoch = start_of_epoch
         self.optimizer = build_optimizer(params, network)
-        self._own_optimizer = self._add_method(method) if method else None
-        self.images = batches.usable
+        self._method_optimizer = self._add_method(method) if method else None
+        self.num_images = batches.usable
 
     def _add_method(self, method: Method) -> torch.optim.Optimizer | None:
         """Have the method's own parameters trained: by the optimizer that it returns, or else by the network's."""
@@ -86,7 +86,7 @@ class Supervised(Learner):
         method.normalization = part.mean, part.std
         with torch.random.fork_rng([]):
             torch.manual_seed(method.seed)
-            method.prepare(self.network, normalise(part.images[:2], part.mean, part.std))
+            method.prepare(self.network, normalize(part.images[:2], part.mean, part.std))
         parameters: list[Tensor] = list(method.parameters())
         if (parameters or list(method.buffers())) and distributed.world_size() > 1:
             raise UserError("a method with parameters or running averages of its own runs on one device")
@@ -98,10 +98,10 @@ class Supervised(Learner):
             self.optimizer.add_param_group({"params": parameters})
         return own
 
-    def begin(self, say: Callable[[str], None]) -> None:
+    def setup(self, log: Callable[[str], None]) -> None:
         self.method.train()
-        optimizers = [self.optimizer, *([self._own_optimizer] if self._own_optimizer else [])]
-        self.step = build_step(self.network, self._loss, optimizers, self.batches, self._params, self._dtype, say,
+        optimizers = [self.optimizer, *([self._method_optimizer] if self._method_optimizer else [])]
+        self.step = build_step(self.network, self._loss, optimizers, self.batches, self._params, self._dtype, log,
                                self.method)
 
     def epoch(self, epoch: int, title: str) -> Row:
@@ -115,40 +115,40 @@ class Supervised(Learner):
     def first_images(self) -> dict[str, Tensor]:
         """The first images as they are augmented."""
         part = self.batches.part
-        return {"augmented": denormalise(next(self.batches.epoch(0)).images[:64], part.mean, part.std)}
+        return {"augmented": denormalize(next(self.batches.epoch(0)).images[:64], part.mean, part.std)}
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"optim_dict": self.optimizer.state_dict()}
         if own := self.method.state_dict():
             state["method"] = own
-        if self._own_optimizer:
-            state["method_optim_dict"] = self._own_optimizer.state_dict()
+        if self._method_optimizer:
+            state["method_optim_dict"] = self._method_optimizer.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_optimizer(self.optimizer, state["optim_dict"])
         if self.method.state_dict():
             self.method.load_state_dict(state["method"])
-        if self._own_optimizer:
-            load_optimizer(self._own_optimizer, state["method_optim_dict"])
+        if self._method_optimizer:
+            load_optimizer(self._method_optimizer, state["method_optim_dict"])
 
 
 def build_step(network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.Optimizer], batches: TrainBatches,
-               params: DataParams, dtype: torch.dtype, say: Callable[[str], None],
+               params: DataParams, dtype: torch.dtype, log: Callable[[str], None],
                method: nn.Module | None = None) -> Step | GraphedStep:
-    """The training step in the fastest form that parameters and device allow; `say` logs what they do not. method: the
+    """The training step in the fastest form that parameters and device allow; `log` logs what they do not. method: the
     module of the loss's own parameters."""
     device = batches.part.labels.device
     what = distributed.parallel(network, device), loss, optimizers, batches, dtype, method
     step = Step(*what)
     if params.compile is True:
-        say("compile: the first steps compile, which takes up to a minute")
-        step = CompiledStep(*what, say=say)
+        log("compile: the first steps compile, which takes up to a minute")
+        step = CompiledStep(*what, log=log)
     if params.cuda_graph and device.type == "cuda" and not launcher.launched():
-        say("cuda_graph: steps are recorded and replayed")
-        return GraphedStep(step, say)
+        log("cuda_graph: steps are recorded and replayed")
+        return GraphedStep(step, log)
     if params.cuda_graph is True:
-        say("cuda_graph: not used, steps can be recorded on one GPU alone")
+        log("cuda_graph: not used, steps can be recorded on one GPU alone")
     return step
 
 

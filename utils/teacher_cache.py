@@ -42,18 +42,18 @@ class TeacherCache:
     PROBE = 16  # images
 
     def __init__(self, network: nn.Module, sha256: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
-                 directory: Path | None, say: Callable[[str], None]) -> None:
+                 directory: Path | None, log: Callable[[str], None]) -> None:
         """network: frozen, in eval mode. sha256: of its checkpoint. directory: None keeps the logits of one epoch, in
         memory; else the augmentation has a finite number of views."""
         if directory and batches.views is None:
             raise ValueError(f"{batches.augmentation} makes an unlimited number of views")
-        self.network, self.batches, self.dtype, self._say = network, batches, dtype, say
+        self.network, self.batches, self.dtype, self._log = network, batches, dtype, log
         self.views = batches.views or 1
         self.device = batches.part.labels.device
         self.shape = (len(batches.part) * self.views, num_classes)
         self._width = num_classes * dtype.itemsize + self.CHECKSUM  # bytes of a row
         self._readable = self._writable = directory is not None
-        self._told = directory is None
+        self._logged = directory is None
         # Logits (N, C) of this epoch's view of each training image. Filled in place: a recorded step reads this tensor.
         self.logits = torch.zeros(len(batches.part), num_classes, dtype=dtype, device=self.device)
         if directory:
@@ -67,10 +67,10 @@ class TeacherCache:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 stored = self._stored_probe(path, len(probe))
-                if stored is not None and _alike(stored, probe):
+                if stored is not None and _allclose(stored, probe):
                     break
                 if stored is not None:
-                    self._say(f"teacher_cache: {path} is not used, it is of a network of the same weights that gives "
+                    self._log(f"teacher_cache: {path} is not used, it is of a network of the same weights that gives "
                               "other logits")
                     continue
                 with open(path, "wb") as file:  # without a probe nothing in it can be trusted
@@ -110,7 +110,7 @@ class TeacherCache:
     def fill(self, epoch: int) -> Tensor:
         """The logits (N, C) of all images, in the views that an epoch draws; also those of the remainder that its steps
         leave out. Processes share the work."""
-        draw, ranks = self.batches.whole_draw(epoch), distributed.world_size()
+        draw, ranks = self.batches.full_draw(epoch), distributed.world_size()
         self.logits.zero_()
         self._fill({name: values[distributed.rank()::ranks] for name, values in draw.items()}, epoch)
         distributed.sum_over_ranks(self.logits)
@@ -120,10 +120,10 @@ class TeacherCache:
         rows = draw["index"] * self.views + (self.batches.view(draw) if self.batches.views else 0)
         logits, known = self._read(rows)
         missing = (~known).nonzero().flatten()
-        if not self._told:
-            self._say(f"teacher_cache: {self.path} knows {len(rows) - len(missing)} of the {len(rows)} answers of "
+        if not self._logged:
+            self._log(f"teacher_cache: {self.path} knows {len(rows) - len(missing)} of the {len(rows)} answers of "
                      f"epoch {epoch + 1}")
-            self._told = True
+            self._logged = True
         if len(missing):
             logits[missing] = self._compute({name: values[missing] for name, values in draw.items()}).cpu()
             self._write(rows[missing], logits[missing])
@@ -136,7 +136,7 @@ class TeacherCache:
             for start in range(0, count, size):
                 chosen = torch.arange(start, start + size).clamp_(max=count - 1)
                 share = {name: values[chosen].to(self.device) for name, values in draw.items()}
-                images = self.batches.make({**share, "epoch": torch.zeros((), device=self.device)}).images
+                images = self.batches.gather({**share, "epoch": torch.zeros((), device=self.device)}).images
                 with autocast(self.device, self.dtype), torch.inference_mode():
                     logits = self.network(images)
                 parts.append(logits.to(self.dtype))
@@ -156,7 +156,7 @@ class TeacherCache:
                         if len(stored) == self._width and _checksum(values) == stored[-self.CHECKSUM:]:
                             content[number], known[number] = np.frombuffer(values, np.uint8), True
             except OSError as error:
-                self._say(f"teacher_cache: {self.path} cannot be read ({error.strerror})")
+                self._log(f"teacher_cache: {self.path} cannot be read ({error.strerror})")
                 self._readable = self._writable = False
         return torch.from_numpy(content).view(self.dtype), torch.from_numpy(known)
 
@@ -171,15 +171,15 @@ class TeacherCache:
             self._stop_writing(self.path, error)
 
     def _stop_writing(self, path: Path, error: OSError) -> None:
-        self._say(f"teacher_cache: {path} cannot be written ({error.strerror}): what it lacks is not remembered")
+        self._log(f"teacher_cache: {path} cannot be written ({error.strerror}): what it lacks is not remembered")
         self._writable = False
 
     def _key(self, sha256: str) -> str:
         """Of everything that the logits depend on, but for the code of the network."""
         part = self.batches.part
-        facts = [self.FORMAT, sha256, str(self.network), self.dtype, self.device.type, str(torch.__version__),
+        fields = [self.FORMAT, sha256, str(self.network), self.dtype, self.device.type, str(torch.__version__),
                  self.batches.augmentation, self.shape, part.mean.tolist(), part.std.tolist()]
-        digest = hashlib.sha256(repr(facts).encode())
+        digest = hashlib.sha256(repr(fields).encode())
         digest.update(part.images.cpu().numpy().data)
         return digest.hexdigest()[:16]
 
@@ -188,7 +188,7 @@ def _content(logits: Tensor) -> bytes:
     return logits.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _alike(stored: Tensor, computed: Tensor) -> bool:
+def _allclose(stored: Tensor, computed: Tensor) -> bool:
     """Whether logits differ by no more than rounding: what other kernels, TensorFloat-32 included, may change."""
     tolerance = max(4 * torch.finfo(stored.dtype).eps, 2e-3)  # of the root mean square
     one, other = stored.double().nan_to_num(), computed.double().nan_to_num()

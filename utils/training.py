@@ -44,10 +44,10 @@ class Progress:
 class Learner(Protocol):
     """What trains a network, an epoch at a time."""
 
-    images: int  # that an epoch trains on
+    num_images: int  # that an epoch trains on
 
-    def begin(self, say: Callable[[str], None]) -> None:
-        """Called once, before the first epoch of this process. `say` writes to the log."""
+    def setup(self, log: Callable[[str], None]) -> None:
+        """Called once, before the first epoch of this process. `log` writes to the log."""
 
     def epoch(self, epoch: int, title: str) -> Row:
         """Train for an epoch, counted from 0 and called `title`. What to log of it, `learning_rate` among it.
@@ -60,7 +60,7 @@ class Learner(Protocol):
         """Images to log before the first epoch, (B, 3, H, W) in [0, 1] by name."""
         return {}
 
-    def pictures(self) -> dict[str, Tensor]:
+    def epoch_images(self) -> dict[str, Tensor]:
         """Images to log after an epoch, (B, 3, H, W) in [0, 1] by name."""
         return {}
 

@@ -51,10 +51,10 @@ def backdoor(data: DataSet, trigger: str, *methods: str, network: str = "wrn16_2
                **reads("teacher", {"model_name": network}, f"{place}/teacher", "last_model.tar"), **poison}
     runs = {f"{place}/teacher": poisoned, f"{place}/kd": {**student, **WITH_A_FIFTH_OF_THE_DATA}}
     for method in methods:
-        undefended = {"method": method, **student, **(data.zskt if method == "zskt" else {})}
-        runs[f"{place}/{method}"] = undefended
+        no_defense = {"method": method, **student, **(data.zskt if method == "zskt" else {})}
+        runs[f"{place}/{method}"] = no_defense
         for defense, options in data.defenses.items():
-            runs[f"{place}/{method}_{defense}"] = {**undefended, **backdoor_defense(defense, **options)}
+            runs[f"{place}/{method}_{defense}"] = {**no_defense, **backdoor_defense(defense, **options)}
     return runs
 
 

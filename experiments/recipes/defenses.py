@@ -101,10 +101,10 @@ class Defended:
         for answers in ANSWERS:
             found |= self.thieves(self.normal, f"{self.place}/answers/{answers.replace(':', '_')}",
                                   answer_defense=answers)
-        alone = {**self.grid.student, **self.budget}
-        alone["subset_size"] = alone.pop("query_budget")
-        found[f"{self.place}/alone/labels"] = alone
-        return found | {f"{self.place}/alone/label_smoothing_{epsilon}": {**alone, "label_smoothing": epsilon}
+        no_teacher = {**self.grid.student, **self.budget}
+        no_teacher["subset_size"] = no_teacher.pop("query_budget")
+        found[f"{self.place}/alone/labels"] = no_teacher
+        return found | {f"{self.place}/alone/label_smoothing_{epsilon}": {**no_teacher, "label_smoothing": epsilon}
                         for epsilon in SMOOTHING}
 
 

@@ -119,7 +119,7 @@ class MethodParams(BaseModel):
         dataset = values.get("dataset")
         return {**(cls.published.get(dataset, {}) if isinstance(dataset, str) else {}), **values}
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
+    def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
         """Parameters that nothing reads beside the other values, each with the reason; `*` stands for any ending."""
         yield from ()
 
@@ -188,18 +188,18 @@ class Params(MethodParams):
         """What a run may go on with another value of: rounding at most depends on it, or, for num_epochs, the end."""
         return "cuda", "cuda_graph", "compile", "teacher_cache", "num_workers", "num_epochs"
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        yield from super().without_effect()
+    def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective_parameters()
         if self.model_name != "net":
             yield from ((key, '"model_name" is not "net"') for key in ("num_channels", "dropout_rate"))
 
-    def remarks_on_effect(self) -> list[str]:
+    def ineffective_parameter_warnings(self) -> list[str]:
         """A text for each parameter that was set to another value than its default and has no effect. Defaults and
         epochs of `schedule` that are never reached, which published files carry along, are not named."""
         values, fields = self.model_dump(), type(self).model_fields
         given = [key for key in fields if key in self.model_fields_set and values[key] != fields[key].default]
         return [f'"{key}" {json.dumps(values[key])} has no effect: {reason}'
-                for pattern, reason in self.without_effect() for key in given if fnmatchcase(key, pattern)]
+                for pattern, reason in self.ineffective_parameters() for key in given if fnmatchcase(key, pattern)]
 
     @property
     def switches(self) -> dict[str, Any]:
@@ -230,8 +230,8 @@ class RecipeParams(Params):
         return tuple(key for key in super().changeable if key != "num_epochs" or self.annealing == "steps")
 
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        yield from super().without_effect()
+    def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective_parameters()
         if self.annealing == "cosine":
             yield from ((key, '"annealing" is "cosine"') for key in ("schedule", "gamma"))
         elif not self.schedule:
@@ -278,8 +278,8 @@ class TeacherParams(MethodParams):
         "none", description="perturbation of the teacher's probabilities before the interface returns them, as "
                             "`NAME` or `NAME:STRENGTH`; `none`: the answers stay as they are")
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        yield from super().without_effect()
+    def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
+        yield from super().ineffective_parameters()
         if self.teacher_model != "net":
             yield "teacher_num_channels", '"teacher_model" is not "net"'
 
