@@ -4,7 +4,8 @@
     loss = attack(student, batch, answers)["loss"]
 
 The contract is `attacks.base.Attack`. To add an attack, write a file here with a `@REGISTRY.register` line: its
-parameters, `--help`, the JSON schema, the README's table and the columns of reports follow from the registry.
+parameters, `--help`, the JSON schema, the rows of docs/parameters.md and the columns of reports follow from the
+registry.
 """
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Defenses: how an owner protects a model. One file per trained-in defense; `answers.py` holds what happens to answers.
 
 The contract of a trained-in defense is `defenses.base.Defense`. To add one, write a file here with a
-`@REGISTRY.register` line: its parameters, `--help`, the JSON schema, the README's table and the rows of reports follow
-from the registry.
+`@REGISTRY.register` line: its parameters, `--help`, the JSON schema, the rows of docs/parameters.md and of reports
+follow from the registry.
 """
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a params.json may say, for people and editors.
 
-    python -m utils.params              # the table of parameters, as in the README
+    python -m utils.params              # the table of docs/parameters.md
     python -m utils.params kd           # JSON schema for an editor: scratch, nasty, kd, poisoned, datafree
     python -m utils.params kd dkd       # of one attack, defense or data-free method
 """
@@ -17,7 +17,7 @@ from utils.params.stage import Stage
 
 
 def markdown_table() -> str:
-    """The parameters of all stages as the table of the README."""
+    """The parameters of all stages as a Markdown table."""
     rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # stage and method with a key of the same type and meaning
     for stage in STAGES.values():
         for method, kind in stage.all_params().items():

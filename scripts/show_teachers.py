@@ -1,11 +1,15 @@
-"""How a nasty teacher differs from a normal one: what both answer to the same images, and where they put them.
+"""Draw how teachers differ: their logits for the same images, and embeddings of the test images.
 
     python scripts/show_teachers.py experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16
+    python scripts/show_teachers.py DIR DIR --names normal nasty --num_images 3 --out docs/images
 
-Writes to `--out` responses.png, the logits of each network for the same test images as bars, and embeddings.png, t-SNE
-(van der Maaten & Hinton, JMLR 2008) of what enters the classifier and of the logits for 1,000 test images, of all
-classes as many, coloured by class. The latter needs scikit-learn (`pip install scikit-learn`). Networks are those of
-the last epoch.
+Writes to `--out`
+
+- responses.png, a bar chart of the logits of each network for the first test image of each class;
+- embeddings.png, t-SNE (van der Maaten & Hinton, JMLR 2008) of the classifier's input and of the logits, for 1,000 test
+  images balanced over the classes, if scikit-learn is installed (`pip install scikit-learn`).
+
+Networks are those of the last epoch.
 """
 from __future__ import annotations
 
@@ -27,8 +31,8 @@ from utils.cli import main
 from utils.datasets import Dataset, load_dataset
 from utils.errors import UserError
 
-IMAGES, POINTS = 6, 1000
-COLORS = ("tab:blue", "tab:red", "tab:green", "tab:orange")
+POINTS = 1000
+COLORS = ("#1f3b73", "#f4a259", "#5b8e7d", "#bc4b51")  # of different lightness, so readable in grayscale
 
 
 def show_teachers() -> None:
@@ -36,7 +40,14 @@ def show_teachers() -> None:
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="experiments on the same data")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="in the legend; default: the directories")
+    parser.add_argument("--num_images", type=int, default=6, metavar="N", help="in responses.png; default: 6")
     arguments = parser.parse_args()
+    names = arguments.names or ["/".join(directory.parts[-2:]) for directory in arguments.directories]
+    if len(names) != len(arguments.directories):
+        raise UserError(f"--names: {len(names)} for {len(arguments.directories)} directories")
+    if arguments.num_images < 1:
+        raise UserError("--num_images: at least 1")
     sources = [read_source(str(directory)) for directory in arguments.directories]
     first = sources[0].params
     for source in sources:
@@ -45,7 +56,6 @@ def show_teachers() -> None:
     dataset = load_dataset(first.dataset, arguments.data_dir, image_size=first.image_size, background=first.background,
                            training=False)
     networks = [source.build(dataset.num_classes, dataset.image_size) for source in sources]
-    names = ["/".join(directory.parts[-2:]) for directory in arguments.directories]
 
     def pixels(source: Source, index: Tensor) -> Tensor:
         mean, std = source.params.mean or dataset.mean, source.params.std or dataset.std
@@ -53,7 +63,7 @@ def show_teachers() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     chosen = torch.stack([(dataset.test_labels == label).nonzero()[0, 0]
-                          for label in dataset.test_labels.unique()[:IMAGES]])
+                          for label in dataset.test_labels.unique()[:arguments.num_images]])
     with torch.inference_mode():
         answers = [network(pixels(source, chosen)) for source, network in zip(sources, networks, strict=True)]
     _draw(responses(dataset, chosen, answers, names), arguments.out / "responses.png")
@@ -84,8 +94,8 @@ def _look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 def responses(dataset: Dataset, chosen: Tensor, answers: Sequence[Tensor], names: Sequence[str]) -> plt.Figure:
     """A row an image: the image, and the logits of each network, a group of bars a class."""
     classes = [drawable(name)[:14] for name in dataset.classes]
-    figure, axes = plt.subplots(len(chosen), 2, figsize=(13, 1.9 * len(chosen)), sharex="col", squeeze=False,
-                                gridspec_kw={"width_ratios": [1, 7]})
+    figure, axes = plt.subplots(len(chosen), 2, figsize=(9, 1.9 * len(chosen)), sharex="col", squeeze=False,
+                                gridspec_kw={"width_ratios": [1, 6]})
     width = 0.8 / len(answers)
     for row, (picture, bars) in enumerate(axes):
         label = int(dataset.test_labels[chosen[row]])
@@ -100,8 +110,8 @@ def responses(dataset: Dataset, chosen: Tensor, answers: Sequence[Tensor], names
         bars.set_ylabel("logit")
     axes[-1][1].set_xticks(range(len(classes)), classes, rotation=30 if len(classes) <= 20 else 90, ha="right")
     legend(figure, axes[0][1].containers, names, loc="upper center", ncols=len(names), frameon=False,
-           title="grey: the true class; each row has its own scale")
-    figure.tight_layout(rect=(0, 0, 1, 0.95))
+           title="gray: the true class; the scale differs by row")
+    figure.tight_layout(h_pad=1.5, rect=(0, 0, 1, 1 - 0.6 / figure.get_figheight()))
     return figure
 
 

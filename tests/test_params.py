@@ -2,7 +2,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -268,10 +267,10 @@ def test_changed_keys_names_old_and_new_and_ignores_what_changes_no_result():
 
 
 @pytest.mark.parametrize("registry", [attacks.REGISTRY, defenses.REGISTRY, ANSWER_DEFENSES, INTERFACES])
-def test_the_readme_names_every_attack_defense_and_interface(registry):
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+def test_the_documents_name_every_attack_defense_and_interface(registry):
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("attacks.md", "defenses.md"))
     assert not [name for name in registry if f"`{name}`" not in text and f"`{name}:" not in text]
 
 
-def test_the_table_of_the_readme_is_the_one_of_the_code():
-    assert markdown_table() in (Path(__file__).parents[1] / "README.md").read_text()
+def test_the_table_of_parameters_md_is_the_one_of_the_code():
+    assert (ROOT / "docs/parameters.md").read_text().endswith(markdown_table() + "\n")

@@ -1,4 +1,4 @@
-"""RESULTS.md: what it says are the numbers of runs that are committed and finished."""
+"""docs/results.md: what it says are the numbers of runs that are committed and finished."""
 import csv
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def unaligned(text):
 
 def test_the_tables_of_results_md_are_those_of_committed_runs_all_of_them_finished(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text, runs = unaligned(Path("RESULTS.md").read_text())
+    text, runs = unaligned(Path("docs/results.md").read_text())
     found = set()
     for place in COMMITTED:
         told = Report.of([Path("experiments") / place])
@@ -47,7 +47,7 @@ def test_the_tables_of_attacks_md_are_those_of_committed_results(monkeypatch):
 def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv(monkeypatch):
     monkeypatch.chdir(ROOT)
     epochs, seen = [], set()
-    for line in Path("RESULTS.md").read_text().splitlines():
+    for line in Path("docs/results.md").read_text().splitlines():
         name, *cells = line.strip("|").split("|")
         directory = Path(name.strip(" `"))
         if name.strip() == "KL by epoch":
@@ -84,4 +84,8 @@ def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(monkeyp
         assert [found.model_dump() for found in judge_all(audit.students, audit.test_images)] == [
             found.model_dump() for found in audit.verdicts]
         for found in audit.verdicts:
-            assert f"| {kind} | {found.thief}, 1,000 images, logits | {found.attack} | {found.accuracy} |" in readme
+            students = {student.attack: student.accuracy for student in audit.students
+                        if (student.victim, student.thief) == ("model", found.thief)}
+            row = [kind, found.thief, found.attack, found.accuracy, students["KD, temperature 20"],
+                   students["Hard label"], found.labels, f"{found.efficiency:.2f}" if kind == "nasty" else ""]
+            assert " ".join(f"| {' | '.join(map(str, row))} |".split()) in readme

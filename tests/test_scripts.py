@@ -68,8 +68,10 @@ def test_what_two_teachers_answer_is_drawn(call, experiment, tmp_path):
     for directory in directories:
         assert call("train_scratch", directory).returncode == 0
     words = [sys.executable, str(ROOT / "scripts/show_teachers.py"), *map(str, directories), "--out",
-             str(tmp_path / "out")]
+             str(tmp_path / "out"), "--num_images", "2", "--names", "normal"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stderr) == (2, "error: --names: 1 for 2 directories\n")
+    done = subprocess.run([*words, "nasty"], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeddings.png", "responses.png"]
 

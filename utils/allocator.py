@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
     """Have the C library keep what is freed for the tensors of the next step.
 
     As it comes, glibc returns every freed block of more than 32 MiB to the system, and the next step waits for new
-    pages and for the zeros in them: up to a third of its time (BENCHMARKS.md). Does nothing where the user has set the
-    allocator (MALLOC_*, GLIBC_TUNABLES), and where the C library is another.
+    pages and for the zeros in them: up to a third of its time (docs/benchmarks.md). Does nothing where the user has
+    set the allocator (MALLOC_*, GLIBC_TUNABLES), and where the C library is another.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return

@@ -40,7 +40,7 @@ def recorded(argument: str) -> str:
 def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
     """The arguments that all stages share."""
     result = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                     epilog=f"{epilog}All parameters of a params.json: `python -m utils.params`, or the README.")
+                     epilog=f"{epilog}All parameters of a params.json: docs/parameters.md.")
     result.add_argument("--save_path", required=True, type=lambda path: Path(recorded(path)), metavar="DIR",
                         help="experiment directory: holds params.json, receives logs and checkpoints")
     result.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",

@@ -2,7 +2,7 @@
 
 With AVX2 and float32, oneDNN computes the gradient of a wide convolution in its weights at some 60 % of the rate of its
 other two passes. Gathering the patches of a few images and multiplying them is 1.05 to 1.4 times as fast for forward
-and backward together (BENCHMARKS.md), from about 48 input channels on; 1x1 kernels gain nothing.
+and backward together (docs/benchmarks.md), from about 48 input channels on; 1x1 kernels gain nothing.
 """
 from __future__ import annotations
 

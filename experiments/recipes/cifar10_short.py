@@ -1,4 +1,4 @@
-"""Table 1 in small, for a CPU (RESULTS.md): the CNN as the teacher, and 5 or 20 epochs in place of 100.
+"""Table 1 in small, for a CPU (docs/results.md): the CNN as the teacher, and 5 or 20 epochs in place of 100.
 
 The results of these runs are committed beside their params.json, so what is written here stays.
 """

@@ -242,7 +242,7 @@ class DataParams(RecipeParams):
     """What the stages that learn from a data set read."""
 
     compile: AutoSwitch = Field(
-        "auto", description="torch.compile for the networks, about a minute each time; `auto`: no (see BENCHMARKS.md)")
+        "auto", description="torch.compile for the networks, about a minute each time; `auto`: no")
     cuda_graph: AutoSwitch = Field(
         "auto", description="replay each step as one CUDA graph; `auto`: on one GPU, where it can be recorded")
     validation_fraction: float = Field(
