@@ -2,9 +2,9 @@
 
     build_trigger("badnet_grid").stamp(images)
 
-To add one, write a function of images (B, 32, 32, 3) with a `@register` line. Stamping comes before augmentation. It
-computes in integers what is defined on grey values 0 to 255 with clipping and truncation at the end, so that the
-result is exact and the same on every device.
+To add one, write a file in `backdoor/` with a function of images (B, 32, 32, 3) and a `@register` line. Stamping comes
+before augmentation. It computes in integers what is defined on grey values 0 to 255 with clipping and truncation at the
+end, so that the result is exact and the same on every device.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 from backdoor import assets
 from utils.errors import UserError
 from utils.registry import Registry
+
+if TYPE_CHECKING:
+    TRIGGER_NAMES: tuple[str, ...]
 
 Stamp = Callable[[Tensor], Tensor]
 
@@ -34,7 +38,7 @@ class Trigger:
     adversarial: bool = False  # poisons images that a clean classifier no longer recognises
 
 
-REGISTRY: Registry[Trigger] = Registry("trigger")
+REGISTRY: Registry[Trigger] = Registry("trigger", package="backdoor")
 
 
 def register(name: str, *, clean_label: bool = False, adversarial: bool = False,
@@ -172,4 +176,7 @@ def _stretch(images: Tensor, pattern: np.ndarray) -> Tensor:
     return (255 * (total - low) // (high - low).clamp_(min=1)).byte()  # an even sum turns black
 
 
-TRIGGER_NAMES: tuple[str, ...] = tuple(REGISTRY)
+def __getattr__(name: str) -> Any:
+    if name == "TRIGGER_NAMES":  # computed on access: other files of the package register triggers too
+        return tuple(REGISTRY)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -88,9 +88,13 @@ class Retrospection:
 
             delta = argmin - KL(M(x) || M(x + delta)) + penalty * ||delta||_2^2
 
-        For images (B, C, H, W). `model` is the teacher or the student; its gradients are not touched.
+        Args:
+            model: maps images to logits; the teacher or the student. Its parameters and `.grad` are not changed.
+            images: float (B, C, H, W) as the network takes them, detached.
+            random: CPU generator of the noise from which delta starts.
 
-        Returns delta, and the divergences, scalars, under the noise from which it starts and under delta.
+        Returns:
+            delta (1, C, H, W), and the divergences, scalars, under the noise from which it starts and under delta.
         """
         noise = torch.randn(1, *images.shape[1:], generator=random, dtype=images.dtype)
         delta = (self.start * noise).to(images.device).requires_grad_()
@@ -135,11 +139,17 @@ class Retrospection:
                    random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Add weight * hypergradient to the `.grad` of the student's parameters, beside what is there.
 
-        `source` is the network that delta is synthesised against: the teacher, or the student itself. The student's
-        optimiser step, on the sum with the gradient of distillation, is the caller's.
+        Call it after `loss.backward()` of distillation and before the optimizer's step, outside autocast.
 
-        Returns delta (1, C, H, W), and scalars to log: `delta_norm` (L2), `kl_before` and `kl_after` (what the source's
-        outputs change under the starting noise and under delta) and `hypergradient_norm` (L2, before weighting).
+        Args:
+            student: maps images to logits; its trainable parameters get the hypergradient.
+            source: network that delta is synthesised against: the teacher, or the student itself. Not changed.
+            images: float (B, C, H, W) of this step, as the networks take them, detached.
+            random: CPU generator, for the noise from which delta starts and for the images that are perturbed.
+
+        Returns:
+            delta (1, C, H, W), and scalars to log: `delta_norm` (L2), `kl_before` and `kl_after` (divergence of the
+            source's outputs under the starting noise and under delta) and `hypergradient_norm` (L2, before weighting).
         """
         delta, kl_before, kl_after = self.perturbation(source, images, random)
         gradients = self.gradient(student, images, delta, random)

@@ -33,14 +33,25 @@ class ShuffledTeacher:
     """
 
     def __init__(self, teacher: nn.Module, *, layers: int | None = None, members: int = 3, seed: int = 0,
-                 image_size: int = 32) -> None:
-        """layers: None: 5, as published for networks of 16 convolutions and more, but half of fewer than 10."""
+                 image_size: int = 32, channels: int = 3) -> None:
+        """Copy the teacher, which is not changed, and shuffle the copies.
+
+        Args:
+            teacher: maps images (B, channels, image_size, image_size) to logits (B, C), on any device.
+            layers: number of convolutions to shuffle; None: 5, as published for networks of 16 convolutions and more,
+                but half of fewer than 10.
+            members: number of shuffled copies.
+            seed: seed of the permutations.
+            image_size, channels: shape of the black image that finds the convolutions in order of execution.
+        """
         if any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules()):
             raise ValueError("the teacher has forward hooks, which its shuffled copies would call too")
         self.members = [copy.deepcopy(teacher).eval().requires_grad_(False) for _ in range(members)]
-        names = shufflable_convolutions(self.members[0], image_size)
+        names = shufflable_convolutions(self.members[0], image_size, channels)
         if layers is None:
             layers = min(5, (len(names) + 1) // 2)
+            if not layers:  # unshuffled copies would agree with the teacher on every image
+                raise UserError("the vaccine needs a teacher with a convolution of several input channels to shuffle")
         if len(names) < layers:
             raise UserError(f"the vaccine cannot shuffle the last {layers} convolutions of a teacher that has "
                             f"{len(names)}: choose fewer layers")
@@ -53,7 +64,8 @@ class ShuffledTeacher:
         self.shuffle()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The mean over the members of their logits (B, C); gradients reach the images."""
+        """Mean of the members' logits, (B, C) in float32 at least, for images (B, channels, H, W) as the teacher takes
+        them. Gradients reach the images; the members have no trainable parameter."""
         return torch.stack([at_least_float32(member(images)) for member in self.members]).mean(0)
 
     def shuffle(self) -> None:
@@ -93,15 +105,15 @@ class ShuffledTeacher:
                 member[name].weight.copy_(weight.gather(2, index).flatten(0, 1))
 
 
-def shufflable_convolutions(network: nn.Module, image_size: int = 32) -> list[str]:
+def shufflable_convolutions(network: nn.Module, image_size: int = 32, channels: int = 3) -> list[str]:
     """The names of the 2-d convolutions with several input channels per group, in the order in which they first run.
 
-    Runs the network once, in the mode it is in, on one black image (3, image_size, image_size).
+    Runs the network once, in the mode it is in, on one black image (channels, image_size, image_size).
     """
     names = [name for name, module in _convolutions(network).items() if module.weight.shape[1] > 1]
     weight = next(network.parameters())
     with torch.no_grad(), capture_inputs(network, *names) as captured:
-        network(torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device))
+        network(torch.zeros(1, channels, image_size, image_size, dtype=weight.dtype, device=weight.device))
     return list(dict.fromkeys(call.name for call in captured.calls))
 
 
@@ -120,23 +132,34 @@ def divergence(teacher_logits: Tensor, shuffled_logits: Tensor) -> Tensor:
 
 
 def generator_penalty(teacher_logits: Tensor, shuffled_logits: Tensor, *, coefficient: float) -> Tensor:
-    """What the vaccine adds to a generator's loss: -coefficient * mean of k over the suspicious samples, 0 without any.
+    """Term of a generator's loss: -coefficient * mean of k over the suspicious samples, 0 without any.
 
-    Both logits are those of the generated images, with their graph: the gradient reaches the images through the
-    teacher and through T~. The mask is not differentiated.
+    Args:
+        teacher_logits: (B, C), of the generated images, with their graph.
+        shuffled_logits: (B, C), `ShuffledTeacher` of the same images, with their graph.
+        coefficient: weight of the term; k is a mean over classes, so 0.1 suits a loss that is one too.
+
+    Returns:
+        A scalar, at most 0, to add to the generator's loss. Its gradient reaches the images through the teacher and
+        through T~. The mask is not differentiated.
     """
     mask = suspicious(teacher_logits, shuffled_logits)
     return -coefficient * _mean_where(mask, divergence(teacher_logits, shuffled_logits))
 
 
 def student_loss(kd_per_sample: Tensor, mask: Tensor, *, coefficient: float, cap: float | Tensor) -> Tensor:
-    """Distillation without a generator under the vaccine:
+    """Loss of a student, a scalar, for distillation without a generator under the vaccine:
 
         mean of kd over the others - coefficient * mean of min(kd, cap) over the suspicious samples (`mask`)
 
-    A mean over no samples is 0. The second term is gradient *ascent*, and kd has no upper bound: past the cap, of all
-    samples (a float) or of each (B,), a sample counts as forgotten and has no gradient, so the loss stays above
-    -coefficient * cap. `ascent_cap` is a natural choice. All of the shape (B,), in the units of the loss.
+    A mean over no samples is 0. The second term is gradient *ascent*, and kd has no upper bound: past the cap a sample
+    counts as forgotten and has no gradient, so the loss stays above -coefficient * cap.
+
+    Args:
+        kd_per_sample: (B,), distillation loss of each sample, with the student's graph.
+        mask: bool (B,), `suspicious` of teacher and T~ for the same images.
+        coefficient: weight of the ascent.
+        cap: of all samples (a float) or of each (B,), in the units of `kd_per_sample`; see `ascent_cap`.
     """
     return _mean_where(~mask, kd_per_sample) - coefficient * _mean_where(mask, kd_per_sample.clamp(max=cap))
 

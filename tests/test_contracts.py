@@ -1,20 +1,30 @@
-"""Every registered attack, defense, answer defense and interface keeps its contract."""
+"""Every registered attack, defense, answer defense, interface, network, data set, trigger and data-free method keeps
+its contract."""
 from __future__ import annotations
 
 import copy
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attacks
+import datafree
 import defenses
 from attacks import build_attack
 from attacks.base import Attack
+from backdoor.triggers import TRIGGER_NAMES, build_trigger
+from datafree.distiller import DataSpec
 from defenses.answers import ANSWER_DEFENSES, INTERFACES, Answers, build_answer_defense, build_interface
+from model import MODEL_NAMES, build_model
+from utils import datasets
 from utils.data import Batch, Images, TrainBatches
+from utils.datasets import DATASETS, load_dataset
+from utils.errors import UserError
 from utils.evaluation import Evaluation, Frozen
 from utils.registry import Entry
 from utils.supervised import Supervised
@@ -218,6 +228,94 @@ def test_every_answer_defense_and_interface_gives_probabilities(build, specifica
     torch.testing.assert_close(made.sum(1), torch.ones(6))
     assert torch.equal(probabilities, before)
     assert torch.equal(transform(probabilities), made)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_network_maps_images_to_logits_and_does_not_wait_for_the_device(name):
+    with torch.device("meta"):
+        network, images = build_model(name, 7), torch.empty(2, 3, 32, 32)
+    with NoHostSync():
+        logits = network(images)
+        logits.sum().backward()
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_has_square_uint8_images_and_labels_of_its_classes(name, monkeypatch):
+    """Skipped if the files are not in `data`; nothing is downloaded."""
+    def refuse(name, source, root, files, *options):
+        if missing := [path for path in files if not path.exists()]:
+            pytest.skip(f"there is no {missing[0]}")
+
+    monkeypatch.setattr(datasets, "_download_if_missing", refuse)
+    try:
+        dataset = load_dataset(name, ROOT / "data")
+    except UserError as error:
+        pytest.skip(str(error))
+    for images, labels in ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)):
+        assert images.dtype == torch.uint8 and images.is_contiguous()
+        assert images.shape == (len(labels), dataset.image_size, dataset.image_size, 3)
+        assert labels.dtype == torch.int64 and labels.min() >= 0 and labels.max() < dataset.num_classes
+    assert dataset.name == name and all(0 < value < 1 for value in (*dataset.mean, *dataset.std))
+    assert len(load_dataset(name, ROOT / "data", training=False).train_images) == 0
+
+
+@pytest.mark.parametrize("name", TRIGGER_NAMES)
+def test_every_trigger_is_pure_and_treats_images_one_by_one(name):
+    images = torch.randint(256, (4, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    before, stamp = images.clone(), build_trigger(name).stamp
+    result = stamp(images)
+    assert torch.equal(images, before) and result.data_ptr() != images.data_ptr()
+    assert result.dtype == torch.uint8 and result.shape == images.shape
+    assert not torch.equal(result, images)
+    assert torch.equal(result, torch.cat([stamp(image[None]) for image in images]))
+    assert torch.equal(result, stamp(images.transpose(1, 2).contiguous().transpose(1, 2)))
+    assert stamp(images[:0]).shape == (0, 32, 32, 3)
+
+
+# Parameters that set the length of an epoch of a data-free method, for those that have them.
+SHORT = {"epoch_steps": 4, "student_steps": 2, "synthesis_steps": 2, "synthesis_batch_size": 4, "pseudo_batches": 2,
+         "patches": 8, "bank_size": 8, "negatives": 4, "latent_size": 4, "batch_size": 4}
+
+
+@pytest.mark.parametrize("name", datafree.REGISTRY)
+class TestEveryDataFreeMethod:
+    def build(self, name):
+        method = datafree.REGISTRY[name]
+        short = {key: value for key, value in SHORT.items() if key in method.Params.model_fields}
+        params = method.Params(method=name, dataset="demo", model_name="net", teacher_model="net", teacher_resume="x",
+                               num_epochs=3, **short)
+        torch.manual_seed(0)
+        student, teacher = (build_model("net", CLASSES, num_channels=4) for _ in range(2))
+        spec = DataSpec(CLASSES, 32, torch.zeros(3), torch.ones(3), "crop_flip")
+        learner = method(student, teacher.eval().requires_grad_(False), spec, params, torch.float32)
+        learner.setup(print)
+        return student, teacher, learner
+
+    def test_trains_the_student_and_leaves_the_teacher_as_it_is(self, name):
+        student, teacher, learner = self.build(name)
+        before, of_teacher = copy.deepcopy(student.state_dict()), copy.deepcopy(teacher.state_dict())
+        row = learner.epoch(0, "")
+        assert "learning_rate" in row and all(math.isfinite(value) for value in row.values())
+        assert not torch.equal(student.state_dict()["fc2.weight"], before["fc2.weight"])
+        assert all(torch.equal(value, of_teacher[key]) for key, value in teacher.state_dict().items())
+        assert not teacher.training and learner.num_images > 0
+        for images in learner.epoch_images().values():
+            assert images.shape[1:] == (3, 32, 32) and images.min() >= 0 and images.max() <= 1
+
+    def test_continues_bit_for_bit(self, name):
+        def epoch(learner, number):
+            torch.manual_seed(number)  # as a run does
+            return learner.epoch(number, "")
+
+        student, _, learner = self.build(name)
+        epoch(learner, 0)
+        saved = copy.deepcopy((student.state_dict(), learner.state_dict()))
+        row = epoch(learner, 1)
+        student, _, learner = self.build(name)
+        student.load_state_dict(saved[0])
+        learner.load_state_dict({**saved[1], "epoch": 1})
+        assert epoch(learner, 1) == row
 
 
 def test_probabilities_are_the_logits_up_to_a_constant_however_sure_the_network_is():

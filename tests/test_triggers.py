@@ -195,23 +195,11 @@ def test_only_smooth_depends_on_the_data_set():
 # What all triggers share
 
 def test_the_registry_has_the_published_triggers_and_the_true_sine():
-    assert set(TRIGGER_NAMES) == {"badnet_sq", "badnet_grid", "cl", "blend", "sig", "sig_true", "trojan_3x3",
-                                  "trojan_8x8", "trojan_wm", "l2_inv", "l0_inv", "smooth"}
-    assert [name for name in TRIGGER_NAMES if build_trigger(name).clean_label] == ["cl", "sig", "sig_true"]
+    published = ("badnet_grid", "badnet_sq", "blend", "cl", "l0_inv", "l2_inv", "sig", "sig_true", "smooth",
+                 "trojan_3x3", "trojan_8x8", "trojan_wm")
+    assert set(TRIGGER_NAMES) >= set(published)
+    assert [name for name in published if build_trigger(name).clean_label] == ["cl", "sig", "sig_true"]
     assert all(build_trigger(name).name == name for name in TRIGGER_NAMES)
-
-
-@pytest.mark.parametrize("name", TRIGGER_NAMES)
-def test_stamping_is_pure_and_treats_images_one_by_one(name):
-    images = noise()
-    before = images.clone()
-    result = stamped(name, images)
-    assert torch.equal(images, before) and result.data_ptr() != images.data_ptr()
-    assert result.dtype == torch.uint8 and result.shape == images.shape
-    assert not torch.equal(result, images)
-    assert torch.equal(result, torch.cat([stamped(name, image[None]) for image in images]))
-    assert torch.equal(result, stamped(name, images.transpose(1, 2).contiguous().transpose(1, 2)))
-    assert stamped(name, images[:0]).shape == (0, 32, 32, 3)
 
 
 def test_a_registered_function_is_a_trigger_and_its_name_is_taken(monkeypatch):

@@ -170,6 +170,17 @@ def test_a_network_with_too_few_convolutions_is_the_users_error():
         ShuffledTeacher(network(), layers=10)
 
 
+def test_a_teacher_without_a_convolution_is_the_users_error():
+    with pytest.raises(UserError, match="needs a teacher with a convolution"):
+        ShuffledTeacher(build_model("mlp", 4))
+
+
+def test_grey_images_have_one_channel():
+    teacher = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    vaccine = ShuffledTeacher(teacher, channels=1, image_size=16)
+    assert vaccine.layers == ["1"] and vaccine(images()[:, :1]).shape == (4, 8)
+
+
 def test_a_teacher_with_hooks_is_refused():
     teacher = network()
     teacher.bn.register_forward_hook(lambda module, inputs, output: None)
