@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements-dev.txt
 
-ruff check $(git ls-files '*.py' 2> /dev/null || echo .)  # not what a user keeps here beside it
+ruff check $(git ls-files '*.py' '*.ipynb' 2> /dev/null || echo .)  # not what a user keeps here beside it
 python -m mypy
 # worksteal: the slow tests do not pile up in one process.
 python -m pytest -n auto --dist worksteal -m "" "$@"
