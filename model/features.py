@@ -202,14 +202,17 @@ class _SizedCall(NamedTuple):
 
 def run_once(network: nn.Module, image_size: int, *, count: int = 1, training: bool = False) -> Any:
     """Output of a network for black images, (count, 3, image_size, image_size), in eval or training mode, without
-    gradients. Modes, buffers and random number generators stay as they were."""
+    gradients and in the precision of its weights. Modes, buffers and random number generators stay as they were."""
     weight = next(network.parameters(), torch.empty(()))
     images = torch.zeros(count, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     modes = {module: module.training for module in network.modules()}
     try:
         network.train(training)
-        with torch.no_grad(), torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        # Without autocast: older releases of torch would keep the weights that it casts here, without gradients.
+        device = "cpu" if weight.is_meta else weight.device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False), \
+                torch.random.fork_rng([weight.device] if weight.is_cuda else []):
             return functional_call(network, buffers, (images,))
     finally:
         for module, mode in modes.items():

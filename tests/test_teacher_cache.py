@@ -188,7 +188,7 @@ def test_a_run_with_remembered_answers_is_the_run_without(call, experiment, scri
         directory = experiment(name, **role, temperature=4, teacher_cache=switch, num_epochs=3)
         assert call(script, directory).returncode == 0
         rows.append(results(directory)["last"])
-    assert rows[1] == pytest.approx(rows[0], rel=1e-3)
+    assert rows[1] == pytest.approx(rows[0], rel=1e-2)
     assert rows[2] == rows[1]
 
 

@@ -54,13 +54,24 @@ def _text(raw: bytes, path: Path) -> str:
     return f"it is a text file that begins with {first[:60]!r}, not a checkpoint"
 
 
-def _archive(raw: bytes, path: Path) -> str:
+def is_torchscript(raw: bytes) -> bool:
+    return "constants.pkl" in _archived_names(raw)
+
+
+def _archived_names(raw: bytes) -> list[str]:
+    """Names of the files in a ZIP archive, without its top folder; none if it is not one."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            names = [name.partition("/")[2] or name for name in archive.namelist()]
+            return [name.partition("/")[2] or name for name in archive.namelist()]
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return []
+
+
+def _archive(raw: bytes, path: Path) -> str:
+    names = _archived_names(raw)
+    if not names:
         return ""
-    if "constants.pkl" in names:
+    if is_torchscript(raw):
         weights = 'torch.jit.load(FILE, map_location="cpu").state_dict()'
         return f"it is a TorchScript program, not a state_dict; {_conversion(weights, path)}"
     if "archive_format" in names:

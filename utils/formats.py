@@ -24,6 +24,8 @@ def parse(raw: bytes, path: Path) -> Any:
     """
     if raw[8:9] == b"{" and int.from_bytes(raw[:8], "little") < 1 << 27:  # the length of its JSON header
         return _parse_safetensors(raw)
+    if file_kinds.is_torchscript(raw):  # older releases of torch run it, even with weights_only
+        raise ValueError(file_kinds.describe(raw, path, unknown=False))
     try:
         with warnings.catch_warnings(), _numbers_of_numpy():
             warnings.simplefilter("ignore")  # torch comments on the pickles that it refuses
