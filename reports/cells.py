@@ -22,7 +22,8 @@ NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": 
 DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
 PARTS = ("baseline", "abd", "ablations", "attacks", "defenses")  # and kd*: parts of a directory of experiments
-KINDS = ("normal", "", "poisoned", "student", "unknown")  # in the order of rows; "": trained-in defenses
+CONTINUED = "continued"  # kind of a normal network that starts from the weights of another one of the report
+KINDS = ("normal", CONTINUED, "", "poisoned", "student", "unknown")  # in the order of rows; "": trained-in defenses
 StudentMethod = tuple[str, ...]  # how a student learns: (), plainly from data; (method,) or (method, backdoor defense)
 
 
@@ -51,9 +52,11 @@ def rank(kind: str) -> tuple[int, str]:
     return KINDS.index(kind if kind in KINDS else ""), kind
 
 
-def kind_of(run: Run) -> str:
-    """`normal`, a trained-in defense, `poisoned` or `student`."""
+def kind_of(run: Run, runs: Sequence[Run]) -> str:
+    """`normal`, `continued`, a trained-in defense, `poisoned` or `student`. runs: all runs of the report."""
     description = run.params.description
+    if description.kind == "normal" and _source(run, runs, "init_from"):
+        return CONTINUED
     return description.kind or description.role
 
 
@@ -63,6 +66,7 @@ class Cell:
 
     experiment: Path
     runs: Sequence[Run]
+    kind: str = ""  # see `kind_of`
     source: Path | None = None  # of a student: the experiment of its teacher
     origin: Path | None = None  # of a nasty teacher: the experiment of the normal one that it was made from
     teacher_kind: str = ""  # of a student: as `kind`, or `unknown` without a source
@@ -75,11 +79,6 @@ class Cell:
     @property
     def network(self) -> str:
         return network(self.params["model_name"], self.params["num_channels"])
-
-    @property
-    def kind(self) -> str:
-        """`normal`, a trained-in defense, `poisoned` or `student`."""
-        return kind_of(self.runs[0])
 
     @property
     def teacher(self) -> str | None:
@@ -185,9 +184,9 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
             victim = further
         named = members[0].params.checkpoints().get("teacher_resume")
         taught_by = source.experiment if source else experiment(Path(named).parent) if named else None
-        kind = kind_of(source) if source else "unknown"
-        found.append(Cell(place, kept, taught_by, origin.experiment if origin else None, kind if named else "",
-                          victim.experiment if victim else taught_by))
+        teacher_kind = kind_of(source, runs) if source else "unknown"
+        found.append(Cell(place, kept, kind_of(members[0], runs), taught_by, origin.experiment if origin else None,
+                          teacher_kind if named else "", victim.experiment if victim else taught_by))
     return sorted(found, key=lambda cell: cell.experiment), warnings
 
 

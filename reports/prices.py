@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.cells import Cell, Collection, mean_std, network_display_name, rank
+from reports.cells import CONTINUED, Cell, Collection, mean_std, network_display_name, rank
 from utils.results import is_number
 
 # Metrics of `utils.quality`, with the digits that are shown.
@@ -14,7 +14,7 @@ COLUMNS = {"accuracy": ("accuracy, %", 2), "cross_entropy": ("cross-entropy", 3)
            "separation": ("separation", 3), "rank_correlation": ("rank correlation", 3)}
 
 
-UNPROTECTED = ("normal", "smoothed")
+UNPROTECTED = ("normal", "smoothed", CONTINUED)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.attacks import Teacher, Theft, thefts
-from reports.cells import RECIPE, Cell, Collection, DeployedTeacher, mean_std, network_display_name
+from reports.cells import CONTINUED, RECIPE, Cell, Collection, DeployedTeacher, mean_std, network_display_name
 from reports.table import Header
 from reports.verdicts import Verdict, format_efficiency
 from runs.stages import answer_defense_name, display_name
@@ -167,7 +167,8 @@ def _names(teachers: Sequence[Teacher], kinds: dict[Teacher, str],
         differing = [f"{key} {value:g}" if is_number(value) else f"{key} {value}"
                      for key, value in settings(teacher).items() if len({str(other.get(key)) for other in like}) > 1
                      and (is_number(value) or value != fields[key].default)]
-        return ", ".join([display_name(kinds[teacher]), *differing])
+        name = "continued training" if kinds[teacher] == CONTINUED else display_name(kinds[teacher])
+        return ", ".join([name, *differing])
 
     names = {}
     for teacher in teachers:

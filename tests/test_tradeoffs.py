@@ -71,6 +71,17 @@ def test_the_table_has_a_line_a_teacher_in_the_order_of_strength(root):
     assert all(line[3] == "KD, temperature 1" for line in lines)
 
 
+def test_a_normal_teacher_that_trained_on_is_a_control_beside_the_unprotected_one(root):
+    normal = teachers(root)[0]
+    write(root / "defenses/continued/teacher", SCRATCH | {"model_name": "resnet18",
+                                                          "init_from": str(normal / "best_model.tar")}, 96.0)
+    attack(root / "defenses/continued", root / "defenses/continued/teacher", 83.0)
+    lines = tradeoff(root).table()
+    assert [line[:3] + line[4:] for line in lines[1:3]] == [
+        ["none", "", "95.00", "84.00", "80.00", ""],
+        ["continued training", "", "96.00", "83.00", "", "0.25"]]
+
+
 def test_the_references_are_labels_of_as_many_images_and_hard_labels_of_the_normal_teacher(root):
     assert tradeoff(root).references == {"labels, no teacher": [75.0], "hard labels of the normal teacher": [80.0]}
 
