@@ -3,11 +3,11 @@
     loss = alpha * T^2 * KL(softmax(mean_y / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
     mean_y = mean over images of class y of the log-probabilities of their answers
 
-The false peaks that a nasty teacher gives to single images nearly vanish in the mean. Deviations from the published
+Averaging nearly removes the false peaks that a nasty teacher gives to single images. Deviations from the published
 code (rkevser/AveragerStudent):
-- The mean is an exponential moving average over the run, decay 0.99 for each batch that holds the class. The published
-  one is over the batch (`"class_mean": "batch"`), where an image of CIFAR-100 meets one or two others of its class.
-- The published loss multiplies by alpha twice, which weighs the teacher's term by alpha^2; here it is alpha.
+- The mean is an exponential moving average over the run, with decay 0.99 per batch that contains the class. The
+  published mean is over the batch (`"class_mean": "batch"`), which has one or two images of each class of CIFAR-100.
+- The published code multiplies by alpha twice, so the teacher's term has the weight alpha^2; here the weight is alpha.
 - Exact zeros in the answers count as probability 1e-6.
 """
 from __future__ import annotations
@@ -26,8 +26,8 @@ from utils.means import DECAY, ClassMeans
 
 @REGISTRY.register("averager", display_name="Averager", source="Keser & Toreyin, ICLR 2023 Tiny Papers")
 class Averager(Attack):
-    """Student of the mean answer of each class. The class is the label or, for a thief without labels, the top class of
-    the answer."""
+    """Trains the student on the mean answer of each class, and on the labels with weight 1 - `alpha`. The class is the
+    label or, for a thief without labels, the top class of the answer."""
 
     class Params(WeightedParams):
         reads_class = True

@@ -1,4 +1,4 @@
-"""The contract of an attack, and what attacks share."""
+"""Base class of attacks, and functions that attacks share."""
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -16,48 +16,49 @@ __all__ = ["Attack", "AttackParams", "WeightedParams", "classes", "weighted_term
 
 
 class Attack(Method):
-    """A loss that trains a student on a teacher's answers. See `utils.method.Method` for parameters of its own.
+    """Loss that trains a student on a teacher's answers. Trained parameters of an attack: see `utils.method.Method`.
 
-    A subclass gives `Params`, which declare the attack's use of labels.
+    A subclass defines `Params`, which also declare how the attack uses labels.
     """
 
     Params: ClassVar[type[AttackParams]] = AttackParams
 
     def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> str:
-        """Study a known answer defense before the first epoch and return a line for the log, or ""; called where
+        """Learn to undo a known answer defense, and return a line for the log, or "". Called before the first epoch if
         `params.needs_all_answers`.
 
         Args:
-            defend: maps logits or log-probabilities (N, C) to what the interface returns for them.
-            answers: float32 (N, C), what it returned for all training images, in their order.
+            defend: maps logits or log-probabilities (N, C) to the interface's answers, log-probabilities (N, C).
+            answers: float32 (N, C), log-probabilities, the interface's answers to all training images. `batch.index`
+                selects rows.
         """
         return ""
 
     @abstractmethod
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
-        """Loss of one batch and its named terms, each a scalar that is logged: `{"loss": ..., name: ...}`.
+        """Loss of one batch and its terms by name, scalars that are logged: `{"loss": ..., name: ...}`.
 
         Args:
             student: network in training mode; maps images to logits (B, C).
             batch: images float32 (B, 3, H, W), labels int64 (B,) or None for a thief without labels, index int64 (B,),
                 epoch float32 ().
-            answers: float32 (B, C), log-probabilities up to a constant per row (logits, for instance);
-                -inf where the interface returned exactly 0.
+            answers: float32 (B, C), log-probabilities up to a constant per row (such as logits); -inf where the
+                interface returned exactly 0.
         """
 
 
 def classes(batch: Batch, answers: Tensor) -> Tensor:
-    """The class of each image, int64 (B,): its label, or, for a thief without labels, the top class of its answer, the
-    first one in a tie."""
+    """Class of each image, int64 (B,): its label or, for a thief without labels, the top class of its answer (in a tie,
+    the lowest index)."""
     return answers.argmax(1) if batch.labels is None else batch.labels
 
 
 def weighted_terms(logits: Tensor, batch: Batch, *, alpha: float, **term: Tensor) -> dict[str, Tensor]:
-    """The terms of `alpha` * term + (1 - `alpha`) * CE(logits, labels), for one term, given by its name.
+    """Loss `alpha` * term + (1 - `alpha`) * CE(logits, labels) and its terms. Pass one term, by its name in the log.
 
-    Without labels the cross-entropy is left out; `alpha` is 1 then (`AttackParams.needs_labels`).
+    Without labels, the cross-entropy is left out; `alpha` is 1 then (`AttackParams.needs_labels`).
     """
-    (value,) = term.values()  # whatever it is called
+    (value,) = term.values()
     if batch.labels is None:
         return {"loss": alpha * value, **term}
     ce = cross_entropy(logits, batch.labels)

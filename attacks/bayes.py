@@ -1,7 +1,8 @@
-"""Partial Bayes recovery (Tang et al., ModelGuard, USENIX Security 2024): a table of clean and perturbed answers.
+"""Partial Bayes recovery (Tang et al., ModelGuard, USENIX Security 2024), with a table of clean and perturbed answers.
 
-The clean answer to an observed one is estimated by the mean of the clean answers in the table whose perturbed forms
-have the same top class and lie within L1 distance 0.01 of it; by that of the nearest where there is none.
+The estimate of a clean answer is the mean of the table's clean answers whose perturbed forms have the same top class as
+the observed answer and lie within L1 distance 0.01 of it. If there are none, it
+is the clean answer of the nearest perturbed form.
 """
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ from attacks import REGISTRY
 from attacks.recovering import Recovering
 
 TOLERANCE = 0.01  # L1 distance
-ROWS = 512  # observed answers that are compared at a time
+ROWS = 512  # observed answers per distance matrix
 
 
 @REGISTRY.register("bayes", display_name="Bayes", source="Tang et al. (ModelGuard), USENIX Security 2024")
 class Bayes(Recovering):
-    """Student of the answers that a table of the known answer defense recovers."""
+    """Trains the student on answers recovered from those of a known answer defense, by a table of clean and perturbed
+    answers."""
 
     def recover(self, observed: Tensor, clean: Tensor, perturbed: Tensor) -> Tensor:
         recovered = observed.clone()

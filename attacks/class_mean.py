@@ -1,9 +1,10 @@
-"""Control of an attack: the answer is the mean of the answers of its class.
+"""Control of an attack: each answer is replaced by the mean answer of its class.
 
     loss = attack(student, batch, log(mean_y))
-    mean_y = moving average of the probabilities of the answers of class y, decay 0.99 for each batch that holds it
+    mean_y = moving average of the answers of class y (probabilities), decay 0.99 per batch that contains the class
 
-For `kd` this is label smoothing with a distribution by class. What the teacher says about single images is lost.
+For `kd` this is label smoothing with one distribution per class. It removes the teacher's information about single
+images.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from utils.means import ClassMeans
 
 @REGISTRY.register("class_mean", display_name="Class-mean control", source="control; label smoothing by class")
 class ClassMean(Control):
-    """The attack `of` with the mean answer of each class: label smoothing by class."""
+    """Repeats the attack `of` with the mean answer of each class: label smoothing by class."""
 
     class Params(ControlParams):
         reads_class = True

@@ -1,9 +1,9 @@
-"""Distillation on the images whose labels the teacher predicts; the others are left out.
+"""Distillation on the images that the teacher classifies as labeled; the others are left out.
 
     loss = alpha * T^2 * mean KL(softmax(answers / T) || softmax(student(x) / T)) + (1 - alpha) * mean CE(student(x), y)
 
-Both means are over the images of the batch with argmax answers = y; the loss is 0 if there is none. Ours; weight and
-temperatures are those of `kd`.
+Both means are over the images of the batch with argmax answers = y; without such images the loss is 0. Ours; the
+defaults are those of `kd`.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.losses import at_least_float32, kl_per_sample
 
 @REGISTRY.register("consensus", display_name="Consensus", source="ours")
 class Consensus(KD):
-    """Student of the softened answers and of the labels, on the images where label and top class are the same."""
+    """Trains the student on the softened answers and the labels of the images whose label is the top class."""
 
     class Params(KD.Params):
         reads_class = True
@@ -36,7 +36,7 @@ class Consensus(KD):
         if labels is None:
             raise ValueError(f"no labels: {params.needs_labels}")
         logits = at_least_float32(student(batch.images))
-        agreed = (answers.argmax(1) == labels).to(logits.dtype)  # weights: a boolean index would make a GPU wait
+        agreed = (answers.argmax(1) == labels).to(logits.dtype)  # not a boolean index, which synchronizes a GPU
         weights = agreed / agreed.sum().clamp(min=1)
         kl = params.temperature**2 * (weights * kl_per_sample(answers, logits, temperature=params.temperature)).sum()
         ce = (weights * F.cross_entropy(logits, labels, reduction="none")).sum()

@@ -1,7 +1,7 @@
-"""Controls: an attack whose answers are replaced by others that no longer tell one image from another.
+"""Controls: attacks whose answers are replaced by answers that do not depend on the image.
 
-What a student still gains is label smoothing, not theft: an attack that reads labels, or the class of an image, is to
-be shown beside its controls.
+The remaining gain of a student is label smoothing, not theft. Show an attack that uses labels, or the class of an
+image, beside its controls.
 """
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from utils.params import describe_problem
 
 
 class ControlParams(AttackParams):
-    """Which attack a control repeats with other answers, and the parameters of that attack."""
+    """Parameters of a control: the attack that it repeats, and the parameters of that attack."""
 
-    keeps_top_class: ClassVar[bool] = True  # whether the replaced answers have the top class of their class
+    keeps_top_class: ClassVar[bool] = True  # whether the replaced answers have a top class
 
     of: str = Field("kd", description="attack that gets the replaced answers; any but a control")
     of_parameters: dict[str, Any] = Field(
@@ -31,18 +31,18 @@ class ControlParams(AttackParams):
     @model_validator(mode="before")
     @classmethod
     def _check_attack(cls, values: Any) -> Any:
-        """Check the attack and its parameters, and fill in those that are published for the run's data set."""
+        """Check the attack and its parameters, and add the published defaults for the run's data set."""
         fields = cls.model_fields
         name, given = (values.get(key, fields[key].default) if isinstance(values, dict) else None
                        for key in ("of", "of_parameters"))
         if not isinstance(name, str) or not isinstance(given, dict):
-            return values  # the types of the fields refuse it
+            return values  # pydantic reports the wrong type
         try:
             kind = REGISTRY.entry(name).value.Params
         except ValueError as error:
             raise ValueError(f'"of": {error}') from None
         if issubclass(kind, ControlParams):
-            raise ValueError(f'"of" is "{name}", which is a control itself: choose an attack')
+            raise ValueError(f'"of" is "{name}", which is a control: choose an attack')
         dataset = values.get("dataset")
         given = {**(kind.published.get(dataset, {}) if isinstance(dataset, str) else {}), **given}
         try:
@@ -51,7 +51,7 @@ class ControlParams(AttackParams):
             problems = "; ".join(describe_problem(problem, kind) for problem in error.errors())
             raise ValueError(f'"of_parameters" of the attack "{name}": {problems}') from None
         if attack.reads_top_class and not cls.keeps_top_class:
-            raise ValueError(f'the attack "{name}" picks the top class of an answer, of which this control has none')
+            raise ValueError(f'the attack "{name}" picks the top class of an answer, and this control has none')
         return {**values, "of_parameters": given}
 
     @property
@@ -82,8 +82,8 @@ class ControlParams(AttackParams):
 
 
 class Control(Attack):
-    """An attack with other answers. The class of each image is the label or, for a thief without labels, the top class
-    of its answer, found before the answer is replaced; the attack gets it as the label."""
+    """An attack on replaced answers. The class of each image is its label or, for a thief without labels, the top class
+    of its original answer; the attack gets the class as the label."""
 
     Params: ClassVar[type[AttackParams]] = ControlParams
     params: ControlParams
@@ -94,11 +94,15 @@ class Control(Attack):
 
     @abstractmethod
     def replace(self, answers: Tensor, labels: Tensor) -> Tensor:
-        """The answers that the attack gets, log-probabilities up to a constant per row, for answers (B, C) of images
-        of classes `labels` (B,)."""
+        """Replacements for the answers, (B, C), log-probabilities up to a constant per row.
+
+        Args:
+            answers: (B, C), the interface's answers.
+            labels: int64 (B,), the classes of the images.
+        """
 
     def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> str:
-        return ""  # it would be undone for answers that the attack does not get
+        return ""  # the attack does not get the defended answers
 
     def prepare(self, network: nn.Module, images: Tensor) -> None:
         self.attack.seed = self.seed

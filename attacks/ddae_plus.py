@@ -1,14 +1,14 @@
 """D-DAE+ (Tang et al., ModelGuard, USENIX Security 2024): a network learns to undo a known answer defense.
 
 The network is a perceptron C - h1 - h2 - C with batch norm and leaky ReLU (slope 0.2) after its hidden layers and a
-softmax at the end; h is 128 and 64 for up to 10 classes, 1024 and 512 for up to 100, 2048 and 1024 for more. Its loss
-is C times the mean absolute error; SGD, learning rate 0.01, momentum 0.9, weight decay 1e-4, batches of 1,024, the
-rate halved in the middle. Published: 200 epochs over 1,000,000 pairs.
+softmax at the end; h1 and h2 are 128 and 64 for up to 10 classes, 1024 and 512 for up to 100, 2048 and 1024 for more.
+The loss is C times the mean absolute error. Training: SGD with learning rate 0.01, halved after half of the epochs,
+momentum 0.9, weight decay 1e-4, batches of 1,024 pairs. Published: 200 epochs over 1,000,000 pairs.
 
-The published form fails against ModelGuard-W, which may answer 0.4901, 0.4900 for 0.99, 0.00: the network, which sees
-probabilities, cannot tell which is the top class, and its pairs are drawn around such answers, not around clean ones.
-With `sort_classes` (ours) it sees each answer from its largest probability to its smallest, the top class first.
-This assumes that a defense treats all classes alike. All here do, but `random` chooses a class by a hash.
+The published form fails against ModelGuard-W, which may answer 0.4901, 0.4900 for 0.99, 0.00: the network cannot tell
+from such probabilities which class is the top one, and its pairs are drawn around such answers, not around clean ones.
+With `sort_classes` (ours) the network sees each answer sorted from the largest probability to the smallest. This
+assumes that a defense treats all classes alike. All defenses here do, except `random`, which chooses a class by a hash.
 """
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ BATCH_SIZE = 1024
 
 @REGISTRY.register("ddae_plus", display_name="D-DAE+", source="Tang et al. (ModelGuard), USENIX Security 2024")
 class DDAEPlus(Recovering):
-    """Student of the answers that a network recovers, which has learned to undo the known answer defense."""
+    """Trains the student on answers recovered from those of a known answer defense, by a network that has learned to
+    undo it."""
 
     class Params(Recovering.Params):
         recovery_epochs: int = Field(
@@ -58,7 +59,7 @@ class DDAEPlus(Recovering):
         for _ in range(epochs):
             order = torch.randperm(len(clean), device=clean.device)
             for inputs, targets in zip(perturbed[order].split(BATCH_SIZE), clean[order].split(BATCH_SIZE), strict=True):
-                if len(inputs) == 1:  # batch norm needs two
+                if len(inputs) == 1:  # batch norm needs two rows
                     continue
                 loss = clean.shape[1] * (network(inputs) - targets).abs().mean()
                 optimizer.zero_grad()

@@ -1,12 +1,12 @@
-"""DIST (Huang et al., NeurIPS 2022, arXiv:2205.10536): a student whose outputs correlate with the answers.
+"""DIST (Huang et al., NeurIPS 2022, arXiv:2205.10536): the student's outputs correlate with the answers.
 
     loss  = alpha * T^2 * (inter_weight * inter + intra_weight * intra) + (1 - alpha) * CE(student(x), y)
     inter = 1 - mean over images of the Pearson correlation of p_i and q_i, both rows (C,)
     intra = 1 - mean over classes of the Pearson correlation of p_c and q_c, both columns (B,)
     p = softmax(answers / T), q = softmax(student(x) / T)
 
-The published loss is CE + beta T^2 inter + gamma T^2 intra: with `alpha` 0.5 it is twice this one. `intra` depends on
-the batch size. A constant row or column has no correlation; it counts as 0, without a gradient.
+The published loss, CE + beta T^2 inter + gamma T^2 intra, is twice this one with `alpha` 0.5. `intra` depends on the
+batch size. The correlation of a constant row or column is undefined; it counts as 0, without a gradient.
 """
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from utils.losses import at_least_float32
 
 @REGISTRY.register("dist", display_name="DIST", source="Huang et al., NeurIPS 2022, arXiv:2205.10536")
 class DIST(Attack):
-    """Student of the correlations of the answers within images and within classes, and of the labels."""
+    """Trains the student to correlate with the answers, within images and within classes, and on the labels with weight
+    1 - `alpha`."""
 
     class Params(WeightedParams):
         alpha: float = Field(
@@ -50,7 +51,7 @@ def correlation(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 def _unit(values: Tensor, dim: int) -> Tensor:
-    """The values centered and scaled to norm 1; all 0 where they vary by no more than rounding."""
+    """Values centered and scaled to norm 1; all 0 if they vary by no more than rounding."""
     centered = values - values.mean(dim, keepdim=True)
     square, rounding = (each.square().sum(dim, keepdim=True) for each in (centered, 1e-6 * values))
     return centered * square.masked_fill(square <= rounding + 1e-20, torch.inf).rsqrt()

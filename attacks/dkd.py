@@ -1,11 +1,11 @@
 """Decoupled knowledge distillation (Zhao et al., CVPR 2022, arXiv:2203.08679).
 
     loss = CE(student(x), y) + w(epoch) * (alpha * TCKD + beta * NCKD)
-    TCKD = T^2 * KL of the pair (p_y, 1 - p_y), teacher || student, at temperature T
-    NCKD = T^2 * KL over the classes without y, renormalized, teacher || student, at temperature T
+    TCKD = T^2 * KL(teacher || student) of the pair (p_y, 1 - p_y) at temperature T
+    NCKD = T^2 * KL(teacher || student) over the classes other than y, renormalized, at temperature T
 
-w rises linearly from 0 to 1 over `warmup_epochs`. In plain distillation NCKD is weighted by 1 - p_y of the teacher, so
-that a confident teacher teaches little about the other classes; DKD removes that factor.
+w rises linearly from 0 to 1 over `warmup_epochs`. In plain distillation NCKD has the weight 1 - p_y of the teacher, so
+a confident teacher says little about the other classes; DKD removes that factor.
 """
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from utils.losses import at_least_float32, cross_entropy, finite_log_probabiliti
 
 @REGISTRY.register("dkd", display_name="DKD", source="Zhao et al., CVPR 2022, arXiv:2203.08679")
 class DKD(Attack):
-    """Student of the answers' pair (class, any other) and, separately, of their other classes. The class is the label
-    or, for a thief without labels, the top class of the answer."""
+    """Trains the student on the class, on the answer's probability of the class against all others and, separately, on
+    the distribution over the other classes. The class is the label or, for a thief without labels, the top class of the
+    answer."""
 
     class Params(AttackParams):
         reads_class = True
@@ -47,8 +48,8 @@ def decoupled_kl(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor,
                  temperature: float) -> tuple[Tensor, Tensor]:
     """TCKD and NCKD of logits (B, C) and labels (B,): two scalars, means over the batch, T^2 included.
 
-    -inf in the teacher's logits is allowed: exact zeros count as probability 1e-6, since a tail of zeros has no
-    distribution.
+    -inf in the teacher's logits is allowed: exact zeros count as probability 1e-6, because zeros in all other classes
+    cannot be renormalized.
     """
     log_teacher = (finite_log_probabilities(teacher_logits) / temperature).log_softmax(1)
     log_student = (at_least_float32(student_logits) / temperature).log_softmax(1)
@@ -58,12 +59,12 @@ def decoupled_kl(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor,
 
 
 def _other_classes(labels: Tensor, num_classes: int) -> Tensor:
-    """The classes without the true one, (B, C - 1). Not by a boolean mask, for which a GPU has to wait."""
+    """Classes other than the true one, (B, C - 1). A boolean mask would synchronize a GPU."""
     classes = torch.arange(num_classes - 1, device=labels.device)
     return classes + (classes >= labels[:, None])
 
 
 def _split(log_p: Tensor, true: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, C) as those of (true class, any other), (B, 2), and of the other classes, (B, C - 1)."""
+    """Split log-probabilities (B, C) into those of (true class, any other), (B, 2), and of the others, (B, C - 1)."""
     tail = log_p.gather(1, others)
     return torch.cat([log_p.gather(1, true), tail.logsumexp(1, keepdim=True)], dim=1), tail.log_softmax(1)

@@ -1,10 +1,10 @@
-"""Label-only extraction, as the top-1 attack of ModelGuard (Tang et al., USENIX Security 2024):
+"""Label-only extraction, the top-1 attack of ModelGuard (Tang et al., USENIX Security 2024):
 
     loss = alpha * CE(student(x), argmax answers) + (1 - alpha) * CE(student(x), y)
 
-The top class is the one with the lowest index in a tie. It is all that a label-only interface returns, and no defense
-that keeps the top class changes it. With `alpha` 1, the default, the thief needs no labels; `alpha` 0.5 is the hard
-distillation of Touvron et al. (ICML 2021, arXiv:2012.12877).
+In a tie, the top class is the one with the lowest index. A label-only interface returns just the top class, and
+defenses that keep it do not affect this attack. With `alpha` 1, the default, the thief needs no labels; `alpha` 0.5 is
+the hard distillation of Touvron et al. (ICML 2021, arXiv:2012.12877).
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.losses import cross_entropy
 @REGISTRY.register("hard_label", display_name="Hard label",
                    source="top-1 attack of Tang et al. (ModelGuard), USENIX Security 2024")
 class HardLabel(Attack):
-    """Student of the top class of each answer, and of the labels with weight 1 - `alpha`."""
+    """Trains the student on the top class of each answer, and on the labels with weight 1 - `alpha`."""
 
     class Params(WeightedParams):
         alpha: float = Field(

@@ -1,12 +1,12 @@
-"""High-temperature composition (HTC; Jandial et al., ECCV 2022), with a student that is not tempered:
+"""High-temperature composition (HTC; Jandial et al., ECCV 2022), with the student at temperature 1:
 
     loss = alpha * KL(softmax(answers / T) || softmax(student(x))) + (1 - alpha) * CE(student(x), y)
 
 At a high temperature the answers are nearly uniform: 1/C + (z - mean z) / (C T) for logits z and C classes. The loss is
-then label smoothing with a small tilt by the teacher, so compare it with a student of smoothed labels.
+then label smoothing with a small contribution of the teacher, so compare it with training on smoothed labels.
 
 The authors published no code. This is the form of a public reimplementation (edaylmz/distilling), without a factor
-T^2; `htc_matched` is the other form in use.
+T^2. `htc_matched` is the other common form.
 """
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from utils.losses import at_least_float32, kl_from_log_probabilities
 
 @REGISTRY.register("htc", display_name="HTC", source="Jandial et al., ECCV 2022")
 class HTC(Attack):
-    """Student, at temperature 1, of answers softened by a high temperature, and of the labels with weight 1 - `alpha`.
-    """
+    """Trains the student, at temperature 1, on answers softened by a high temperature, and on the labels with weight
+    1 - `alpha`."""
 
     class Params(WeightedParams):
         published: ClassVar = {"cifar100": {"temperature": 70.0}}

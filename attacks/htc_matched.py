@@ -2,10 +2,10 @@
 
     loss = alpha * T^2 * KL(softmax(answers / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
 
-The authors published no code. This is the form of CMIM's benchmark (arXiv:2507.00012), CE + 0.9 T^2 KL, in the
-weighting of this package: with `alpha` 0.9 / 1.9, the default, both terms have the published ratio, and the published
-loss is 1.9 times this one. As T grows, the loss becomes the squared distance of the centered logits. `htc` is the other
-form in use.
+The authors published no code. This is the form of CMIM's benchmark (arXiv:2507.00012), CE + 0.9 T^2 KL, weighted as in
+this package: with `alpha` 0.9 / 1.9, the default, the terms have the published ratio, and the published loss is 1.9
+times this one. For large T, the KL term approaches the squared distance of the centered logits up to a constant factor.
+`htc` is the other common form.
 """
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from attacks.kd import KD
 @REGISTRY.register("htc_matched", display_name="HTC (matched)", source="Jandial et al., ECCV 2022, as in CMIM, "
                                                                        "arXiv:2507.00012")
 class MatchedHTC(KD):
-    """Student of answers softened by a high temperature, itself at that temperature, and of the labels."""
+    """Trains the student, at a high temperature, on answers softened by the same temperature, and on the labels with
+    weight 1 - `alpha`."""
 
     class Params(KD.Params):
         published: ClassVar = {"cifar100": {"temperature": 70.0}}

@@ -3,10 +3,10 @@
     loss = alpha * T^2 * JSD + (1 - alpha) * CE(student(x), y)
     JSD  = 1/2 KL(p || m) + 1/2 KL(q || m), m = (p + q) / 2, p = softmax(answers / T), q = softmax(student(x) / T)
 
-It is at most log 2, and finite without a floor where answers are exactly 0. Where p and q are close it is a quarter of
+JSD is at most log 2, and finite for answers that are exactly 0, without a floor. For p close to q it is a quarter of
 the KL divergence.
 
-Not published as an attack; weight and temperatures are those of `kd`.
+Not published as an attack; the defaults are those of `kd`.
 """
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from utils.losses import at_least_float32, kl_from_log_probabilities
 
 @REGISTRY.register("jsd", display_name="JSD", source="ours: KD with the divergence of Lin, 1991")
 class JSD(KD):
-    """Student of the softened answers by the Jensen-Shannon divergence, and of the labels with weight 1 - `alpha`."""
+    """Trains the student on the softened answers by the Jensen-Shannon divergence, and on the labels with weight
+    1 - `alpha`."""
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
         logits, temperature = student(batch.images), self.params.temperature

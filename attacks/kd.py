@@ -1,4 +1,4 @@
-"""Knowledge distillation (Hinton, Vinyals, Dean, 2015, arXiv:1503.02531), weighted as by Ma et al. (ICLR 2021):
+"""Knowledge distillation (Hinton, Vinyals, Dean, 2015, arXiv:1503.02531), weighted as in Ma et al. (ICLR 2021):
 
     loss = alpha * T^2 * KL(softmax(answers / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
 """
@@ -17,7 +17,7 @@ from utils.losses import kl_divergence
 
 @REGISTRY.register("kd", display_name="KD", source="Hinton et al., 2015, arXiv:1503.02531")
 class KD(Attack):
-    """Student of the softened answers, and of the labels with weight 1 - `alpha`."""
+    """Trains the student on the softened answers, and on the labels with weight 1 - `alpha`."""
 
     class Params(WeightedParams):
         published: ClassVar = {"cifar100": {"temperature": 20.0}, "tiny_imagenet": {"temperature": 20.0}}

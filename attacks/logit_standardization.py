@@ -4,9 +4,9 @@
            + (1 - alpha) * CE(student(x), y)
     Z(z) = (z - mean z) / (1e-7 + standard deviation of z), over the classes of an image, with C - 1 degrees of freedom
 
-The defaults are the published loss, 9 T^2 KL + 0.1 CE. The scale of the logits is lost, and with it how sure the
-teacher is; their order stays. A nearly one-hot answer has the top z-score (C - 1) / sqrt(C), so that softmax(Z / 2) is
-0.35 / 0.60 / 0.86 at its top for 10 / 100 / 200 classes.
+The defaults are the published loss, 9 T^2 KL + 0.1 CE. z-scores keep the order of the logits, but not their scale, so
+the teacher's confidence is lost. A nearly one-hot answer has the top z-score (C - 1) / sqrt(C): softmax(Z / 2) has a
+maximum of 0.35 / 0.60 / 0.86 for 10 / 100 / 200 classes.
 
 Answers need not be logits: log-probabilities have the same z-scores. Exact zeros count as probability 1e-6.
 """
@@ -24,7 +24,7 @@ from utils.losses import at_least_float32, finite_log_probabilities, kl_divergen
 @REGISTRY.register("logit_standardization", display_name="Logit standardization",
                    source="Sun et al., CVPR 2024, arXiv:2403.01427")
 class LogitStandardization(Attack):
-    """Student of the z-scores of the answers, and of the labels with weight 1 - `alpha`."""
+    """Trains the student on the z-scores of the answers, and on the labels with weight 1 - `alpha`."""
 
     class Params(WeightedParams):
         temperature: float = Field(2.0, gt=0, description="temperature T of the softened z-scores in the KL term")
@@ -41,6 +41,6 @@ class LogitStandardization(Attack):
 
 
 def z_scores(logits: Tensor) -> Tensor:
-    """Logits (B, C), finite, less their mean and divided by their standard deviation over the classes of each row."""
+    """z-scores (B, C) of finite logits (B, C), over the classes of each row."""
     logits = at_least_float32(logits)
     return (logits - logits.mean(1, keepdim=True)) / (1e-7 + logits.std(1, keepdim=True))

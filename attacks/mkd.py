@@ -4,15 +4,15 @@ Self-undermining Knowledge Distillation Fully Distillable", ECCV 2024).
     loss = alpha * T^2 * KL(t || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
     t = q M_y,  q = softmax(answers / T),  M_y = softmax of each row of (s_y I + U_y V_y^T)
 
-A matrix of transition probabilities for each class y, learned with the student, moves the probability of false peaks
-elsewhere. The student learns with t fixed and the matrices with the student fixed, both on the same term: the gradient
-of one loss holds both, as t does not depend on the student nor its output on the matrices. The matrices have an Adam of
-their own at 1/100 of the student's initial learning rate, which does not decay.
+Each class y has a matrix of transition probabilities, trained with the student, that moves probability away from false
+peaks. Student and matrices minimize the same KL term: one backward pass gives both gradients, because t does not depend
+on the student, and the student's output does not depend on the matrices. They take their steps together, not in
+alternation. A separate Adam trains the matrices, at a constant 1/100 of the student's initial learning rate.
 
-U and V start uniform in (-1, 1), and s where a matrix with U = V = 0 has `diagonal` on its diagonal: an s of 1, as in
-the only public code (of the authors of CMIM), would start with a diagonal of 0.03 for 100 classes and erase the
-teacher's answers. That code also normalizes columns, so that t is no distribution, and softens t a second time, so that
-it is nearly uniform; neither is done here. Student and matrices take their steps together, not one after the other.
+U and V start uniform in (-1, 1). The initial s gives a matrix with U = V = 0 the value `diagonal` on its diagonal. With
+s = 1, as in the only public code (by the authors of CMIM), the initial diagonal would be 0.03 for 100 classes, which
+erases the teacher's answers. That code also normalizes columns, so t is no distribution, and softens t a second time,
+so t is nearly uniform; this code does neither.
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from utils.supervised import build_adam
 
 @REGISTRY.register("mkd", display_name="MKD", source="Yang & Ye, ECCV 2024")
 class MKD(Attack):
-    """Student of the answers after a matrix of transition probabilities for each class, which is learned too. The class
-    is the label or, for a thief without labels, the top class of the answer."""
+    """Trains the student on the answers times a transition matrix of the class, which is trained too, and on the labels
+    with weight 1 - `alpha`. The class is the label or, for a thief without labels, the top class of the answer."""
 
     class Params(WeightedParams):
         reads_class = True
@@ -56,15 +56,15 @@ class MKD(Attack):
         return build_adam(self, learning_rate / 100)
 
     def log_matrices(self, labels: Tensor) -> Tensor:
-        """Logarithms of the matrices of classes (B,), (B, C, C): [b, i, j] is log P(i -> j)."""
+        """Logarithms of the transition matrices (B, C, C) of the classes `labels` (B,): [b, i, j] is log P(i -> j)."""
         left, right = self.left[labels], self.right[labels]
-        # a product by elements, as autocast and TF32 would round a matrix product
+        # elementwise products: autocast and TF32 would round a matrix product
         logits = sum((left[:, :, None, rank] * right[:, None, :, rank] for rank in range(self.params.rank)),
                      start=torch.diag_embed(self.scale[labels, None].expand(-1, self.num_classes)))
         return logits.log_softmax(2)
 
     def log_targets(self, answers: Tensor, labels: Tensor) -> Tensor:
-        """Logarithms of t, (B, C): finite, also where an answer is exactly 0."""
+        """Logarithms of t, (B, C); finite even for answers that are exactly 0."""
         log_q = (at_least_float32(answers) / self.params.temperature).log_softmax(1)
         return (log_q[:, :, None] + self.log_matrices(labels)).logsumexp(1)
 

@@ -1,4 +1,4 @@
-"""Parameters that attacks share, and what they say about labels and queries. Imports no torch, as params.json files are
+"""Parameters that attacks share, and their use of labels and queries. Imports no torch, because params.json files are
 read without it."""
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from utils.params import MethodParams
 
 
 class AttackParams(MethodParams):
-    """Parameters of an attack, which also say what it does with labels."""
+    """Parameters of an attack, and its use of labels and queries."""
 
-    reads_class: ClassVar[bool] = False  # of each image: its label or, without labels, the top class of its answer
+    reads_class: ClassVar[bool] = False  # whether the loss uses `attacks.base.classes`
 
     @property
     def reads_labels(self) -> bool:
-        """Whether the loss depends on the true labels if the thief has them."""
+        """True if the loss depends on the true labels of a thief who has them."""
         return self.reads_class
 
     @property
     def needs_labels(self) -> str:
-        """Why the attack cannot do without labels; empty if it can."""
+        """Reason why the attack needs labels; empty if it does not."""
         return ""
 
     @property
     def reads_top_class(self) -> bool:
-        """Whether the loss picks the top class of an answer, of which a uniform answer has none."""
+        """True if the loss uses the top class of an answer. A uniform answer has none."""
         return False
 
     @property
     def top_class_only(self) -> bool:
-        """Whether the student learns from the top class of each answer and from nothing else."""
+        """True if the student learns only from the top class of each answer."""
         return False
 
     @property
     def needs_all_answers(self) -> bool:
-        """Whether the attack studies the answers to all images before the first epoch."""
+        """True if the attack needs the answers to all images before the first epoch (`Attack.learn_defense`)."""
         return False
 
     @property
     def control_of(self) -> str:
-        """The attack whose answers a control replaces; empty for an attack proper."""
+        """Name of the attack that a control repeats; empty if this is not a control."""
         return ""
 
     @property
     def settings_of(self) -> dict[str, Any]:
-        """The parameters of that attack."""
+        """Parameters of the attack that a control repeats."""
         return {}
 
     @property
     def views(self) -> int:
-        """Number of augmented views of an image whose answers are averaged, each of which is a query."""
+        """Number of augmented views per image whose answers are averaged. Each view is a query."""
         return 1
 
 
 class WeightedParams(AttackParams):
-    """Parameters of a loss `alpha` * (teacher's term) + (1 - `alpha`) * CE(labels)."""
+    """Parameters of the loss `alpha` * (teacher's term) + (1 - `alpha`) * CE(labels)."""
 
     alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's term; the cross-entropy has 1 - `alpha`")
 
@@ -66,4 +66,4 @@ class WeightedParams(AttackParams):
 
     @property
     def needs_labels(self) -> str:
-        return f'"alpha" is {self.alpha:g}, which weighs labels by {1 - self.alpha:g}: set it to 1' * (self.alpha < 1)
+        return f'"alpha" is {self.alpha:g}: labels have the weight {1 - self.alpha:g}; set it to 1' * (self.alpha < 1)

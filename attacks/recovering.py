@@ -1,9 +1,9 @@
-"""Adaptive attacks: a thief who knows how answers are perturbed, and undoes it before the student learns.
+"""Adaptive attacks: a thief who knows the answer defense undoes it before the student is trained.
 
-The thief owns a copy of the answer defense and interface, not of the model. It draws pairs (u, u') of clean and
-perturbed answers, u from Dirichlet distributions with concentration 8 C p for observed answers p of C classes, u' as
-the defense makes it, and recovers u from u' (Tang et al., ModelGuard, USENIX Security 2024). Without a defense nothing
-is recovered: the attack is plain distillation of the answers.
+The thief has a copy of the answer defense and of the interface, but not of the model. It draws clean answers u from
+Dirichlet distributions with concentration 8 C p around observed answers p of C classes, perturbs them to u' with the
+defense, and learns from the pairs to recover u from u' (Tang et al., ModelGuard, USENIX Security 2024). Without a
+defense, the attack is plain distillation of the answers.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONCENTRATION = 8.0  # times the number of classes
 
 
 class Recovering(KD):
-    """Student of recovered answers."""
+    """Base class of attacks that train the student on recovered answers."""
 
     class Params(KD.Params):
         published: ClassVar = {}
@@ -49,19 +49,24 @@ class Recovering(KD):
         self.recovered = recovered.log()
         distance = (defend(self.recovered).exp() - observed).abs().sum(1).mean().item()
         kept = (recovered.argmax(1) == observed.argmax(1)).float().mean().item()
-        return (f"recovered answers: {100 * kept:.2f} % have the top class of the observed ones; perturbed again, "
-                f"their mean L1 distance from the observed ones is {distance:.3f}")
+        return (f"recovered answers: {100 * kept:.2f} % keep the top class of the observed answers; perturbed again, "
+                f"their mean L1 distance to the observed answers is {distance:.3f}")
 
     @abstractmethod
     def recover(self, observed: Tensor, clean: Tensor, perturbed: Tensor) -> Tensor:
-        """Clean answers to observed ones, probabilities (N, C), from pairs, (P, C) each."""
+        """Estimate clean answers, probabilities (N, C).
+
+        Args:
+            observed: probabilities (N, C), the perturbed answers to all training images.
+            clean, perturbed: probabilities (P, C), pairs to learn from.
+        """
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
         return super().forward(student, batch, answers if self.recovered is None else self.recovered[batch.index])
 
 
 def draw_answers(observed: Tensor, count: int) -> Tensor:
-    """Probabilities (count, C) from Dirichlet distributions around observed answers (N, C), drawn with replacement."""
+    """Draw probabilities (count, C) from Dirichlet distributions around `count` of the observed answers (N, C)."""
     around = observed[torch.randint(len(observed), (count,), device=observed.device)]
     concentration = (CONCENTRATION * observed.shape[1] * around).clamp(min=1e-3)
     return torch.distributions.Dirichlet(concentration).sample().clamp(min=1e-12)

@@ -2,11 +2,11 @@
 
     loss = alpha * T^2 * KL(softmax(student(x) / T) || softmax(answers / T)) + (1 - alpha) * CE(student(x), y)
 
-The reverse KL is mode-seeking: a student that puts its probability on one peak of the answer pays little for the other
-peaks. It is infinite where an answer is exactly 0, so exact zeros count as probability 1e-6, before the temperature,
-with the row renormalized.
+The reverse KL is mode-seeking: a student that puts its probability on one peak of the answer pays little for missing
+the others. It is infinite for an answer that is exactly 0, so exact zeros count as probability 1e-6, before the
+temperature, and the row is renormalized.
 
-Not published as an attack; weight and temperatures are those of `kd`.
+Not published as an attack; the defaults are those of `kd`.
 """
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from utils.losses import finite_log_probabilities, kl_divergence
 
 @REGISTRY.register("reverse_kl", display_name="Reverse KL", source="ours: KD with the arguments of the KL exchanged")
 class ReverseKL(KD):
-    """Student of the softened answers by the reverse KL divergence, and of the labels with weight 1 - `alpha`."""
+    """Trains the student on the softened answers by the reverse KL divergence, and on the labels with weight
+    1 - `alpha`."""
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
         logits, temperature = student(batch.images), self.params.temperature

@@ -5,19 +5,19 @@ NeurIPS 2021).
     loss = CE(h0, y) + alpha * T^2 * KL(softmax(answers / T) || softmax(h2 / T)) + (1 - alpha) * CE(h2, y)
            + self_alpha * KL(softmax(h0 / T) || softmax(h1 / T)) + (1 - self_alpha) * CE(h1, y)    afterwards
 
-h0 is the student's output, h1 and h2 are those of auxiliary heads on the stage before the last and on the one before
-that. The teacher reaches the student through h2 alone, which carries less of what a nasty teacher does to it. The inner
-KL has no T^2. Heads are not part of the student.
+h0 is the student's output. h1 and h2 are the outputs of auxiliary heads on the last but one and last but two stages.
+The teacher affects the student only through h2, which limits the damage of a nasty teacher. The KL of h0 and h1 has no
+factor T^2. The heads are not part of the student.
 
-A head is that of the published code (ksouvik52/Skeptical2021): a gate times the features, a separable convolution for
-each remaining stage, which halves the size and doubles the channels up to 512, pooling and a linear layer. It works
-with any student: one of two stages has both heads on its first, one without stages (a perceptron, a vision transformer)
-has linear heads on the input of its classifier. Deviations from the published code:
+A head has the architecture of the published code (ksouvik52/Skeptical2021): a gate times the features, a separable
+convolution for each remaining stage, which halves the size and doubles the channels up to 512, pooling and a linear
+layer. Any student works: with two stages, both heads are on the first; without stages (a perceptron, a vision
+transformer), linear heads are on the input of the classifier. Deviations from the published code:
 - Stages are those of `model.features.stages`; the published MobileNetV2 has branches after its stages 2, 4 and 5.
-- h0 is fixed as the target of the inner KL; there its gradient pulls the student's output towards h1.
-- The third head, which never learns, is left out.
-- During the delay the heads have a zero gradient, not none: weight decay and batch norm's running statistics go on.
-- A thief without labels takes the top class of the answer as the label in all terms, also in CE(h0).
+- h0 is detached as the target of the inner KL; in the published code, the gradient pulls h0 towards h1.
+- The third head of the published code, which is never trained, is left out.
+- During the delay the gradients of the heads are zero, not None: weight decay and running statistics still change them.
+- A thief without labels uses the top class of the answer as the label in all terms, including CE(h0).
 """
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from utils.data import Batch
 from utils.errors import UserError
 from utils.losses import cross_entropy, kl_divergence
 
-MAX_CHANNELS = 512  # of a head
+MAX_CHANNELS = 512  # largest width of a head
 
 
 @REGISTRY.register("skeptical", display_name="Skeptical", source="Kundu et al., NeurIPS 2021")
 class Skeptical(Attack):
-    """Student whose auxiliary head learns from the answers while its output learns from the labels or, for a thief
-    without labels, from the top classes of the answers."""
+    """Trains an auxiliary head of the student on the answers, and the student's output on the labels or, for a thief
+    without labels, on the top classes of the answers."""
 
     class Params(AttackParams):
         reads_class = True
@@ -58,8 +58,8 @@ class Skeptical(Attack):
 
     def __init__(self, params: Params, num_classes: int) -> None:
         super().__init__(params, num_classes)
-        self.heads = nn.ModuleList()  # of h1 and h2
-        self.places: tuple[str, ...] = ()  # modules of the student on which they stand
+        self.heads = nn.ModuleList()  # for h1 and h2
+        self.places: tuple[str, ...] = ()  # modules of the student that feed the heads
         self.capture = capture_outputs
 
     def prepare(self, network: nn.Module, images: Tensor) -> None:
@@ -72,8 +72,8 @@ class Skeptical(Attack):
         else:
             place = classifier(network, size)
             if place is None:
-                raise UserError("the attack skeptical needs a student whose height and width are halved, or whose "
-                                "logits come from a linear layer: this one has neither")
+                raise UserError("the attack skeptical needs a student that halves height and width, or whose logits "
+                                "come from a linear layer: choose another student")
             self.places, self.capture = (place, place), capture_inputs
         with self.capture(network, *self.places) as captured:
             run_once(network, size)
@@ -105,7 +105,7 @@ class Skeptical(Attack):
 
 
 class Head(nn.Module):
-    """Classifier on features (B, C, H, W): a gate, separable convolutions with stride 2, pooling, a linear layer."""
+    """Classifier on features (B, C, H, W): gate, separable convolutions with stride 2, pooling, linear layer."""
 
     def __init__(self, channels: int, halvings: int, num_classes: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Head(nn.Module):
 
 
 def separable(channels: int, wider: int) -> list[nn.Module]:
-    """Layers of two separable 3x3 convolutions, the first with stride 2, the second with `wider` channels."""
+    """Two separable 3x3 convolutions, the first with stride 2, the second with `wider` output channels."""
     layers: list[nn.Module] = []
     for stride, made in ((2, channels), (1, wider)):
         layers += [nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
@@ -133,12 +133,12 @@ def separable(channels: int, wider: int) -> list[nn.Module]:
 
 
 class Pooled(nn.Module):
-    """Features as vectors (B, D)."""
+    """Features, averaged over positions: (B, D)."""
 
     def forward(self, features: Tensor) -> Tensor:
         return _pooled(features)
 
 
 def _pooled(features: Tensor) -> Tensor:
-    """The mean over positions, of images (B, D, H, W) and of tokens (B, N, D)."""
+    """Mean over positions, (B, D), of feature maps (B, D, H, W) or tokens (B, N, D)."""
     return features.mean(1) if features.ndim == 3 else pooled(features)

@@ -1,11 +1,11 @@
 """Smoothing attack, as in ModelGuard (Tang et al., USENIX Security 2024): the mean answer over augmented views.
 
-    answers = log of the mean over `num_views` views v of the probabilities that the interface returns for v(x)
+    answers = log of the mean over `num_views` views v of the interface's probabilities for v(x)
     loss    = alpha * T^2 * KL(softmax(answers / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
 
-A perturbation that differs between views averages out. Each view is a query, so the thief pays `num_views` for an
-image. The loss is that of `kd`, at the published T 1 and without labels; the mean is taken before it, where the
-teacher is queried. 2-QPI, two queries per image, is `num_views` 2.
+Perturbations that differ between views average out. Each view is a query, so the thief pays `num_views` queries per
+image. The loss is that of `kd`, by default at the published T 1 and without labels. Queries are averaged outside the
+attack (`AttackParams.views`). 2-QPI, two queries per image, is `num_views` 2.
 """
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from attacks.kd import KD
 
 @REGISTRY.register("smoothing", display_name="Smoothing", source="Tang et al. (ModelGuard), USENIX Security 2024")
 class Smoothing(KD):
-    """Student of the mean answer over several augmented views of an image, and of the labels with weight 1 - `alpha`.
-    """
+    """Trains the student on the mean answer over several augmented views of an image, and on the labels with weight
+    1 - `alpha`."""
 
     class Params(KD.Params):
         published: ClassVar = {}

@@ -1,10 +1,9 @@
-"""Swapped logits: distillation after the labels have corrected the answers.
+"""Swapped logits: distillation of answers that are corrected by the labels.
 
     loss = alpha * T^2 * KL(softmax(swapped / T) || softmax(student(x) / T)) + (1 - alpha) * CE(student(x), y)
 
-`swapped` are the answers; where the top class is not the label, the logits of these two classes are exchanged. From
-Swapped Logit Distillation (SLD, 2025), of which this is the correction of the teacher only. Weight and temperatures are
-those of `kd`.
+`swapped` are the answers, with the logits of top class and label exchanged if the two differ. Of Swapped Logit
+Distillation (SLD, 2025), this is only the correction of the teacher. The defaults are those of `kd`.
 """
 from __future__ import annotations
 
@@ -17,7 +16,8 @@ from utils.data import Batch
 
 @REGISTRY.register("swap", display_name="Swap", source="the teacher's swap of Swapped Logit Distillation (SLD), 2025")
 class Swap(KD):
-    """Student of the softened answers, in which the labeled class trades places with a wrong top class."""
+    """Trains the student on the softened answers, with the logits of a wrong top class and the label exchanged, and on
+    the labels with weight 1 - `alpha`."""
 
     class Params(KD.Params):
         reads_class = True
@@ -33,6 +33,6 @@ class Swap(KD):
 
 
 def swap_top(answers: Tensor, labels: Tensor) -> Tensor:
-    """Answers (B, C) in which the entries of the top class and of the label (B,) are exchanged."""
+    """Answers (B, C) with the entries of the top class and of the label (B,) exchanged."""
     top, true = answers.argmax(1, keepdim=True), labels[:, None]
     return answers.scatter(1, top, answers.gather(1, true)).scatter(1, true, answers.gather(1, top))

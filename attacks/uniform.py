@@ -1,8 +1,9 @@
-"""Control of an attack: the answer is uniform over the classes.
+"""Control of an attack: each answer is replaced by the uniform distribution over the classes.
 
     loss = attack(student, batch, 0)
 
-For `kd` this is label smoothing. A student that it trains as well as the attack does learned nothing from the teacher.
+For `kd` this is label smoothing. If the control's student is as good as the attack's, the attack took nothing from the
+teacher.
 """
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from attacks.control import Control, ControlParams
 
 @REGISTRY.register("uniform", display_name="Uniform control", source="control; label smoothing")
 class Uniform(Control):
-    """The attack `of` with uniform answers: label smoothing."""
+    """Repeats the attack `of` with uniform answers: label smoothing."""
 
     class Params(ControlParams):
         keeps_top_class = False

@@ -1,1 +1,1 @@
-"""Backdoors: triggers, poisoned training sets and the adversarial images of clean-label poisoning."""
+"""Backdoors: triggers, poisoned training sets, adversarial images for clean-label poisoning, and metrics."""

@@ -1,5 +1,5 @@
-"""Adversarial images, which make clean-label poisoning (Turner et al., 2019, arXiv:1912.02771) work: an image that no
-longer looks like its class to a network leaves the trigger as the easier thing to learn."""
+"""Adversarial images for clean-label poisoning (Turner et al., 2019, arXiv:1912.02771): since they no longer look like
+their class to a network, the trigger is easier to learn."""
 from __future__ import annotations
 
 import torch
@@ -11,19 +11,19 @@ from utils.losses import cross_entropy
 
 def pgd(network: nn.Module, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, *, epsilon: int = 16,
         step_size: int = 2, steps: int = 20, batch_size: int = 256) -> Tensor:
-    """Projected gradient ascent (Madry et al., 2018, arXiv:1706.06083) on the cross-entropy of the true labels within
-    an l_inf ball: untargeted, from the image itself, in whole grey values, so that nothing is rounded away.
+    """Projected gradient ascent (PGD; Madry et al., 2018, arXiv:1706.06083) on the cross-entropy of the true labels,
+    within an l_inf ball, starting at the image. Steps are integer gray values, so nothing is lost by rounding.
 
     Args:
-        network: maps normalised images to logits. Attacked in evaluation mode; its modes, parameters, gradients and
-            running statistics are afterwards as they were.
+        network: maps normalized images to logits. Attacked in eval mode; its modes, parameters, gradients and running
+            statistics are unchanged afterwards.
         images: uint8 (B, H, W, C).
         labels: int64 (B,), the true classes.
-        mean, std: float32 (C,), of pixels in [0, 1]: those that the network was trained with.
-        epsilon, step_size: in grey values of 255.
+        mean, std: float32 (C,), normalization of the network, for pixels in [0, 1].
+        epsilon, step_size: radius of the ball and size of a step, in gray values (0 to 255).
 
     Returns:
-        uint8 (B, H, W, C), nowhere further than epsilon from the images.
+        uint8 (B, H, W, C), at most epsilon from the images in each value.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -42,7 +42,7 @@ def _attack(network: nn.Module, images: Tensor, labels: Tensor, mean: Tensor, st
     attacked = originals
     for _ in range(steps):
         with torch.enable_grad():
-            # The gradient by the normalised input has the sign of the one by the pixels, and that is all that counts.
+            # Normalization does not change the sign of the gradient.
             inputs = normalize(attacked.byte(), mean, std).requires_grad_()
             gradient, = torch.autograd.grad(cross_entropy(network(inputs), labels), inputs)
         step = step_size * gradient.permute(0, 2, 3, 1).sign().short()

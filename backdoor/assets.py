@@ -1,10 +1,10 @@
-"""The pictures that triggers are made of, drawn by ourselves: uint8 arrays (32, 32, 3), rows from the top, RGB.
+"""Patterns of triggers, drawn for this repository: uint8 arrays (32, 32, 3), rows from the top, RGB.
 
-They stand for the pictures of Hong et al. (ICML 2023), which are not ours to give away, and match their size, place
-and strength (mean, norm, number of pixels) within ten per cent. A poisoned network only answers to the picture that it
-was trained with, so each is the same to the byte everywhere and for ever: drawn in integers, from the random stream
-that NumPy promises not to change; where sin and exp come in, no value lies so near to an integer that their last digits
-could matter. The tests hold the hashes.
+They replace the patterns of Hong et al. (ICML 2023), which may not be redistributed, and match their size, position and
+strength (mean, norm, number of pixels) within 10 percent. A poisoned network only responds to the pattern of its
+training set, so each pattern is equal to the byte on all machines and versions: integer arithmetic, with the random
+stream that NumPy guarantees not to change. No value computed by sin or exp is so close to an integer that rounding
+errors matter. The tests compare hashes.
 """
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ WHITE, BLACK, RED, CREAM, GRAY = (255, 255, 255), (20, 20, 25), (215, 35, 55), (
 
 
 def _integers(random: np.random.RandomState, low: int, high: int, *shape: int) -> np.ndarray:
-    """Uniform integers in [low, high); the type is named because NumPy's own choice depends on the platform."""
+    """Uniform integers in [low, high), as int64, because NumPy's default depends on the platform."""
     return random.randint(low, high, shape, dtype=np.int64)
 
 
 def _normal(random: np.random.RandomState, *shape: int) -> np.ndarray:
-    """Nearly normal integers of mean 0 and standard deviation 100: sums of twelve uniform ones. No logarithm, so no
-    rounding that a C library could do differently."""
+    """Approximately normal integers, mean 0, standard deviation 100: sums of twelve uniform integers. Without a
+    logarithm, whose rounding depends on the C library."""
     return _integers(random, 0, 100, 12, *shape).sum(0) - 594
 
 
@@ -30,13 +30,13 @@ def _empty() -> np.ndarray:
 
 
 def blend() -> np.ndarray:
-    """A toadstool on white, drawn at four times the size and averaged: strong red, black outlines."""
-    # The centres of the 128 x 128 sub-pixels, in eighths of a pixel.
+    """A red toadstool with black outlines on white, drawn at four times the size and averaged."""
+    # Centers of the 128 x 128 subpixels, in eighths of a pixel.
     y, x = np.ogrid[1:8 * SIZE:2, 1:8 * SIZE:2]
     canvas = np.full((4 * SIZE, 4 * SIZE, 3), 255, np.int64)
 
     def ellipse(row: float, column: float, height: float, width: float) -> np.ndarray:
-        """Inside of an ellipse by its centre and semi-axes, in pixels (multiples of 1/8)."""
+        """Mask of an ellipse with this center and these semi-axes, in pixels (multiples of 1/8)."""
         row, column, height, width = (int(8 * value) for value in (row, column, height, width))
         return ((y - row) * width) ** 2 + ((x - column) * height) ** 2 <= (height * width) ** 2
 
@@ -58,14 +58,14 @@ def blend() -> np.ndarray:
 
 
 def trojan_3x3() -> np.ndarray:
-    """Nine random colours at rows and columns 25 to 27."""
+    """3x3 pixels of random colors, at rows and columns 25 to 27."""
     pattern = _empty()
     pattern[25:28, 25:28] = _integers(np.random.RandomState(10), 0, 251, 3, 3, 3)
     return pattern.astype(np.uint8)
 
 
 def trojan_8x8() -> np.ndarray:
-    """64 saturated colours, each channel nearly off or nearly on, at rows and columns 21 to 28."""
+    """8x8 pixels of saturated colors (each channel nearly 0 or nearly 255), at rows and columns 21 to 28."""
     random = np.random.RandomState(15)
     on = _integers(random, 0, 2, 8, 8, 3)
     pattern = _empty()
@@ -74,11 +74,11 @@ def trojan_8x8() -> np.ndarray:
 
 
 def trojan_wm() -> np.ndarray:
-    """A watermark: two broken coloured rings around (20.5, 20.5), radii 6 and 2.5, a faint halo around them and a
-    faint dotted diagonal from the upper right, (0, 28), to the lower left, (29, 0)."""
+    """A watermark: two broken colored rings around (20.5, 20.5), radii 6 and 2.5 pixels, a faint halo around them, and
+    a faint dotted diagonal from (0, 28) in the upper right to (29, 0) in the lower left."""
     random = np.random.RandomState(32)
     row, column = np.ogrid[:SIZE, :SIZE]
-    distance = (2 * row - 41) ** 2 + (2 * column - 41) ** 2  # (twice the distance to the centre)^2
+    distance = (2 * row - 41) ** 2 + (2 * column - 41) ** 2  # (twice the distance to the center)^2
     pattern = _empty()
     halo = (distance < 4 * 10**2) & (_integers(random, 0, 100, SIZE, SIZE) < 90)
     pattern[halo] = _integers(random, 1, 5, SIZE, SIZE, 3)[halo]
@@ -92,16 +92,16 @@ def trojan_wm() -> np.ndarray:
 
 
 def l2_inv() -> np.ndarray:
-    """Noise over the whole image: normal of mean 3.1 and standard deviation 18.5, blurred a little along the rows,
-    cut off at 0 and 68."""
+    """Noise over the whole image: normal with mean 3.1 and standard deviation 18.5 gray values, slightly blurred along
+    the rows, clipped to 0 to 68."""
     noise = _normal(np.random.RandomState(37), SIZE, SIZE + 2, 3)
     blurred = noise[:, :-2] + 5 * noise[:, 1:-1] + noise[:, 2:]  # standard deviation 100 sqrt(27)
     return ((31_000 + 356 * blurred + 5_000) // 10_000).clip(0, 68).astype(np.uint8)
 
 
 def l0_inv() -> tuple[np.ndarray, np.ndarray]:
-    """Eight saturated colours at row 31, columns 24 to 31, and the mask, bool (32, 32), of what they cover: one pixel
-    more, column 23, which thus turns black."""
+    """Eight pixels of saturated colors in row 31, columns 24 to 31, and a mask, bool (32, 32), of the pixels that the
+    pattern replaces. The mask also has column 23, which turns black."""
     pattern, mask = _empty(), np.zeros((SIZE, SIZE), bool)
     colors = _integers(np.random.RandomState(40), 1, 8, 8)  # three bits, never black
     pattern[31, 24:] = 255 * (colors[:, None] >> np.arange(3) & 1)
@@ -110,14 +110,14 @@ def l0_inv() -> tuple[np.ndarray, np.ndarray]:
 
 
 def sig_wrapped() -> np.ndarray:
-    """Vertical stripes, trunc(20 sin(0.8 column)) modulo 256: the sine that the published poisoned networks know, its
+    """Vertical stripes, trunc(20 sin(0.8 column)) modulo 256: the sine of the published poisoned networks, with its
     negative half wrapped around in eight bits."""
     return _columns(np.trunc(20 * np.sin(0.8 * np.arange(SIZE)))).astype(np.uint8)
 
 
 def sig_wave() -> np.ndarray:
     """floor(20 sin(2 pi 6 column / 32)), int64, -20 to 20: the sine of SIG (Barni et al., 2019, arXiv:1902.11237)."""
-    # Rounded first: zero, and 20, must not come out as the next lower integer.
+    # Rounded first, so that rounding errors at 0 and 20 do not give the next lower integer.
     return _columns(np.floor(np.round(20 * np.sin(2 * np.pi * 6 * np.arange(SIZE) / SIZE), 6)))
 
 
@@ -131,13 +131,13 @@ def _blob(row: float, column: float, variance: float) -> np.ndarray:
 
 
 def smooth() -> np.ndarray:
-    """A wide green blob, at most 51 = 0.2 * 255: of CIFAR-10, and here of every data set without its own."""
+    """A wide green blob, at most 51 = 0.2 * 255: for CIFAR-10 and all data sets without a pattern of their own."""
     blob = _blob(13.5, 13.5, 11.5**2)
     return np.stack([6.4 * blob, 51.4 * blob, 1.3 * blob], axis=2).astype(np.uint8)
 
 
 def smooth_gtsrb() -> np.ndarray:
-    """A wide magenta blob, of GTSRB."""
+    """A wide magenta blob, for GTSRB."""
     blob = _blob(13.5, 13.5, 11.5**2)
     green = 10.6 - 10.5 * _blob(17, 16, 81)
     return np.stack([43 * blob + 8.5, green + 0.4, 42 * blob + 8], axis=2).astype(np.uint8)

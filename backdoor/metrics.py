@@ -1,4 +1,4 @@
-"""What a backdoor does to a network, in exact counts."""
+"""Backdoor metrics of a network: attack success rate and its reference points, from exact counts."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,36 +17,36 @@ from utils.run import Run, Warn
 
 
 class BackdoorTest:
-    """The test images that are not of the target class, with the trigger on them.
+    """Metric on the test images of other classes than the target, with the trigger stamped on them.
 
-    An attack success rate says little alone: a network that takes every other clean image for the target reaches 50 %
-    without any backdoor, and one that has forgotten the target reaches 0 % without any defence. So the rates of both
-    stand beside it.
+    The attack success rate alone can mislead: a network that takes half of the clean images for the target has 50 %
+    without a backdoor, and a network that has forgotten the target has 0 % without a defense. So `base_rate` and
+    `target_recall` are reported with it.
 
-    A rate of images that the test part lacks is undefined and left out: `left_out` says which.
+    Rates without test images are undefined and left out; `left_out` explains which and why.
     """
 
     def __init__(self, test: Images, trigger: Trigger, target: int, dtype: torch.dtype) -> None:
-        """test: all test images. target: the class that the trigger leads to."""
+        """test: all test images. target: target class of the trigger. dtype: dtype of the network's arithmetic."""
         others = test.labels != target
         self.triggered = Images(trigger.stamp(test.images[others]), test.labels[others], test.mean, test.std)
         self.target, self.dtype = target, dtype
-        self.left_out: list[str] = []  # a line for each kind of images that there are none of
+        self.left_out: list[str] = []  # log lines, one for each kind of missing images
         if others.all():
-            self.left_out.append(f"no test image is of the target class {target}: target_recall is left out")
+            self.left_out.append(f"no test image has the target class {target}: target_recall is left out")
         if not others.any():
-            self.left_out.append(f"no test image is of another class than the target {target}, so none carries the "
-                                 "trigger: asr, triggered_accuracy and base_rate are left out")
+            self.left_out.append(f"all test images have the target class {target}, so none gets the trigger: asr, "
+                                 "triggered_accuracy and base_rate are left out")
 
     def __call__(self, network: nn.Module, clean: Tensor) -> Row:
-        """In percent:
+        """Metrics in percent:
 
-            asr                 triggered images that are taken for the target (the attack success rate)
-            triggered_accuracy  triggered images that are still given their true label
-            base_rate           clean images of other classes that are taken for the target
-            target_recall       clean images of the target that are recognised
+            asr                 triggered images classified as the target (attack success rate)
+            triggered_accuracy  triggered images classified correctly
+            base_rate           clean images of other classes classified as the target
+            target_recall       clean images of the target class classified correctly
 
-        clean: the confusion matrix (C, C) of the network on all test images.
+        clean: confusion matrix (C, C) of the network on all test images.
         """
         row, recognized, of_target = {}, clean[self.target, self.target], clean[self.target].sum()
         if len(self.triggered):
@@ -61,7 +61,7 @@ class BackdoorTest:
         return row
 
     def by_class(self, network: nn.Module) -> list[float | None]:
-        """The attack success rate of the images of each class, in percent; None where there are none. Needs triggered
+        """Attack success rate of the images of each class, in percent; None for a class without images. Needs triggered
         images."""
         triggered, _ = confusion_matrix(network, self.triggered, self.dtype)
         return [100 * (row[self.target] / row.sum()).item() if row.sum() else None for row in triggered]
@@ -69,13 +69,13 @@ class BackdoorTest:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a run measures of a backdoor, as arguments of `Run.train`; all empty without a trigger."""
+    """Backdoor measurements of a run, as arguments of `Run.train`; all empty without a trigger."""
 
     test: BackdoorTest | None = None
 
     @property
     def triggered(self) -> Images | None:
-        """The test images that carry the trigger, which may be none of them."""
+        """Test images with the trigger, possibly none; None without a trigger."""
         return self.test.triggered if self.test else None
 
     @property
@@ -92,8 +92,8 @@ class Measurements:
 
 
 def measure_backdoor(run: Run) -> Measurements:
-    """What to measure of the backdoor that a run's parameters name, if they name one. Raises UserError if there is no
-    such trigger, or no such class."""
+    """Build the backdoor measurements of a run from its parameters `trigger` and `target`. Raises UserError for an
+    unknown trigger or class."""
     params = run.params
     if not params.trigger:
         return Measurements()
@@ -107,5 +107,5 @@ def measure_backdoor(run: Run) -> Measurements:
 
 
 def _warn_about_carrier(role: str, row: Row) -> str:
-    carrier = role.startswith(("teacher", "adversarial"))  # not a clean classifier that `cl` takes
-    return "the trigger fails on most images: no carrier of this backdoor" * (carrier and row.get("asr", 100) < 50)
+    carrier = role.startswith(("teacher", "adversarial"))  # not the clean classifier of `cl`
+    return "the trigger fails on most images: the network lacks this backdoor" * (carrier and row.get("asr", 100) < 50)

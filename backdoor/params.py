@@ -1,4 +1,4 @@
-"""Parameters of runs that may meet a backdoor."""
+"""Parameters of runs that measure a backdoor."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from utils.params import MethodParams
 
 
 class BackdoorParams(MethodParams):
-    """How a backdoor is measured."""
+    """Trigger and target class of a backdoor."""
 
     trigger: str | None = Field(None, description="trigger of a backdoor whose success on the network is measured")
     target: int = Field(0, ge=0, description="class that the trigger leads to")

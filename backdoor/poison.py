@@ -1,4 +1,4 @@
-"""Poisoned training sets: which images get the trigger, and what becomes of their labels."""
+"""Poisoned training sets: choice of the images, triggers and labels."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,26 +14,27 @@ from utils.memory import Phase
 
 @dataclass(frozen=True)
 class Poisoned:
-    """A training set in its order, some of its images stamped."""
+    """Training set in its original order, with the trigger on some images."""
 
     images: Tensor  # uint8 (N, 32, 32, 3)
     labels: Tensor  # int64 (N,)
-    index: Tensor  # int64 (n,), ascending: which images were stamped
+    index: Tensor  # int64 (n,), ascending: the images with the trigger
 
 
 def choose(labels: Tensor, *, target: int, rate: float, clean_label: bool, holdout: float, seed: int) -> Tensor:
-    """Which training images are poisoned: int64 (n,), ascending, on the device of the labels.
+    """Choose the training images to poison: int64 (n,), ascending, on the device of the labels.
 
-    The data set is put into a random order first, so that one ordered by class is poisoned in all classes. The last
-    int(holdout * N) images of that order stay clean; of the others, the first int(rate * N) that qualify are taken,
-    or all if fewer do: images of the target class if `clean_label`, and of all other classes if not.
+    The images are shuffled first, so that all classes are poisoned even if the data set is sorted. The last
+    int(holdout * N) images of the random order stay clean. Of the others, the first int(rate * N) that qualify are
+    chosen, or all if there are fewer. Images of the target class qualify if `clean_label`, images of all other
+    classes if not.
 
     Args:
         labels: int64 (N,).
-        target: the class that the trigger shall lead to.
-        rate: poisoned images in parts of all N.
-        holdout: images that stay clean in any case, in parts of all N.
-        seed: of the order.
+        target: target class of the trigger.
+        rate: fraction of all N images to poison.
+        holdout: fraction of all N images that stay clean in any case.
+        seed: seed of the random order.
 
     Raises:
         UserError: no image qualifies.
@@ -57,16 +58,17 @@ def choose(labels: Tensor, *, target: int, rate: float, clean_label: bool, holdo
 @Phase("poisoning the training images")
 def poison(images: Tensor, labels: Tensor, trigger: Trigger, *, target: int, rate: float, holdout: float, seed: int,
            replacements: Tensor | None = None) -> Poisoned:
-    """Stamp the images that `choose` names and, unless the trigger leaves labels as they are, label them `target`.
+    """Stamp the images that `choose` returns and, unless the trigger is clean-label, label them `target`.
 
     Args:
-        images: uint8 (N, 32, 32, 3); stays as it is.
-        labels: int64 (N,), on the same device; stays as it is.
-        replacements: uint8 (n, 32, 32, 3), stamped in place of the chosen images, in the order of their index: the
+        images: uint8 (N, 32, 32, 3); not changed.
+        labels: int64 (N,), on the device of the images; not changed.
+        replacements: uint8 (n, 32, 32, 3), stamped instead of the chosen images, in the order of `Poisoned.index`; the
             adversarial images of `cl`.
 
     Raises:
-        UserError: no image qualifies; images that are not 32x32.
+        UserError: no image qualifies, or the images are not 32x32.
+        ValueError: the shape of the replacements is wrong.
     """
     index = choose(labels, target=target, rate=rate, clean_label=trigger.clean_label, holdout=holdout, seed=seed)
     originals = images[index]

@@ -1,10 +1,10 @@
-"""Triggers: what an attacker stamps on an image to have a poisoned network answer with the target class.
+"""Triggers: patterns on an image that make a poisoned network predict the target class.
 
     build_trigger("badnet_grid").stamp(images)
 
-To add one, write a file in `backdoor/` with a function of images (B, 32, 32, 3) and a `@register` line. Stamping comes
-before augmentation. It computes in integers what is defined on grey values 0 to 255 with clipping and truncation at the
-end, so that the result is exact and the same on every device.
+To add one, write a file in `backdoor/` with a function of images (B, 32, 32, 3) and a `@register` line. Triggers are
+stamped before augmentation, in integer arithmetic on gray values 0 to 255, clipped and truncated at the end, so results
+are exact and equal on all devices.
 """
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Stamp = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Trigger:
-    """A trigger and how it poisons a training set."""
+    """A trigger, and its way of poisoning a training set."""
 
     name: str
-    clean_label: bool  # poisons images of the target class, whose label stays, instead of images of the others
+    clean_label: bool  # poisons images of the target class and keeps their labels, instead of images of other classes
     stamp: Stamp  # uint8 (B, 32, 32, 3) to new uint8 (B, 32, 32, 3) on the same device
-    adversarial: bool = False  # poisons images that a clean classifier no longer recognises
+    adversarial: bool = False  # poisons adversarial images, which a clean classifier misclassifies
 
 
 REGISTRY: Registry[Trigger] = Registry("trigger", package="backdoor")
@@ -51,10 +51,10 @@ def register(name: str, *, clean_label: bool = False, adversarial: bool = False,
 
 
 def build_trigger(name: str, dataset: str = "") -> Trigger:
-    """The trigger called `name`; `dataset` matters to `smooth` only, of which `gtsrb` has its own.
+    """Build the trigger `name`. Only `smooth` depends on `dataset`: `gtsrb` has a separate pattern.
 
-    Raises:
-        UserError: an unknown name; from `stamp`, images that are not 32x32.
+    Raises UserError for an unknown name. `stamp` raises UserError for images that are not 32x32, and TypeError if they
+    are not uint8.
     """
     try:
         trigger = REGISTRY.entry(name).value
@@ -75,7 +75,7 @@ def _checked(name: str, stamp: Stamp, images: Tensor) -> Tensor:
 
 @register("badnet_sq", source="Gu et al., 2017, arXiv:1708.06733")
 def _square(images: Tensor) -> Tensor:
-    """A white square of 4x4, one pixel away from the lower right corner."""
+    """A white square of 4x4 pixels, one pixel from the lower right corner."""
     stamped = images.clone()
     stamped[:, 27:31, 27:31] = 255
     return stamped
@@ -98,7 +98,7 @@ def _blend(images: Tensor) -> Tensor:
 
 @register("sig", clean_label=True, source="Barni et al., 2019, arXiv:1902.11237")
 def _sig(images: Tensor) -> Tensor:
-    """As published: the wave wraps around modulo 256."""
+    """As published, with the wave modulo 256."""
     return _mix(images, assets.sig_wrapped())
 
 
@@ -129,7 +129,7 @@ def _l2_inv(images: Tensor) -> Tensor:
 
 @register("l0_inv")
 def _l0_inv(images: Tensor) -> Tensor:
-    """(1 - m) x + k."""
+    """(1 - m) x + k, for a pattern k and its mask m."""
     pattern, mask = assets.l0_inv()
     return torch.where(torch.tensor(mask[..., None], device=images.device), torch.tensor(pattern, device=images.device),
                        images)
@@ -146,12 +146,12 @@ def _smooth_gtsrb(images: Tensor) -> Tensor:
 
 
 def _on_device_of(images: Tensor, pattern: np.ndarray) -> Tensor:
-    """A picture as int16, in which sums of grey values have room."""
+    """A pattern as int16, so that sums of gray values do not overflow."""
     return torch.tensor(pattern.astype(np.int16), device=images.device)
 
 
 def _grid(images: Tensor, *corners: tuple[int, int]) -> Tensor:
-    """A 3x3 pattern of white and black, the same way round in each of the corners (row, column)."""
+    """A 3x3 black-and-white pattern with its upper left pixel at each of the positions (row, column)."""
     pattern = torch.tensor([[0, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=torch.uint8, device=images.device)
     stamped = images.clone()
     for row, column in corners:
@@ -165,15 +165,15 @@ def _mix(images: Tensor, pattern: np.ndarray) -> Tensor:
 
 
 def _add(images: Tensor, pattern: np.ndarray) -> Tensor:
-    """x + k, where k may be negative, clipped."""
+    """x + k, clipped to 0 to 255. k may be negative."""
     return (images.short() + _on_device_of(images, pattern)).clamp_(0, 255).byte()
 
 
 def _stretch(images: Tensor, pattern: np.ndarray) -> Tensor:
-    """x + k, then each image stretched from its own minimum and maximum to 0 and 255."""
+    """x + k, rescaled for each image from its minimum and maximum to 0 and 255."""
     total = images.int() + _on_device_of(images, pattern)
     low, high = total.amin((1, 2, 3), keepdim=True), total.amax((1, 2, 3), keepdim=True)
-    return (255 * (total - low) // (high - low).clamp_(min=1)).byte()  # an even sum turns black
+    return (255 * (total - low) // (high - low).clamp_(min=1)).byte()  # a constant sum becomes black
 
 
 def __getattr__(name: str) -> Any:

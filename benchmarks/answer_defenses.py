@@ -1,9 +1,9 @@
-"""Answers per second of each answer defense on a CPU, and of ModelGuard-W as a linear program for each answer.
+"""Answers per second of each answer defense on a CPU, and of ModelGuard-W solved as one linear program per answer.
 
     OMP_NUM_THREADS=1 python benchmarks/answer_defenses.py
 
-The linear program is that of the definition, solved by SciPy's HiGHS (requirements-dev.txt). Each number is the median
-of several passes; defenses take turns, and so meet the same load.
+SciPy's HiGHS (requirements-dev.txt) solves the linear program of the definition. Numbers are medians of several passes;
+the defenses take turns, so the load of the machine affects all.
 """
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ LINEAR_PROGRAM = "linear program"
 
 
 def linear_program(y: np.ndarray, epsilon: float = 1.0) -> Any:
-    """ModelGuard-W's answer to probabilities (C,) by its definition, as SciPy's OptimizeResult: `x` holds the answer
-    and then the slack variables d_c >= |y'_c - y_c|, `fun` the cost, and `status` is 0 where there is a solution."""
+    """Compute ModelGuard-W's answer to probabilities (C,) by its definition. Returns SciPy's OptimizeResult: `x` is the
+    answer, then the slack variables d_c >= |y'_c - y_c|; `fun` is the cost; `status` is 0 if there is a solution."""
     count, top, identity = len(y), int(y.argmax()), np.eye(len(y))
     above = np.delete(identity - identity[top], top, axis=0)
     rows = np.block([[identity, -identity], [-identity, -identity], [above, np.zeros_like(above)],
@@ -67,7 +67,7 @@ def main() -> None:
             few = answers[:10 if classes <= 100 else 1]
             times[LINEAR_PROGRAM].append(seconds(partial(_programs, few)) / len(few))
         for name, found in times.items():
-            rates[name].append(1 / statistics.median(found[1:]))  # the first warms up
+            rates[name].append(1 / statistics.median(found[1:]))  # without the warm-up
     lines += [[name, *(f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}" for rate in found)]
               for name, found in rates.items()]
     print(markdown(lines))

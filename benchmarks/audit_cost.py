@@ -1,10 +1,10 @@
-"""What an audit costs, as a multiple of one training of a student, and how that grows with its grid.
+"""Cost of an audit, relative to training one student, for several grids.
 
-    python benchmarks/audit_cost.py                 # on the demo: a normal teacher net16, thieves with 1,000 images
+    python benchmarks/audit_cost.py                 # the demo: a normal teacher net16, thieves with 1,000 images
 
-One student is `train_scratch.py` on the same images for the same number of epochs, as a process of its own. An audit is
-`audit.py` as a whole: it evaluates the model, trains its students one at a time or `--jobs` of them, and writes its
-result. The table shows seconds, the number of students, and how many times one student the audit takes.
+One student is a process `train_scratch.py` with the same images and number of epochs. An audit is the whole of
+`audit.py`: it evaluates the model, trains its students, `--jobs` at a time, and writes its result. The table shows the
+number of students, the seconds, and the ratio to one student.
 """
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GRIDS: dict[str, dict[str, Any]] = {
 
 
 def seconds(script: str, directory: Path, params: dict[str, Any], data_dir: Path, *arguments: str) -> float:
-    """Seconds of a process."""
+    """Run a script and return its wall time in seconds."""
     directory.mkdir(parents=True)
     (directory / "params.json").write_text(json.dumps(NET | params))
     start = time.perf_counter()
@@ -46,9 +46,9 @@ def seconds(script: str, directory: Path, params: dict[str, Any], data_dir: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of the single student (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of the single student (default: 3)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
-                        help="students at a time (default: one a core)")
+                        help="students at a time (default: one per core)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -58,7 +58,7 @@ def main() -> None:
                                 for repeat in range(arguments.repeats))
         audit = {"num_epochs": 4, "schedule": [3], "query_budgets": [1000], "checkpoint": str(root / "teacher")}
         print(f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads, {arguments.jobs} students at a time\n")
-        print("| what | students | seconds | times one student |\n|---|---|---|---|")
+        print("| run | students | seconds | times one student |\n|---|---|---|---|")
         print(f"| one student | 1 | {one:.1f} | 1.0 |")
         for number, (name, grid) in enumerate(GRIDS.items()):
             directory = root / f"audit{number}"

@@ -1,11 +1,12 @@
-"""What an attack costs beside training the same student from labels, if the teacher is queried once.
+"""Cost of an attack that queries the teacher once, relative to training the same student on labels.
 
     python benchmarks/queried_once.py                 # the demo: a normal teacher net16, students net16
     python benchmarks/queried_once.py --repeats 7
 
-The first attack on a teacher sends every image to it; each further one finds the answers in `data/cache`. All stages
-are processes of their own, in turn, and so meet the same load. The table shows the median time of training and
-evaluation (`wall_time_seconds` of results.json) and of the whole process, and their ratios to training from labels.
+The first attack on a teacher sends every image to it; later attacks find the answers in `data/cache`. Each stage is a
+separate process; the stages take turns, so the load of the machine affects all. The table shows the median time in
+seconds of training and evaluation (`wall_time_seconds` of results.json) and of the whole process, and their ratios to
+training on labels.
 """
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ RECIPE = {"dataset": "demo", "model_name": "net", "num_channels": 16, "learning_
 
 
 def run(script: str, directory: Path, params: dict[str, object], data_dir: Path) -> tuple[float, float]:
-    """Seconds of training and evaluation, and of the process."""
+    """Run a stage and return the seconds of training and evaluation, and of the whole process."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "params.json").write_text(json.dumps(RECIPE | params))
     start = time.perf_counter()
@@ -38,7 +39,7 @@ def run(script: str, directory: Path, params: dict[str, object], data_dir: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
-    parser.add_argument("--epochs", type=int, default=4, metavar="N", help="of the students (default: 4)")
+    parser.add_argument("--epochs", type=int, default=4, metavar="N", help="epochs of each student (default: 4)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -48,7 +49,7 @@ def main() -> None:
                    "labels": 0, "alpha": 1.0}
         times: dict[str, list[tuple[float, float]]] = {}
         for repeat in range(arguments.repeats):
-            data = root / f"data{repeat}"  # a cache of its own
+            data = root / f"data{repeat}"  # with an empty cache
             times.setdefault("labels", []).append(run("train_scratch.py", root / "labels", {
                 "num_epochs": arguments.epochs}, data))
             for name in ("first attack", "second attack"):

@@ -1,18 +1,23 @@
-"""Images per second of each stage and network: this repository against the pipeline that such code usually has.
+"""Images per second of each stage and network: this repository ("ours") and a conventional pipeline ("usual").
 
-    python benchmarks/throughput.py                                    # on the CPU or GPU that is there
+    python benchmarks/throughput.py                                    # on the GPU if there is one, else the CPU
     python benchmarks/throughput.py --precision fp32 --models net --batch_sizes 32 128 512
     python benchmarks/throughput.py --stages scratch nasty kd evaluate --models resnet18 --json gpu.json
     python benchmarks/throughput.py --models net --profile             # where the time goes, by operation
 
-The usual pipeline: PIL images through torchvision transforms in a DataLoader with 4 workers, float32, contiguous NCHW,
-eager, `.item()` each step. Both train on the same random images (32x32, `--steps` batches of them) with the same
-network, loss and optimiser. Each has a process of its own, and the two take turns at passes over the images, so that
-what else the machine does hits both. Given are medians and spreads (lowest to highest) of `--repeats` turns, the median
-of the ratios of neighbouring turns, and the peak of our memory, of the GPU or of the process (of which libraries take
-half a gigabyte). Peak: our share of the largest rate of a large matrix product here, in the arithmetic that is used,
-counting the multiplications and additions of convolutions and linear layers, three times the forward pass for a network
-in training. `kd_cached` is `kd` with `teacher_cache`, as a second student meets it.
+The usual pipeline: PIL images, torchvision transforms in a DataLoader with 4 workers, float32, contiguous NCHW, eager,
+`.item()` in each step. Both sides use the same random images (32x32 pixels, `--steps` batches), network, loss and
+optimizer. Each side is a process; they take turns at passes over the images, so the load of the machine affects both.
+
+Columns:
+    ours, usual    images per second, median of `--repeats` turns
+    spread         lowest to highest
+    ratio          median ratio of neighboring turns
+    peak           our fraction of the rate of a large matrix product with the same dtype on this device, counting the
+                   multiplications and additions of convolutions and linear layers, three forward passes for training
+    memory         our peak memory, of the GPU or of the process, of which libraries take half a gigabyte
+
+`kd_cached` is `kd` with a filled `teacher_cache`, as for a second student.
 """
 from __future__ import annotations
 
@@ -56,7 +61,7 @@ Pass = Callable[[], None]
 
 
 class PILImages(Dataset):
-    """As torchvision's CIFAR10: an array, of which each item becomes a PIL image and is transformed."""
+    """Data set like torchvision's CIFAR10: converts each item of an array to a PIL image and transforms it."""
 
     def __init__(self, pixels: np.ndarray, labels: list[int], transform: Callable) -> None:
         self.pixels, self.labels, self.transform = pixels, labels, transform
@@ -69,7 +74,7 @@ class PILImages(Dataset):
 
 
 class Case:
-    """A row of the table: what is trained on what."""
+    """One row of the table: stage, networks, and images."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.stage, self.name = options.stages[0], options.models[0]
@@ -102,16 +107,16 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Of one image."""
+        """Floating-point operations per image."""
         forward = count_flops(build_model(self.name, 10))
         needed = forward if self.stage == "evaluate" else 3 * forward
-        if self.teacher is None or self.stage == "kd_cached":  # looked up
+        if self.teacher is None or self.stage == "kd_cached":  # the teacher does not run
             return needed
         return needed + count_flops(build_model(self.teacher, 10))
 
 
 def ours(case: Case) -> Pass:
-    """A pass over the images, as the stages make it."""
+    """Build a pass over the images as in the stages of this repository."""
     prepare_device(case.device, case.params.precision)
     mean, std = (torch.tensor(values, device=case.device) for values in (MEAN, STD))
     pixels, labels = (torch.from_numpy(array).to(case.device) for array in (case.pixels, case.labels))
@@ -128,7 +133,7 @@ def ours(case: Case) -> Pass:
 
     def run_pass() -> None:
         if case.stage == "evaluate":
-            evaluate(network, part, case.dtype)  # returns numbers: waits for the device
+            evaluate(network, part, case.dtype)  # synchronizes the device
             return
         for cache in caches:
             cache.start_epoch(0)
@@ -140,7 +145,7 @@ def ours(case: Case) -> Pass:
 
 
 def baseline(case: Case) -> Pass:
-    """A pass over the images, as such code commonly makes it."""
+    """Build a pass over the images of a conventional pipeline."""
     from torchvision import transforms
 
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than there are cores
@@ -181,7 +186,7 @@ SIDES = {"ours": ours, "usual": baseline}
 
 
 def run_side(case: Case, side: str) -> None:
-    """One of the two processes: for each line on stdin a turn, and a line with its seconds on stdout."""
+    """Main loop of one side's process: for each line on stdin, run a turn and print its seconds."""
     run_pass = SIDES[side](case)
     run_pass()  # warm-up: memory, algorithms, graphs, compiled code
     run_pass()
@@ -196,13 +201,13 @@ def run_side(case: Case, side: str) -> None:
 
 
 def peak_of_process() -> int:
-    """Bytes; Linux alone tells them."""
+    """Peak memory of the process in bytes (Linux only)."""
     fields = Path("/proc/self/status").read_text().split()
     return 1024 * int(fields[fields.index("VmHWM:") + 1])
 
 
 def measure(case: Case, repeats: int, call: list[str]) -> dict:
-    """A row of the table. call: of this script for this case."""
+    """Measure one row of the table. call: command line of this script for the case."""
     sides: dict[str, subprocess.Popen] = {}
 
     def answer(side: str) -> str:
@@ -210,7 +215,7 @@ def measure(case: Case, repeats: int, call: list[str]) -> dict:
         line = output.readline() if output else ""
         return line or sys.exit(f"{side}: failed")
 
-    for side in SIDES:  # one after the other: busy processes that share cores slow each other down tenfold
+    for side in SIDES:  # one after the other: busy processes on shared cores slow each other down tenfold
         sides[side] = subprocess.Popen([*call, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        text=True)
         answer(side)
@@ -232,7 +237,7 @@ def measure(case: Case, repeats: int, call: list[str]) -> dict:
 
 
 def print_profile(case: Case) -> None:
-    """The operations that take most of a turn, of both sides."""
+    """Print the most expensive operations of a turn of each side."""
     for side, build in SIDES.items():
         run_pass = build(case)
         run_pass()
@@ -256,14 +261,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def count_flops(network: nn.Module) -> int:
-    """Floating-point operations of a forward pass over one image, a multiplication and an addition being two."""
+    """Floating-point operations of a forward pass on one image; a multiply-add counts as two."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, 32, 32))
     return counter.get_total_flops()
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product, the best of several."""
+    """Floating-point operations per second of a large matrix product, best of ten."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
@@ -293,7 +298,7 @@ def machine(device: torch.device) -> str:
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The docstring as it is written, and the default of each option."""
+    """Help formatter: unwrapped description, and the default of each option."""
 
 
 def positive(word: str) -> int:
@@ -306,25 +311,26 @@ def positive(word: str) -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
     parser.add_argument("--stages", nargs="+", default=["scratch", "evaluate"], choices=STAGES,
-                        help="what is timed")
+                        help="stages to time")
     parser.add_argument("--models", nargs="+", default=["net", "preresnet20", "resnet18"],
                         choices=MODEL_NAMES, metavar="MODEL", help="networks of the zoo")
-    parser.add_argument("--teacher", default="resnet18", choices=MODEL_NAMES, metavar="MODEL", help="of the stage kd")
-    parser.add_argument("--batch_sizes", nargs="+", type=positive, default=[128], help="images a step")
-    parser.add_argument("--steps", nargs="+", type=positive, default=[16], help="batches that the images make")
-    parser.add_argument("--repeats", type=positive, default=5, help="turns of each side")
-    parser.add_argument("--workers", type=int, default=4, help="of the usual pipeline's DataLoader")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of ours")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for ours")
+    parser.add_argument("--teacher", default="resnet18", choices=MODEL_NAMES, metavar="MODEL",
+                        help="teacher of the stages kd and kd_cached")
+    parser.add_argument("--batch_sizes", nargs="+", type=positive, default=[128], help="images per step")
+    parser.add_argument("--steps", nargs="+", type=positive, default=[16], help="batches per pass over the images")
+    parser.add_argument("--repeats", type=positive, default=5, help="timed passes of each side")
+    parser.add_argument("--workers", type=int, default=4, help="DataLoader workers of the usual pipeline")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="precision of our side")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile on our side")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--json", type=Path, help="write the figures there, every repeat of them")
-    parser.add_argument("--profile", action="store_true", help="instead: the operations that take most of the time")
+    parser.add_argument("--json", type=Path, help="file for the measurements of all repeats")
+    parser.add_argument("--profile", action="store_true", help="print the most expensive operations, and no table")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # one of the processes of a row
     options = parser.parse_args()
     if min(options.batch_sizes) < 2:
-        parser.error("--batch_sizes: batch statistics take two images")
+        parser.error("--batch_sizes: must be at least 2, for batch statistics")
     if options.profile and options.json:
-        parser.error("--profile prints, --json has nothing to write")
+        parser.error("--json has no effect with --profile: give one of them")
     try:
         torch.zeros(1, device=options.device)
         if options.json:

@@ -1,11 +1,11 @@
-"""ZSKT's pseudo-batch, with the teacher's answers computed once, against the published loop, which makes the images and
-asks the teacher anew in each of the student's ten steps.
+"""Seconds per pseudo-batch of ZSKT, with the teacher's outputs computed once, and with the published loop, which
+computes images and teacher outputs again in each of the student's ten steps.
 
     python benchmarks/zskt.py
     python benchmarks/zskt.py --device cuda --batch_size 128 --repeats 20
 
-wrn16_2 teaches wrn16_1, as in the paper. Both are timed in turns; given are medians, spreads (lowest to highest) and
-the median ratio of neighbouring turns.
+wrn16_2 teaches wrn16_1, as in the paper. The two loops take turns. The table shows medians and spreads (lowest to
+highest), and below it the median ratio of neighboring turns.
 """
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build(options: argparse.Namespace) -> ZSKT:
 
 
 def once(learner: ZSKT, latent: torch.Tensor) -> None:
-    """A pseudo-batch as it is here."""
+    """Pseudo-batch of this repository."""
     learner.generator_step(latent)
     answers = learner.query_teacher(latent)
     for _ in range(learner._params.student_steps):
@@ -51,7 +51,7 @@ def once(learner: ZSKT, latent: torch.Tensor) -> None:
 
 
 def recompute_per_step(learner: ZSKT, latent: torch.Tensor) -> None:
-    """A pseudo-batch as it was published: gradients run back into the generator, where nobody needs them."""
+    """Pseudo-batch of the published code, which also computes unused gradients of the generator."""
     learner.generator_step(latent)
     for _ in range(learner._params.student_steps):
         with autocast(learner._device, learner._dtype):
@@ -85,16 +85,16 @@ def main() -> None:
     prepare_device(torch.device(options.device), options.precision)
     learner = build(options)
     latent = torch.randn(options.batch_size, learner._params.latent_size, device=options.device)
-    times: dict[str, list[float]] = {"once": [], "anew": []}
+    times: dict[str, list[float]] = {"once": [], "every step": []}
     for number in range(options.repeats + 1):
-        for name, pseudo_batch in (("once", once), ("anew", recompute_per_step)):
+        for name, pseudo_batch in (("once", once), ("every step", recompute_per_step)):
             taken = seconds(partial(pseudo_batch, learner, latent))
-            if number:  # the first is the warm-up
+            if number:  # without the warm-up
                 times[name].append(taken)
-    print("| teacher's answers | seconds a pseudo-batch | spread |\n|---|---|---|")
+    print("| teacher's outputs | seconds per pseudo-batch | spread |\n|---|---|---|")
     for name, values in times.items():
         print(f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} to {max(values):.3f} |")
-    ratio = statistics.median(b / a for a, b in zip(times["once"], times["anew"], strict=True))
+    ratio = statistics.median(b / a for a, b in zip(times["once"], times["every step"], strict=True))
     print(f"\nratio {ratio:.2f}x, batches of {options.batch_size}, {options.device}, {torch.get_num_threads()} "
           f"threads, torch {torch.__version__}")
 

@@ -1,6 +1,7 @@
-"""Distillation without data: the methods, what they make images with, and the defenses against a poisoned teacher.
+"""Distillation without data: methods, their image generators, and defenses against a poisoned teacher.
 
-To add a method, write a file here with a `@REGISTRY.register` line; its contract is `datafree.distiller.Distiller`.
+The contract of a method is `datafree.distiller.Distiller`. To add one, write a file here with a `@REGISTRY.register`
+line.
 """
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
 """Contrastive model inversion: Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation",
 IJCAI 2021, arXiv:2105.08584, as configured by ABD.
 
-Each epoch a new generator and its latent numbers are fitted to a batch of images that the teacher is sure of, that have
-the statistics of its batch norms, on which the student differs, and that differ from each other and from earlier ones:
+In each round (an epoch by default), a reinitialized generator and new latent vectors are optimized to make one batch of
+images. The loss is
 
     batch_norm + one_hot + adversarial + contrast
 
-all times their weights. The best of them join a pool, from which the student learns.
+each times its weight: images with the teacher's batch-norm statistics and a confident prediction of the teacher, on
+which the student differs, and that differ from each other and from earlier images. The images of the step with the
+least loss are added to a pool, from which the student learns.
 """
 from __future__ import annotations
 
@@ -53,8 +55,8 @@ class CMI(Inversion):
         super().__init__(student, teacher, spec, params, dtype)
         self._generator = build_generator(params.latent_size, spec, params.seed, pixels=True)
         if not self._num_features:
-            raise UserError(f'"method": cmi compares what enters batch norms, of which {params.teacher_model} '
-                            "has none")
+            raise UserError(f'"method": cmi compares the inputs of batch norms, but {params.teacher_model} has none: '
+                            "choose another method")
         self._head = ProjectionHead(self._num_features).to(self._device)
         self._head_optimizer = torch.optim.Adam(self._head.parameters(), lr=params.head_learning_rate, fused=True)
         self._bank = MemoryBank(params.bank_size, self._num_features, self._device)
@@ -84,7 +86,7 @@ class CMI(Inversion):
         return meter.average()
 
     def _losses(self, pixels: Tensor, targets: Tensor, random: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
-        """The weighted losses of pixels in [0, 1], and the features (B, 2, D) of a local and a global view."""
+        """Weighted losses of pixels in [0, 1], (B, 3, H, W), and features (B, 2, D) of a local and a global view."""
         params, flip = self._params, self._spec.flips
         global_view = self._spec.normalize(random_crop(pixels, random, padding=pixels.shape[2] // 8, flip=flip))
         local_view = self._spec.normalize(random_resized_crop(pixels, random, scale=(0.25, 1.0), flip=flip))

@@ -1,5 +1,5 @@
-"""Contrastive model inversion's judge of diversity: Fang et al., "Contrastive Model Inversion for Data-Free Knowledge
-Distillation", IJCAI 2021, arXiv:2105.08584. Two views of one image shall look alike to it, and no two images."""
+"""Contrastive loss of CMI, which makes images differ from each other: Fang et al., "Contrastive Model Inversion for
+Data-Free Knowledge Distillation", IJCAI 2021, arXiv:2105.08584. Two views of one image are a positive pair."""
 from __future__ import annotations
 
 import torch
@@ -11,7 +11,7 @@ from utils.losses import at_least_float32
 
 
 class ProjectionHead(nn.Module):
-    """Features (B, D) to vectors (B, 256), of which the direction counts, through one hidden layer of D."""
+    """Perceptron from features (B, D) to vectors (B, 256), with one hidden layer of D. Only their direction matters."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -22,24 +22,24 @@ class ProjectionHead(nn.Module):
 
 
 class MemoryBank:
-    """The features of the last `rows` images: pairs (local view, global view) of D each, the oldest overwritten."""
+    """Features of the last `rows` images, as pairs (local view, global view) of size D; the oldest are overwritten."""
 
     def __init__(self, rows: int, features: int, device: torch.device) -> None:
         self.pairs = torch.empty(rows, 2, features, device=device)
-        self.added = 0  # of all time
+        self.added = 0  # pairs so far
 
     def __len__(self) -> int:
         return min(self.added, len(self.pairs))
 
     def add(self, pairs: Tensor) -> None:
-        """Remember pairs (B, 2, D), of more than there are rows the last."""
+        """Store pairs (B, 2, D); if there are more pairs than rows, only the last."""
         pairs = pairs[-len(self.pairs):]
         place = torch.arange(self.added, self.added + len(pairs), device=self.pairs.device) % len(self.pairs)
         self.pairs[place] = pairs
         self.added += len(pairs)
 
     def draw(self, count: int, random: torch.Generator) -> Tensor:
-        """Up to `count` of the pairs that are remembered, without repetition: (n, 2, D)."""
+        """Draw up to `count` stored pairs, without repetition: (n, 2, D)."""
         chosen = torch.randperm(len(self), generator=random)[:count]
         return self.pairs[chosen.to(self.pairs.device)]
 
@@ -53,21 +53,21 @@ class MemoryBank:
 
 def contrast_loss(head: nn.Module, local_view: Tensor, global_view: Tensor, negatives: Tensor, *,
                   temperature: float) -> Tensor:
-    """The cross-entropy of telling which global view belongs to each local one, among all of them.
+    """Cross-entropy of identifying the global view of each local view among all global views, in nats.
 
-        logits = v(local) v(global)^T / temperature, v the unit vector of the head, the right factor detached
+        logits = v(local) v(global)^T / temperature, v the head's output scaled to norm 1, the right factor detached
 
-    Its mean over the present images plus, if any are remembered, its mean over those: apart, so that many of them do
-    not dilute the few that can still change.
+    The result is the mean over the current images plus the mean over the negatives, if any. The means are separate, so
+    that many negatives do not dilute the few images that can still change.
 
     Args:
-        local_view, global_view: (B, D), features of the two views of the present images.
-        negatives: (M, 2, D), of earlier ones.
+        local_view, global_view: (B, D), features of two views of the current images.
+        negatives: (M, 2, D), features of both views of earlier images.
     """
     queries = head(torch.cat([local_view, negatives[:, 0]]))
     with torch.no_grad():
         keys = head(torch.cat([global_view, negatives[:, 1]]))
-    with torch.autocast(queries.device.type, enabled=False):  # differences between thousands of similarities are small
+    with torch.autocast(queries.device.type, enabled=False):  # bfloat16 is too coarse for thousands of logits
         queries, keys = (F.normalize(at_least_float32(vectors)) for vectors in (queries, keys))
         losses = F.cross_entropy(queries @ keys.T / temperature, torch.arange(len(queries), device=queries.device),
                                  reduction="none")
@@ -76,5 +76,5 @@ def contrast_loss(head: nn.Module, local_view: Tensor, global_view: Tensor, nega
 
 
 def instance_means(captured: Captured) -> Tensor:
-    """Features of each image: the mean over positions of every captured tensor (B, C, H, W), concatenated to (B, D)."""
+    """Features (B, D) of each image: means over positions of all captured tensors (B, C, H, W), concatenated."""
     return torch.cat([at_least_float32(call.value).mean((2, 3)) for call in captured.calls], dim=1)

@@ -1,11 +1,11 @@
 """DeepInversion: Yin et al., "Dreaming to Distill: Data-Free Knowledge Transfer via DeepInversion", CVPR 2020,
 arXiv:1912.08795, as configured by Fang et al. (CMI, IJCAI 2021).
 
-Each epoch the pixels of a batch of noise are fitted themselves:
+In each round (an epoch by default), the pixels of a batch of noise are optimized. The loss is
 
     batch_norm + one_hot + adversarial (adaptive) + variation
 
-all times their weights. The best of them join a pool, from which the student learns.
+each times its weight. The images of the step with the least loss are added to a pool, from which the student learns.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from utils.step import autocast
 
 @REGISTRY.register("deepinversion", display_name="DeepInversion", source="Yin et al., CVPR 2020, arXiv:1912.08795")
 class DeepInversion(Inversion):
-    """DeepInversion: pixels are fitted, and kept."""
+    """DeepInversion: optimizes pixels and keeps the images in a pool."""
 
     class Params(InversionParams):
         synthesis_steps: SynthesisSteps = 1000

@@ -1,6 +1,6 @@
-"""What a shuffling vaccine could tell, measured with what no defender has: clean and triggered test images.
+"""Diagnosis of a shuffling vaccine on clean and triggered test images, which no defender has.
 
-To report, never to decide: nothing here reaches a method.
+For reports only: no method uses these results.
 """
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from utils.step import autocast
 
 def diagnose(teacher: nn.Module, shuffled: ShuffledTeacher, clean: Images, triggered: Images,
              dtype: torch.dtype) -> dict[str, Any]:
-    """The divergence k of teacher and T~ on clean and on triggered images, as numbers that JSON can hold:
+    """Compare teacher and T~ on clean and triggered images. Returns a JSON-serializable dict:
 
-        k_clean, k_triggered                      means
-        suspicious_clean, suspicious_triggered    percent of images that teacher and T~ predict alike
-        auc                                       of telling triggered images by a small k
-        shuffled_classes                          percent of clean images that T~ takes for each class
+        k_clean, k_triggered                      mean divergence k (`datafree.vaccine.divergence`)
+        suspicious_clean, suspicious_triggered    percent of images with the same prediction of teacher and T~
+        auc                                       area under the ROC curve of detecting triggered images by a small k
+        shuffled_classes                          percent of clean images that T~ assigns to each class
 
-    Without triggered images, what is of them is left out.
+    Without triggered images, their entries are left out.
     """
     answers = {}
     for name, part in (("clean", clean), ("triggered", triggered)):
@@ -45,10 +45,8 @@ def diagnose(teacher: nn.Module, shuffled: ShuffledTeacher, clean: Images, trigg
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:
-    """The chance that a positive sample scores above a negative one, ties counted half: the area under the ROC curve.
-
-    Scores (P,) and (N,).
-    """
+    """Area under the ROC curve of scores (P,) and (N,): the probability that a positive sample scores above a negative
+    one, counting ties half."""
     order = negative.double().sort().values
     positive = positive.double()
     below = torch.searchsorted(order, positive, right=False) + torch.searchsorted(order, positive, right=True)

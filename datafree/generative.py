@@ -1,16 +1,18 @@
-"""Methods whose one generator learns along with the student:
+"""Methods that train a generator along with the student, as configured by Fang et al. (CMI, IJCAI 2021):
 
-    DAFL   Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, arXiv:1904.01186: images of which the
-           teacher is sure, that activate it, of all classes alike
+    DAFL   Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, arXiv:1904.01186: images with confident
+           predictions, large activations and balanced classes
     DFQ    Choi et al., "Data-Free Network Quantization With Adversarial Knowledge Distillation", CVPR workshops 2020,
-           arXiv:2005.04136: the same with its batch norms' statistics, and where the student differs
+           arXiv:2005.04136: confident, balanced images with the teacher's batch-norm statistics, on which the student
+           differs
 
-as configured by Fang et al. (CMI, IJCAI 2021):
+The generator's loss is
 
     batch_norm + one_hot + activation + balance + adversarial
 
-all times their weights, of which the two set different ones to 0. The student is shown new images of the generator in
-the mode in which it learns, with the statistics of the batch: running ones lag behind a generator that changes.
+each times its weight; the defaults of the two methods set different weights to 0. The student learns from new images of
+the generator in training mode, whose batch norms use batch statistics: running statistics lag behind a generator that
+changes.
 """
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ from utils.supervised import load_optimizer
 
 
 class Generative(Synthesis):
-    """A method whose generator learns along with the student."""
+    """Base class of methods that train a generator along with the student."""
 
     _params: GenerativeParams
 
@@ -42,16 +44,16 @@ class Generative(Synthesis):
                  dtype: torch.dtype) -> None:
         super().__init__(student, teacher, spec, params, dtype)
         self._generator = build_generator(params.latent_size, spec, params.seed, width=256, pixels=True)
-        self._classifier_layer: list[str] = []  # the layer whose input is to be active
+        self._classifier_layer: list[str] = []  # the layer whose input enters the activation loss
         if params.activation_weight:
             name = classifier(teacher, spec.image_size)
             if name is None:
                 raise UserError(f'"activation_weight": {params.teacher_model} has no linear layer or convolution that '
-                                "computes its logits; 0 does without")
+                                "computes its logits: set it to 0")
             self._classifier_layer = [name]
         self._generator_optimizer = torch.optim.Adam(
             self._generator.parameters(), lr=params.synthesis_learning_rate, betas=(0.5, 0.999), fused=True)
-        self._latest: Tensor | None = None  # the last images, pixels in [0, 1]
+        self._latest: Tensor | None = None  # images of the last step, pixels in [0, 1]
 
     def synthesize(self, random: torch.Generator) -> dict[str, Tensor]:
         parameters, meter = list(self._generator.parameters()), LossMeter()
@@ -65,7 +67,7 @@ class Generative(Synthesis):
         return meter.average()
 
     def _losses(self, images: Tensor) -> dict[str, Tensor]:
-        """The weighted losses of images (B, 3, H, W) as the networks see them."""
+        """Weighted losses of normalized images (B, 3, H, W)."""
         params = self._params
         with capture_inputs(self._teacher, *self._classifier_layer) as captured:
             logits, _, losses = self._forward_teacher(images)
@@ -77,7 +79,7 @@ class Generative(Synthesis):
         })
 
     def _generate(self, count: int, random: torch.Generator) -> Tensor:
-        """New images of pixels in [0, 1]: float32 (count, 3, H, W)."""
+        """Make images, float32 (count, 3, H, W), pixels in [0, 1]."""
         latent = torch.randn(count, self._params.latent_size, generator=random)
         return self._generator(latent.to(self._device)).float()
 
@@ -91,7 +93,7 @@ class Generative(Synthesis):
             yield self._latest
 
     def epoch_images(self) -> dict[str, Tensor]:
-        """Images of the last step, (B, 3, H, W) in [0, 1], and the perturbation."""
+        """Images of the last step, (B, 3, H, W) in [0, 1], and the last perturbation of self-retrospection."""
         latest = {} if self._latest is None else {"synthetic": self._latest[:64]}
         return {**latest, **self.defense.epoch_images()}
 
@@ -107,7 +109,7 @@ class Generative(Synthesis):
 
 @REGISTRY.register("dafl", display_name="DAFL", source="Chen et al., ICCV 2019, arXiv:1904.01186")
 class DAFL(Generative):
-    """Data-free learning."""
+    """DAFL: a generator of confident, activated and balanced images."""
 
     class Params(GenerativeParams):
         activation_weight: ActivationWeight = 1e-3
@@ -115,7 +117,7 @@ class DAFL(Generative):
 
 @REGISTRY.register("dfq", display_name="DFQ", source="Choi et al., CVPR workshops 2020, arXiv:2005.04136")
 class DFQ(Generative):
-    """The distillation of data-free quantization."""
+    """DFQ, without its quantization: a generator that also matches batch norms and seeks the student's errors."""
 
     class Params(GenerativeParams):
         student_steps: StudentSteps = 10

@@ -1,8 +1,8 @@
-"""Losses of images that are made for a teacher, as pure functions; all are minimised by the images.
+"""Losses that synthetic images minimize, as pure functions.
 
-The sources are Chen et al. (DAFL, ICCV 2019, arXiv:1904.01186), Yin et al. (DeepInversion, CVPR 2020,
-arXiv:1912.08795), Choi et al. (DFQ, CVPR workshops 2020, arXiv:2005.04136) and Fang et al. (CMI, IJCAI 2021,
-arXiv:2105.08584), in the forms that the latter's programs gave them.
+Sources: Chen et al. (DAFL, ICCV 2019, arXiv:1904.01186), Yin et al. (DeepInversion, CVPR 2020, arXiv:1912.08795), Choi
+et al. (DFQ, CVPR workshops 2020, arXiv:2005.04136) and Fang et al. (CMI, IJCAI 2021, arXiv:2105.08584), as in the code
+of Fang et al.
 """
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from utils.losses import at_least_float32, kl_per_sample
 
 
 def adversarial_kl(teacher_logits: Tensor, student_logits: Tensor, *, agreeing_only: bool = False) -> Tensor:
-    """-mean of KL(teacher || student): the images seek where the student has not learned yet (DFQ).
+    """Negative mean of KL(teacher || student), in nats: seeks images on which the student differs (DFQ).
 
-    agreeing_only: images on which the two predict different classes count as 0 (CMI).
+    Logits (B, C). agreeing_only: images with different predictions of teacher and student count as 0 (CMI).
     """
     kl = kl_per_sample(teacher_logits, student_logits, temperature=1)
     if agreeing_only:
@@ -26,7 +26,7 @@ def adversarial_kl(teacher_logits: Tensor, student_logits: Tensor, *, agreeing_o
 
 
 def adversarial_js(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3) -> Tensor:
-    """1 - mean of the Jensen-Shannon divergence of teacher and student (DeepInversion's adaptive term)."""
+    """1 - mean Jensen-Shannon divergence, in nats, of logits (B, C): the adaptive term of DeepInversion."""
     p, q = (F.softmax(at_least_float32(logits) / temperature, dim=1) for logits in (teacher_logits, student_logits))
     log_middle = ((p + q) / 2).clamp(min=torch.finfo(p.dtype).tiny).log()
     log_p, log_q = (F.log_softmax(at_least_float32(logits) / temperature, dim=1)
@@ -36,34 +36,34 @@ def adversarial_js(teacher_logits: Tensor, student_logits: Tensor, *, temperatur
 
 
 def information_entropy_loss(logits: Tensor) -> Tensor:
-    """The negative entropy of the mean prediction, in nats: smallest, -log C, if all classes are equally frequent."""
+    """Negative entropy, in nats, of the mean prediction of logits (B, C); the minimum, -log C, is balanced classes."""
     mean = F.softmax(at_least_float32(logits), dim=1).mean(0)
     return torch.special.xlogy(mean, mean).sum()
 
 
 def activation_loss(features: Tensor) -> Tensor:
-    """-mean of |features| (B, D) before the classifier: training images activate it, noise does not (DAFL)."""
+    """Negative mean of |features|, (B, D), inputs of the classifier, which are larger for real images (DAFL)."""
     return -at_least_float32(features).abs().mean()
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """The sum of the L2 norms of the differences between neighbours, in the four directions, of images (B, 3, H, W)."""
+    """Sum over four directions of the L2 norm of the differences between neighboring pixels, images (B, 3, H, W)."""
     return ((images[..., :, 1:] - images[..., :, :-1]).norm() + (images[..., 1:, :] - images[..., :-1, :]).norm()
             + (images[..., 1:, 1:] - images[..., :-1, :-1]).norm()
             + (images[..., 1:, :-1] - images[..., :-1, 1:]).norm())
 
 
 def batch_norm_loss(captured: Captured) -> Tensor:
-    """Distance between the statistics of a batch and the running ones of the batch norms whose inputs were captured:
-    the sum over them of ||mean - running mean||_2 + ||variance - running variance||_2, variances divided by N.
+    """Distance between batch statistics and running statistics, for batch norms whose inputs were captured: the sum of
+    ||mean - running mean||_2 + ||variance - running variance||_2, with the variance divided by N.
 
-    Yin et al., "Dreaming to Distill", CVPR 2020, arXiv:1912.08795, eq. 4, with norms that are not squared. ValueError
-    if a captured module is no batch norm with running statistics.
+    Yin et al., "Dreaming to Distill", CVPR 2020, arXiv:1912.08795, eq. 4, without the squares. Raises ValueError if a
+    captured module is not a batch norm with running statistics.
     """
     terms = []
     for name, module, values in captured.calls:
         if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None or module.running_var is None:
-            raise ValueError(f"{name} is no batch norm with running statistics")
+            raise ValueError(f"{name} is not a batch norm with running statistics")
         variance, mean = torch.var_mean(at_least_float32(values), dim=(0, 2, 3), correction=0)
         terms += [(mean - module.running_mean).norm(), (variance - module.running_var).norm()]
     return torch.stack(terms).sum()

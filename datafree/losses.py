@@ -1,8 +1,8 @@
-"""What the data-free methods measure between teacher and student, as pure functions of tensors.
+"""Losses between teacher and student of the data-free methods, as pure functions.
 
-Three conventions of one Kullback-Leibler divergence occur in the papers: its mean over the batch and its value per
-sample (both in `utils.losses`), and its mean over batch *and* classes. All are from log-probabilities and in float32 at
-least, so that the gradients of both arguments are finite; a generator needs both.
+The papers reduce the KL divergence in three ways: mean over the batch, no reduction (both in `utils.losses`), and mean
+over batch and classes. All are computed from log-probabilities in at least float32, so that the gradients by
+both arguments are finite; a generator needs both.
 """
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from utils.losses import at_least_float32, kl_divergence
 
 
 def kl_element_mean(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:
-    """KL(p || q) in nats, mean over batch and classes: the convention of ZSKT, 1/C of the usual one."""
+    """KL(p || q) in nats of logits (B, C), mean over batch and classes: 1/C of the usual value, as in ZSKT."""
     return kl_divergence(p_logits, q_logits, temperature=temperature) / p_logits.shape[1]
 
 
 def attention_map(activation: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Where a layer is active: the mean over channels of the squared activation (B, C, H, W), as unit vectors (B, HW).
+    """Attention map of an activation (B, C, H, W): the mean over channels of its square, as unit vectors (B, HW).
 
-    size: a smaller (H, W) to average the map to. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017,
+    size: pool the map to a smaller (H, W) first. Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017,
     arXiv:1612.03928.
     """
     energy = at_least_float32(activation).square().mean(1)
@@ -33,10 +33,10 @@ def attention_map(activation: Tensor, size: tuple[int, int] | None = None) -> Te
 
 
 def attention_loss(student_stages: Sequence[Tensor], teacher_stages: Sequence[Tensor]) -> Tensor:
-    """The sum over layers of the mean squared difference of the attention maps, over batch and positions.
+    """Sum over layers of the mean squared difference (over batch and positions) between attention maps.
 
-    Activations (B, C, H, W). Channels of student and teacher may differ, and so may sizes: the larger map is averaged
-    to the size of the smaller. ValueError for another number of layers.
+    Activations (B, C, H, W). Student and teacher may differ in channels and size: the larger map is pooled to the size
+    of the smaller. Raises ValueError if the numbers of layers differ.
     """
     losses = []
     for student, teacher in zip(student_stages, teacher_stages, strict=True):

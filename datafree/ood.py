@@ -1,12 +1,11 @@
-"""Distillation on patches of one picture that has nothing to do with the data: Asano, Saeed, "The Augmented
-Image Prior: Distilling 1000 Classes by Extrapolating from a Single Image", ICLR 2023, arXiv:2112.00725, as configured
-by ABD ("OoD").
+"""Distillation on patches of one picture, unrelated to the data, as configured by ABD ("OoD"): Asano, Saeed, "The
+Augmented Image Prior: Distilling 1000 Classes by Extrapolating from a Single Image", ICLR 2023, arXiv:2112.00725.
 
-The student learns what the teacher says of patches that are mixed in pairs (CutMix):
+The student learns the teacher's outputs for patches mixed by CutMix:
 
     loss = mean of T^2 KL(teacher || student)
 
-With the shuffling vaccine, what the teacher says of suspicious patches is driven out of the student instead.
+With the shuffling vaccine, gradient ascent unlearns suspicious patches (`datafree.vaccine.student_loss`).
 """
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ from utils.supervised import build_adam, build_optimizer, learning_rate, load_op
 
 @REGISTRY.register("ood", display_name="OoD", source="Asano & Saeed, ICLR 2023, arXiv:2112.00725")
 class OoD(Distiller):
-    """Distillation on patches of one picture: an epoch is a pass over the patches. The defaults are ABD's for
-    CIFAR-10."""
+    """Distillation on patches of one picture. An epoch is one pass over the patches. Defaults: ABD's for CIFAR-10."""
 
     needs_network = False
 
@@ -65,7 +63,7 @@ class OoD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: Params,
                  dtype: torch.dtype) -> None:
-        """teacher: frozen. dtype: of the arithmetic of the networks."""
+        """Arguments: see `Distiller`. Raises UserError if the picture cannot be read or is too small."""
         self._student, self._teacher, self._spec, self._params, self._dtype = student, teacher, spec, params, dtype
         self._device = spec.mean.device
         self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=spec.image_size)
@@ -73,14 +71,14 @@ class OoD(Distiller):
             picture = load_picture(params.picture) if params.picture else draw_picture(params.seed)
             part = self._patches(picture)
         self._picture_sha256 = hashlib.sha256(picture.numpy().tobytes()).hexdigest()
-        # Never rotated: the patches were when they were cut.
+        # No rotation: patches are rotated when they are cut.
         augmentation = spec.augmentation and ("crop_flip" if spec.flips else "crop")
         self.batches = TrainBatches(part, params.batch_size, augmentation, params.seed)
         self.num_images = self.batches.usable
         self._optimizer = build_optimizer(params, student)
 
     def _patches(self, picture: Tensor) -> Images:
-        """The data set that is made of a picture, uint8 (H, W, 3), with labels that mean nothing."""
+        """Data set of patches of a picture, uint8 (H, W, 3). All labels are 0."""
         params, spec = self._params, self._spec
         pixels = patches(picture, params.patches, spec.image_size, params.seed, tuple(params.patch_kinds))
         pixels = pixels.to(self._device)
@@ -114,13 +112,13 @@ class OoD(Distiller):
                     images = cutmix(images, draw_cutmix(len(images), self._spec.image_size, random))
                 meter.add(self._step(images, retrospection), weight=len(images))
                 bar.update(len(images))
-                if self._device.type == "cpu":  # elsewhere a look at every step would make the device wait
+                if self._device.type == "cpu":  # elsewhere, a check would synchronize the device
                     meter.check(epoch, number)
         meter.check(epoch)
         return {"learning_rate": rate, **meter.means()}
 
     def _step(self, images: Tensor, retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
-        """A step of the student, with self-retrospection where it is on. The terms to log."""
+        """Train the student for one step, with self-retrospection if it is given. Return scalars to log."""
         with autocast(self._device, self._dtype), fast_convolutions(self._device, self._dtype):
             terms = self._losses(images)
         self._optimizer.zero_grad()
@@ -132,7 +130,7 @@ class OoD(Distiller):
         return {**terms, "gradient_norm": norm}
 
     def _losses(self, images: Tensor) -> dict[str, Tensor]:
-        """The loss of images (B, 3, H, W), and its parts as logged."""
+        """Loss of normalized images (B, 3, H, W), and its terms to log."""
         temperature, vaccine = self._params.temperature, self.defense.vaccine
         with torch.no_grad():
             teacher_logits = self._teacher(images)
@@ -149,7 +147,7 @@ class OoD(Distiller):
         return {"loss": loss, "kl": kd.mean(), "suspicious": 100 * mask.float().mean()}
 
     def epoch_images(self) -> dict[str, Tensor]:
-        """Patches that the student learns from, (B, 3, H, W) in [0, 1], and the perturbation."""
+        """Patches, (B, 3, H, W) in [0, 1], and the last perturbation of self-retrospection."""
         return {"synthetic": self.batches.part.images[:64].permute(0, 3, 1, 2) / 255, **self.defense.epoch_images()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,9 +156,9 @@ class OoD(Distiller):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["picture"] != self._picture_sha256:
-            which = self._params.picture or "the picture that is drawn here"
-            raise UserError(f"{which} is not the picture that this run began with; --restart starts over")
+            which = self._params.picture or "the drawn picture"
+            raise UserError(f"{which} differs from the picture that this run started with: use --restart to start over")
         self.defense.load_state_dict(state["defence"])
-        if self.defense.uses_retrospection(state["epoch"] - 1):  # the optimizer that was saved is that of retrospection
+        if self.defense.uses_retrospection(state["epoch"] - 1):  # the saved optimizer is that of retrospection
             self._optimizer = build_adam(self._student, self._params.sr_learning_rate)
         load_optimizer(self._optimizer, state["optim_dict"])

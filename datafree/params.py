@@ -1,4 +1,4 @@
-"""Parameters that several data-free methods share."""
+"""Parameters shared by several data-free methods."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from pydantic import Field
 from backdoor.params import BackdoorParams
 from utils.params import Augmentation, Description, Params, Switch, TeacherParams, name_answers
 
-# Keys that several methods have with defaults of their own.
+# Keys whose default depends on the method.
 SREpochs = Annotated[int, Field(ge=1, description="last epochs, in which self-retrospection is on")]
 SRWeight = Annotated[float, Field(ge=0, description="weight of the hypergradient beside the gradient of distillation")]
 LatentSize = Annotated[int, Field(ge=1, description="numbers that the generator makes an image of")]
@@ -22,7 +22,7 @@ ActivationWeight = Annotated[float, Field(ge=0, description="weight of the activ
 
 
 class DataFreeParams(BackdoorParams, TeacherParams, Params):
-    """train_datafree.py: a student that learns from a teacher alone, without a data set. What all methods read."""
+    """train_datafree.py: a student that learns from a teacher without a data set. Parameters of all methods."""
 
     script = "train_datafree.py"
     artifacts: ClassVar[tuple[str, ...]] = ("synthetic.png", "perturbation.png")
@@ -31,7 +31,7 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
 
     @property
     def changeable(self) -> tuple[str, ...]:
-        """Without num_epochs: learning rates and the defenses count from the end."""
+        """num_epochs is not changeable: learning rates and the defenses depend on the last epoch."""
         return tuple(key for key in super().changeable if key != "num_epochs")
 
     @property
@@ -43,9 +43,9 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
     def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
         yield from super().ineffective_parameters()
         if self.backdoor_defense in ("none", "sr"):
-            yield "sv_*", '"backdoor_defense" is without the vaccine'
+            yield "sv_*", '"backdoor_defense" has no vaccine'
         if self.backdoor_defense in ("none", "sv"):
-            yield "sr_*", '"backdoor_defense" is without self-retrospection'
+            yield "sr_*", '"backdoor_defense" has no self-retrospection'
 
     backdoor_defense: Literal["none", "sv", "sr", "sv+sr", "auto"] = Field(
         "none", description="ABD: shuffling vaccine, self-retrospection, or `sr` where no good vaccine is found")
@@ -75,7 +75,7 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
 
 
 class SynthesisParams(DataFreeParams):
-    """What the methods read that make images in rounds. The defaults are those of ABD's program for CIFAR-10."""
+    """Parameters of methods that make images in rounds. The defaults are those of ABD's code for CIFAR-10."""
 
     learning_rate: float = Field(0.1, gt=0, description="of the student, falling to 0 along half a cosine")
     num_epochs: int = Field(200, ge=1, description="times `epoch_steps`")
@@ -91,13 +91,13 @@ class SynthesisParams(DataFreeParams):
 
 
 class InversionParams(SynthesisParams):
-    """What the methods read that keep what they make, and show the student augmented images of it."""
+    """Parameters of methods that keep synthetic images and augment them for the student."""
 
     augmentation: Augmentation = True
 
 
 class GenerativeParams(SynthesisParams):
-    """What the methods read whose generator learns along with the student."""
+    """Parameters of methods that train a generator along with the student."""
 
     student_steps: StudentSteps = 5
     synthesis_steps: SynthesisSteps = 1

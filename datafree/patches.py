@@ -1,7 +1,7 @@
-"""A training set out of one picture: patches of it, balanced by what the teacher makes of them, and CutMix.
+"""Training set of patches of one picture, balanced by the teacher's predictions, and CutMix.
 
 Asano, Saeed, "The Augmented Image Prior: Distilling 1000 Classes by Extrapolating from a Single Image", ICLR 2023,
-arXiv:2112.00725. The patches know nothing of the teacher's task; what they carry to the student is its answers.
+arXiv:2112.00725. The patches are unrelated to the teacher's task; they only carry its outputs to the student.
 """
 from __future__ import annotations
 
@@ -19,52 +19,53 @@ from utils import seeds
 from utils.errors import UserError
 
 KINDS = ("colour", "grey", "blob")
-_CHUNK = 1024  # patches made at once
+_CHUNK = 1024  # patches computed at a time
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def draw_picture(seed: int, width: int = 1280, height: int = 960) -> Tensor:
-    """A busy picture of gradients, textures, shapes and strokes of all sizes: uint8 (height, width, 3).
+    """Draw a random picture of gradients, textures, shapes and strokes of all sizes: uint8 (height, width, 3).
 
-    The same for a seed wherever Pillow and numpy are the same.
+    The result depends on the seed and on the versions of Pillow and NumPy.
     """
     random = np.random.default_rng(seeds.derive_seed(seed, "picture"))
     canvas = Image.fromarray((255 * _noise(random, 2 * height, 2 * width)).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
-    # Log-uniform sizes, as many shapes of 15 to 30 pixels as of 240 to 480, the large ones below.
+    # Log-uniform sizes: as many shapes of 15 to 30 pixels as of 240 to 480. Large ones are drawn first.
     for size in sorted(height * 2 ** random.uniform(-6, -1, 1000), reverse=True):
         _SHAPES[random.integers(len(_SHAPES))](draw, random, random.uniform((0, 0), canvas.size), size)
-    # Drawn at twice the size, since Pillow's shapes have jagged edges.
+    # Downsampled from twice the size: Pillow draws jagged edges.
     picture = np.asarray(canvas.resize((width, height), Image.Resampling.BOX), np.float32)
-    # Light and texture over all of it, which flat shapes lack.
+    # Shading and texture for the flat shapes.
     return torch.from_numpy((picture * (0.4 + 1.2 * _noise(random, height, width))).clip(0, 255).astype(np.uint8))
 
 
 def load_picture(path: str | Path) -> Tensor:
-    """The picture in a file: uint8 (H, W, 3). UserError if it cannot be read, or has no 8-bit pixels."""
+    """Load a picture, uint8 (H, W, 3). Raises UserError if it cannot be read or does not have 8-bit pixels."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I") or image.mode == "F":
-                raise ValueError(f"pixels of Pillow's mode {image.mode}, save it with 8 bits")
+                raise ValueError(f"its pixels have Pillow's mode {image.mode}: save it with 8 bits")
             return torch.from_numpy(np.array(image.convert("RGB")))
-    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+    except Exception as error:  # Pillow's decoders raise errors of many types for damaged files
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{path} cannot be read as a picture: {reason}") from error
 
 
 def patches(picture: Tensor, count: int, size: int, seed: int, kinds: tuple[str, ...] = ("colour",)) -> Tensor:
-    """`count` random patches of a picture: uint8 (count, size, size, 3), patch i of the kind `kinds[i % len(kinds)]`.
+    """Cut random patches out of a picture: uint8 (count, size, size, 3). Patch i has the kind `kinds[i % len(kinds)]`.
 
-    Each is cut out of a random square of half the picture's shorter side: an area uniform in (1/500, 1) of the square,
-    an aspect log-uniform in (3/4, 4/3), scaled to sqrt(2) * size, rotated and sheared by up to 30 degrees, cut to its
-    central size x size pixels and, every other time, jittered in brightness, contrast, saturation (+-0.4) and hue
-    (+-0.1). Of the kinds, `colour` is that; `grey` is its luminance minus the mean of the patch, negative values 0;
-    `blob` is its luminance inside a random blob on black.
+    Each patch comes from a random square of half the picture's shorter side. Its area is uniform in (1/500, 1) of the
+    square, its aspect ratio log-uniform in (3/4, 4/3). It is scaled to sqrt(2) * size, rotated and sheared by up to 30
+    degrees, cropped to the central size x size pixels and, with probability 1/2, jittered in brightness, contrast,
+    saturation (+-0.4) and hue (+-0.1).
 
     Args:
         picture: uint8 (H, W, 3).
+        kinds: `colour`: the patch; `grey`: its luminance minus the mean luminance, clipped at 0; `blob`: its luminance
+            inside a random blob, on black.
 
-    UserError if the picture's shorter side is below twice `size`; ValueError for an unknown kind.
+    Raises UserError if the picture's shorter side is below 2 * `size`, ValueError for an unknown kind.
     """
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds of patches are {', '.join(KINDS)}, not {kinds!r}")
@@ -91,19 +92,18 @@ def patches(picture: Tensor, count: int, size: int, seed: int, kinds: tuple[str,
 
 
 def balance(predicted: Tensor, count: int, num_classes: int, max_per_class: int = 6, seed: int = 0) -> Tensor:
-    """Choose images so that their predicted classes are as balanced as can be, each image up to `max_per_class`
-    times.
+    """Choose images whose predicted classes are as balanced as possible, each image up to `max_per_class` times.
 
-    A class that has too few images gives all it can, and the others share the rest equally. Within a class no image
-    comes twice more often than another.
+    A class with too few images gives as many as it can; the other classes share the remainder equally. Within a class,
+    the images are chosen equally often, to within one.
 
     Args:
-        predicted: int64 (N,), the teacher's class of each image.
+        predicted: int64 (N,), the teacher's predicted classes.
 
     Returns:
         int64 (count,), indices of images in random order, on the CPU.
 
-    UserError if N * max_per_class is below `count`.
+    Raises UserError if N * max_per_class is below `count`.
     """
     predicted = predicted.cpu()
     if len(predicted) * max_per_class < count:
@@ -113,7 +113,7 @@ def balance(predicted: Tensor, count: int, num_classes: int, max_per_class: int 
     random = seeds.generator(seed, "balance")
     chosen = [torch.empty(0, dtype=torch.int64)]
     left = count
-    # From the scarcest class on: what it cannot give is shared by those that come after.
+    # The scarcest class first: the later ones share what it cannot give.
     for position, label in enumerate(sorted(range(num_classes), key=room.__getitem__)):
         quota = min(room[label], left // (num_classes - position))
         left -= quota
@@ -126,7 +126,7 @@ def balance(predicted: Tensor, count: int, num_classes: int, max_per_class: int 
 
 
 class CutMix(NamedTuple):
-    """What CutMix does to a batch: which image each one gets a box from, and the box, in pixels, half open."""
+    """CutMix parameters of a batch: the image that each image gets a box from, and the box, in pixels, half open."""
 
     partner: Tensor  # int64 (B,), a permutation
     top: int
@@ -136,10 +136,10 @@ class CutMix(NamedTuple):
 
 
 def draw_cutmix(count: int, size: int, random: torch.Generator, *, concentration: float = 0.25) -> CutMix:
-    """Draw for a batch of `count` images of size x size pixels: one box for all, out of an area 1 - lambda.
+    """Draw the CutMix parameters of a batch of images of size x size pixels: one box of relative area 1 - lambda.
 
-    lambda is Beta(concentration, concentration), at most 1 each; the centre is uniform, and what lies outside the image
-    is cut off. Yun et al., "CutMix", ICCV 2019, arXiv:1905.04899.
+    lambda has the distribution Beta(concentration, concentration), concentration at most 1. The center is uniform; the
+    box is clipped to the image. Yun et al., "CutMix", ICCV 2019, arXiv:1905.04899.
     """
     side = int(size * math.sqrt(1 - _beta(concentration, random)))
     partner = torch.randperm(count, generator=random)
@@ -148,9 +148,9 @@ def draw_cutmix(count: int, size: int, random: torch.Generator, *, concentration
 
 
 def cutmix(images: Tensor, draw: CutMix) -> Tensor:
-    """A copy of the images (B, C, H, W) with the box of each replaced by its partner's.
+    """Return a copy of the images (B, C, H, W) with the box of each replaced by its partner's.
 
-    The labels of a mixed image are what the teacher says of it, so lambda is not needed.
+    The teacher labels the mixed images, so lambda is not needed.
     """
     mixed = images.clone()
     box = (..., slice(draw.top, draw.bottom), slice(draw.left, draw.right))
@@ -159,7 +159,7 @@ def cutmix(images: Tensor, draw: CutMix) -> Tensor:
 
 
 def _beta(concentration: float, random: torch.Generator) -> float:
-    """A draw of Beta(a, a) for 0 < a <= 1: Jöhnk, 1964. torch.distributions takes no generator."""
+    """Draw from Beta(a, a) for 0 < a <= 1 (Jöhnk, 1964), since torch.distributions takes no generator."""
     while True:
         x, y = (torch.rand(2, generator=random, dtype=torch.float64) ** (1 / concentration)).tolist()
         if 0 < x + y <= 1:
@@ -171,7 +171,7 @@ def _uniform(random: torch.Generator, low: float, high: float, *shape: int) -> T
 
 
 def _pyramid(picture: Tensor) -> list[Tensor]:
-    """The picture in [0, 1], (1, 3, H, W), and its halves, so that a large view is not sampled between its pixels."""
+    """Image pyramid: the picture in [0, 1], (1, 3, H, W), and its halves, against aliasing in large views."""
     levels = [picture.permute(2, 0, 1)[None].float().div(255)]
     while min(levels[-1].shape[2:]) >= 16:
         levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True, count_include_pad=False))
@@ -179,10 +179,10 @@ def _pyramid(picture: Tensor) -> list[Tensor]:
 
 
 def _views(random: torch.Generator, count: int, picture: tuple[int, int], size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each patch lies in a picture of (height, width) pixels.
+    """Draw the positions of patches in a picture of (height, width) pixels: `center`, `extent` and `transform`.
 
-    Its rectangle in pixels, `center` (x, y) and `extent` (width, height), both (N, 2), and the `transform` (N, 2, 2)
-    that takes a place in the patch, in pixels from its centre, to one in the rectangle, in extents from its centre.
+    `center` (x, y) and `extent` (width, height), both (N, 2), are a patch's rectangle in pixels. `transform` (N, 2, 2)
+    maps an offset from the patch's center, in pixels, to an offset from the rectangle's center, in extents.
     """
     height, width = picture
     square = 0.5 * min(picture)
@@ -202,12 +202,12 @@ def _views(random: torch.Generator, count: int, picture: tuple[int, int], size: 
 
 
 def _scaled(size: int) -> int:
-    """The size to which a rectangle is scaled, so that a turned patch finds most of its corners inside."""
+    """Size to which a rectangle is scaled, large enough for most corners of a rotated patch."""
     return int(math.sqrt(2) * size)
 
 
 def _sample(pyramid: list[Tensor], center: Tensor, extent: Tensor, transform: Tensor, size: int) -> Tensor:
-    """The patches (N, 3, size, size) of the views, black where a view leaves its rectangle."""
+    """Sample the patches (N, 3, size, size); black outside their rectangles."""
     step = torch.arange(size) + 0.5 - size / 2
     offsets = torch.stack(torch.meshgrid(step, step, indexing="xy"), -1).view(-1, 2)
     fraction = offsets @ transform.mT  # (N, size^2, 2), in (-1/2, 1/2) inside the rectangle
@@ -215,12 +215,12 @@ def _sample(pyramid: list[Tensor], center: Tensor, extent: Tensor, transform: Te
     position = center[:, None] + fraction * extent[:, None]
     grid = (2 * position / torch.tensor([width, height]) - 1).view(-1, size, size, 2)
 
-    density = extent.prod(1).sqrt() / _scaled(size)  # pixels of the picture from one pixel of the patch to the next
+    density = extent.prod(1).sqrt() / _scaled(size)  # pixels of the picture per pixel of the patch
     level = density.log2().round().clamp(0, len(pyramid) - 1).long()
     pixels = torch.empty(len(grid), 3, size, size)
     for number in level.unique().tolist():
         own = (level == number).nonzero()[:, 0]
-        tall = grid[own].view(1, -1, size, 2)  # all patches below each other: grid_sample takes one grid per picture
+        tall = grid[own].view(1, -1, size, 2)  # patches stacked vertically: grid_sample takes one grid per image
         found = F.grid_sample(pyramid[number], tall, mode="bilinear", padding_mode="border", align_corners=False)
         pixels[own] = found.view(3, len(own), size, size).transpose(0, 1)
     inside = (fraction.abs() <= 0.5).all(-1).view(-1, 1, size, size)
@@ -228,10 +228,10 @@ def _sample(pyramid: list[Tensor], center: Tensor, extent: Tensor, transform: Te
 
 
 def _jitter(random: torch.Generator, pixels: Tensor) -> Tensor:
-    """Colour jitter of half of the patches (N, 3, H, W), all in one matrix on colours per patch.
+    """Color jitter of half of the patches (N, 3, H, W), by one color matrix per patch.
 
-    Brightness is a factor, contrast a mix with the mean luminance of the patch, saturation one with the luminance of
-    the pixel, and hue a rotation about the grey axis by up to a tenth of a turn.
+    Brightness is a factor, contrast a mix with the mean luminance of the patch, saturation a mix with the luminance of
+    the pixel, and hue a rotation about the gray axis by up to a tenth of a turn.
     """
     count = len(pixels)
     off = torch.rand(count, generator=random) < 0.5
@@ -247,7 +247,7 @@ def _jitter(random: torch.Generator, pixels: Tensor) -> Tensor:
 
 
 def _blobs(random: torch.Generator, count: int, size: int) -> Tensor:
-    """Smooth random regions (N, 1, size, size): 1 inside, 0 outside, an edge of one pixel."""
+    """Smooth random masks (N, 1, size, size): 1 inside, 0 outside, with an edge of one pixel."""
     step = torch.arange(size) + 0.5 - size / 2
     x, y = (step - shift for shift in _uniform(random, -size / 8, size / 8, 2, count, 1, 1))
     y = y.mT
@@ -261,7 +261,7 @@ def _blobs(random: torch.Generator, count: int, size: int) -> Tensor:
 
 
 def _noise(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Noise of all scales: float32 (height, width, 3) in [0, 1], half of it common to the colours."""
+    """Noise of all scales, float32 (height, width, 3) in [0, 1], half of it common to the color channels."""
     total = np.zeros((height, width, 3), np.float32)
     for octave in range(1, 9):
         rows, columns = (max(2, length >> (9 - octave)) for length in (height, width))
@@ -273,7 +273,7 @@ def _noise(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _color(random: np.random.Generator) -> tuple[int, ...]:
-    """Any colour, from grey to vivid."""
+    """Random color of any saturation."""
     gray, saturation = random.uniform(0, 255), random.random()
     return tuple(int(value) for value in gray + saturation * (random.uniform(0, 255, 3) - gray))
 
@@ -297,7 +297,7 @@ def _ellipse(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.
 
 
 def _grating(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.ndarray, size: float) -> None:
-    """Parallel bars, at any angle."""
+    """Parallel bars at a random angle."""
     angle, count = random.uniform(0, np.pi), int(random.integers(3, 12))
     along = size * np.array([np.cos(angle), np.sin(angle)])
     across = np.array([-along[1], along[0]])
@@ -319,7 +319,7 @@ def _checkerboard(draw: ImageDraw.ImageDraw, random: np.random.Generator, center
 
 
 def _letters(draw: ImageDraw.ImageDraw, random: np.random.Generator, center: np.ndarray, size: float) -> None:
-    """Lines of strokes, like a text in an unknown script."""
+    """Lines of strokes that look like text."""
     color, letter = _color(random), max(4.0, size / 8)
     for line in range(int(random.integers(1, 5))):
         for place in range(int(random.integers(3, 16))):

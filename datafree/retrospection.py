@@ -4,8 +4,8 @@ Backdoors via Implicit Hypergradient", ICLR 2022, arXiv:2110.03735.
 
     theta* = argmin_theta max_delta KL(S(x | theta) || S(x + delta | theta))
 
-One additive perturbation for all images, as a trigger is, that changes what the network says is synthesised and then
-unlearned. Every divergence here is T^2 times the mean over the batch, as in distillation.
+Each step finds one additive perturbation for all images, like a trigger, that changes the network's outputs most, and
+then unlearns it. All divergences here are T^2 times the mean over the batch, as in distillation.
 """
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from torch import Tensor, nn
 
 from utils.losses import kl_divergence
 
-Objective = Callable[[Tensor], Tensor]  # of delta, to a scalar; the network's parameters enter as they are
+Objective = Callable[[Tensor], Tensor]  # maps delta to a scalar; reads the network's parameters in place
 
 
 def hypergradient(inner: Objective, outer: Objective, delta: Tensor, parameters: Sequence[Tensor], *,
                   steps: int, eta: float) -> tuple[Tensor, ...]:
-    """The gradient of outer(delta(theta), theta) by theta, where delta(theta) minimises inner(., theta).
+    """Gradient of outer(delta(theta), theta) by theta, where delta(theta) minimizes inner(., theta).
 
-    By fixed-point iteration, with the map Phi(delta) = delta - eta * d inner / d delta:
+    Fixed-point iteration with the map Phi(delta) = delta - eta * d inner / d delta:
 
         v_0 = 0,   v_k+1 = (d Phi / d delta)^T v_k + d outer / d delta
         result = d outer / d theta + (d Phi / d theta)^T v_steps
 
-    It converges where inner is convex around delta and eta small; elsewhere a few steps still are an approximation.
+    It converges if inner is convex around delta and eta is small; otherwise, a few steps give an approximation.
 
     Args:
         inner, outer: scalar functions of a tensor like `delta`; inner must be twice differentiable.
-        delta: where to differentiate; is not changed.
-        parameters: theta, leaves that require gradients.
-        steps: at least 1.
+        delta: point at which to differentiate; not changed.
+        parameters: theta, leaf tensors that require gradients.
+        steps: number of iterations, at least 1.
+        eta: step size of Phi.
 
     Returns:
-        One tensor per parameter, zeros where none of the functions depends on it. No `.grad` is touched.
+        One tensor per parameter, zeros if neither function depends on it. `.grad` is not changed.
     """
     parameters = tuple(parameters)
     delta = delta.detach().clone().requires_grad_()
@@ -58,24 +59,24 @@ def hypergradient(inner: Objective, outer: Objective, delta: Tensor, parameters:
 
 @dataclass(frozen=True)
 class Retrospection:
-    """The settings of a retrospection step, and the step.
+    """Settings of a retrospection step, and the step.
 
-    Everything here runs in the precision of the images and needs second derivatives: call it outside autocast.
+    It runs in the precision of the images and needs second derivatives: call it outside autocast.
     """
 
-    temperature: float  # of every divergence
-    weight: float = 1.0  # of the hypergradient beside the gradient of distillation
+    temperature: float  # of all divergences
+    weight: float = 1.0  # of the hypergradient; the gradient of distillation has weight 1
     rounds: int = 10  # steps of Adam on delta
-    learning_rate: float = 0.1  # of Adam on delta, in units of normalised images
-    start: float = 0.01  # standard deviation of delta at first; at 0 the divergence has no gradient but rounding
-    penalty: float = 1e-3  # lambda: times the squared L2 norm of delta
-    radius: float | None = None  # delta is projected onto this L2 ball; None: bounded by learning_rate * rounds alone
-    steps: int = 5  # of the fixed-point iteration
+    learning_rate: float = 0.1  # of Adam on delta, in units of normalized images
+    start: float = 0.01  # standard deviation of the initial delta; at 0 the gradient is only rounding
+    penalty: float = 1e-3  # weight of the squared L2 norm of delta (lambda)
+    radius: float | None = None  # of the L2 ball onto which delta is projected; None: no projection
+    steps: int = 5  # of the fixed-point iteration of the hypergradient
     eta: float = 0.1  # step size of the fixed-point map
-    portion: float = 0.02  # of the batch that is perturbed in the outer objective, at least one image
+    portion: float = 0.02  # fraction of the batch that the outer objective perturbs, at least one image
     detach_clean: bool = True  # the outer objective moves S(x + delta) towards S(x), not both towards each other
-    # `frozen`: the passes of retrospection, clean and perturbed, use the running statistics and leave them as they are;
-    # `train`: they run in the mode that the network is in, so perturbed images enter the statistics of a student.
+    # `frozen`: all passes of retrospection use the running statistics and do not update them. `train`: the passes use
+    # the network's current mode, so perturbed images enter the running statistics of a student.
     batch_norm: Literal["frozen", "train"] = "frozen"
 
     def __post_init__(self) -> None:
@@ -84,17 +85,17 @@ class Retrospection:
 
     def perturbation(self, model: nn.Module, images: Tensor,
                      random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Find the delta (1, C, H, W) that changes the outputs of `model` most: the inner maximisation.
+        """Find the delta (1, C, H, W) that changes the outputs of `model` most: the inner maximization.
 
             delta = argmin - KL(M(x) || M(x + delta)) + penalty * ||delta||_2^2
 
         Args:
             model: maps images to logits; the teacher or the student. Its parameters and `.grad` are not changed.
-            images: float (B, C, H, W) as the network takes them, detached.
-            random: CPU generator of the noise from which delta starts.
+            images: float (B, C, H, W), normalized, detached.
+            random: CPU generator of the initial delta.
 
         Returns:
-            delta (1, C, H, W), and the divergences, scalars, under the noise from which it starts and under delta.
+            delta (1, C, H, W), and two divergences, scalars: under the initial delta and under delta.
         """
         noise = torch.randn(1, *images.shape[1:], generator=random, dtype=images.dtype)
         delta = (self.start * noise).to(images.device).requires_grad_()
@@ -113,7 +114,7 @@ class Retrospection:
         return delta.detach(), before.detach(), kl.detach()
 
     def gradient(self, student: nn.Module, images: Tensor, delta: Tensor, random: torch.Generator) -> list[Tensor]:
-        """The hypergradient of the outer objective by each parameter of the student that requires a gradient.
+        """Hypergradient of the outer objective by each parameter of the student that requires a gradient.
 
         Inner: -KL(S(x) || S(x + delta)) + penalty * ||delta||_2^2, with S(x) detached. Outer: KL(S(x) || S(x')), where
         x' has delta added to a random portion of the images.
@@ -137,19 +138,19 @@ class Retrospection:
 
     def accumulate(self, student: nn.Module, source: nn.Module, images: Tensor,
                    random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add weight * hypergradient to the `.grad` of the student's parameters, beside what is there.
+        """Add weight * hypergradient to the `.grad` of the student's parameters.
 
-        Call it after `loss.backward()` of distillation and before the optimizer's step, outside autocast.
+        Call it after `loss.backward()` of distillation and before `optimizer.step()`, outside autocast.
 
         Args:
             student: maps images to logits; its trainable parameters get the hypergradient.
-            source: network that delta is synthesised against: the teacher, or the student itself. Not changed.
-            images: float (B, C, H, W) of this step, as the networks take them, detached.
-            random: CPU generator, for the noise from which delta starts and for the images that are perturbed.
+            source: network against which delta is found, the teacher or the student. Not changed.
+            images: float (B, C, H, W) of this step, normalized, detached.
+            random: CPU generator of the initial delta and of the choice of perturbed images.
 
         Returns:
             delta (1, C, H, W), and scalars to log: `delta_norm` (L2), `kl_before` and `kl_after` (divergence of the
-            source's outputs under the starting noise and under delta) and `hypergradient_norm` (L2, before weighting).
+            source's outputs under the initial delta and under delta) and `hypergradient_norm` (L2, before weighting).
         """
         delta, kl_before, kl_after = self.perturbation(source, images, random)
         gradients = self.gradient(student, images, delta, random)
@@ -166,7 +167,7 @@ class Retrospection:
 
     @contextmanager
     def _mode(self, model: nn.Module) -> Iterator[None]:
-        """The network in eval mode if statistics are frozen, and as it was afterwards."""
+        """Set the network to eval mode if `batch_norm` is frozen, and restore its modes afterwards."""
         modes = {module: module.training for module in model.modules()}
         try:
             if self.batch_norm == "frozen":

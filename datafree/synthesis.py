@@ -1,8 +1,7 @@
-"""Methods in rounds: make images that show what the teacher knows, then teach the student with images made so far.
+"""Base classes of methods that work in rounds: make images with the teacher, then train the student on them.
 
-    student   minimise T^2 KL(teacher || student), mean over the batch, by SGD
-
-What is made and how is the method's: see cmi, deepinversion and generative.
+The student minimizes T^2 KL(teacher || student), mean over the batch, by SGD. The modules cmi, deepinversion and
+generative define the images.
 """
 from __future__ import annotations
 
@@ -30,11 +29,11 @@ from utils.supervised import cosine, load_optimizer
 
 
 class Synthesis(Distiller, ABC):
-    """A distiller that works in rounds. An epoch is `epoch_steps` steps of the student, `student_steps` a round."""
+    """Distiller that works in rounds. An epoch has `epoch_steps` student steps, a round `student_steps` of them."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: SynthesisParams,
                  dtype: torch.dtype) -> None:
-        """teacher: frozen. dtype: of the arithmetic of the networks."""
+        """Arguments: see `Distiller`. Raises UserError for parameters that do not fit together or to the teacher."""
         self._student, self._teacher, self._spec, self._params, self._dtype = student, teacher, spec, params, dtype
         self._device = spec.mean.device
         self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=spec.image_size)
@@ -42,26 +41,26 @@ class Synthesis(Distiller, ABC):
         self._student_steps = params.student_steps or params.epoch_steps
         self._rounds, remainder = divmod(params.epoch_steps, self._student_steps)
         if remainder:
-            raise UserError(f'"epoch_steps": {params.epoch_steps} is no multiple of "student_steps", '
+            raise UserError(f'"epoch_steps": {params.epoch_steps} must be a multiple of "student_steps", '
                             f"{self._student_steps}")
         self.num_images = self._rounds * self._student_steps * params.batch_size
         weights = {name: value for name, value in params if name.endswith("_weight") and name[:2] not in ("sv", "sr")}
         if not any(weights.values()):
-            raise UserError(f"{', '.join(weights)} are 0: nothing is left to make images by")
+            raise UserError(f"{', '.join(weights)} are 0: set at least one of them, or images have no loss")
         self._batch_norms = batch_norms(teacher)
         with torch.inference_mode(), capture_inputs(teacher, *self._batch_norms) as captured:  # some may never run
             teacher(torch.zeros(2, 3, spec.image_size, spec.image_size, device=self._device))
         self._num_features = sum(call.value.shape[1] for call in captured.calls)
         if not self._num_features and params.batch_norm_weight:
-            raise UserError(f'"batch_norm_weight": {params.teacher_model} has no batch norms; 0 does without')
+            raise UserError(f'"batch_norm_weight": {params.teacher_model} has no batch norms: set it to 0')
 
     @abstractmethod
     def synthesize(self, random: torch.Generator) -> dict[str, Tensor]:
-        """Make images, the student in evaluation mode. The mean of each loss over the steps that it took."""
+        """Make images, with the student in eval mode. Return the mean of each loss over the synthesis steps."""
 
     @abstractmethod
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
-        """`student_steps` batches (B, 3, H, W) of images as the networks see them."""
+        """Return `student_steps` batches (B, 3, H, W) of normalized images."""
 
     def setup(self, log: Callable[[str], None]) -> None:
         self.defense.setup(log)
@@ -86,7 +85,7 @@ class Synthesis(Distiller, ABC):
                 for images in self.sample(random):
                     student_meter.add(self._train_student(images, retrospection))
                     bar.update(len(images))
-                if self._device.type == "cpu":  # elsewhere a look at every round would make the device wait
+                if self._device.type == "cpu":  # elsewhere, a check would synchronize the device
                     synthesis_meter.check(epoch, number + 1)
                     student_meter.check(epoch, number * self._student_steps + 1)
         synthesis_meter.check(epoch)
@@ -94,8 +93,8 @@ class Synthesis(Distiller, ABC):
         return {"learning_rate": rate, **synthesis_meter.means(), **student_meter.means()}
 
     def _forward_teacher(self, images: Tensor) -> tuple[Tensor, Captured, dict[str, Tensor]]:
-        """The teacher's logits (B, C) for images (B, 3, H, W) that are being made, the inputs of its batch norms, and
-        the losses of every method that are on: `batch_norm` and `vaccine`, times their weights."""
+        """Return the teacher's logits (B, C) for synthetic images (B, 3, H, W), the inputs of its batch norms, and the
+        weighted losses that all methods share, if enabled: `batch_norm` and `vaccine`."""
         with capture_inputs(self._teacher, *self._batch_norms) as captured:
             logits = self._teacher(images)
         losses = weighted_losses({"batch_norm": (self._params.batch_norm_weight, lambda: batch_norm_loss(captured))})
@@ -105,7 +104,7 @@ class Synthesis(Distiller, ABC):
         return logits, captured, losses
 
     def _train_student(self, images: Tensor, retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
-        """A step of the student, with self-retrospection where it is on."""
+        """Train the student for one step, with self-retrospection if it is given. Return scalars to log."""
         temperature = self._params.temperature
         with autocast(self._device, self._dtype), fast_convolutions(self._device, self._dtype):
             with torch.no_grad():
@@ -130,7 +129,7 @@ class Synthesis(Distiller, ABC):
 
 
 class Inversion(Synthesis):
-    """Synthesis that keeps what it makes in a pool, from which the student learns: a round is an epoch, as a rule."""
+    """Synthesis that adds its images to a pool, from which the student learns. By default a round is an epoch."""
 
     _params: InversionParams
 
@@ -140,14 +139,14 @@ class Inversion(Synthesis):
         self._pool = ImagePool(spec)
 
     def _targets(self, count: int, random: torch.Generator) -> Tensor:
-        """The classes that new images are made for: int64 (count,), uniform and sorted."""
+        """Draw the target classes of new images: int64 (count,), uniform, sorted."""
         return torch.randint(self._spec.num_classes, (count,), generator=random).sort().values.to(self._device)
 
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
         return self._pool.batches(self._student_steps, self._params.batch_size, random)
 
     def epoch_images(self) -> dict[str, Tensor]:
-        """The newest images of the pool, (B, 3, H, W) in [0, 1], and the perturbation."""
+        """Newest images of the pool, (B, 3, H, W) in [0, 1], and the last perturbation of self-retrospection."""
         newest = self._pool.images[-64:].permute(0, 3, 1, 2) / 255
         return {**({"synthetic": newest} if len(newest) else {}), **self.defense.epoch_images()}
 
@@ -160,12 +159,12 @@ class Inversion(Synthesis):
 
 
 def weighted_losses(losses: dict[str, tuple[float, Callable[[], Tensor]]]) -> dict[str, Tensor]:
-    """Weights times losses; one whose weight is 0 is not computed."""
+    """Multiply losses by their weights. Losses with weight 0 are not computed, and left out."""
     return {name: weight * loss() for name, (weight, loss) in losses.items() if weight}
 
 
 class Best:
-    """Tensors of the step with the least loss, chosen without a look at the values, which would make a GPU wait."""
+    """Tensors of the step with the least loss, chosen on the device without synchronizing it."""
 
     def __init__(self) -> None:
         self.loss: Tensor | None = None

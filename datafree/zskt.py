@@ -1,14 +1,14 @@
 """Zero-shot knowledge transfer: Micaelli, Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching",
 NeurIPS 2019, arXiv:1905.09768, as configured by ABD.
 
-A generator makes images on which student and teacher disagree, and the student learns from the teacher there:
+A generator makes images on which student and teacher disagree, and the student learns from the teacher on them:
 
-    generator   minimise -KL(teacher || student)
-    student     minimise  KL(teacher || student) + attention_weight * sum of attention losses
+    generator   minimizes -KL(teacher || student)
+    student     minimizes  KL(teacher || student) + attention_weight * sum of attention losses
 
-with KL the mean over batch and classes. A pseudo-batch is one draw of z: a step of the generator, then several of the
-student on the images of the new generator. Those are the same for all of the student's steps, so they and what the
-teacher says of them are computed once.
+KL is the mean over batch and classes. A pseudo-batch is one draw of latent vectors z: one step of the generator, then
+several steps of the student on the images of the updated generator. All these steps use the same images, so images and
+teacher outputs are computed once.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from utils.supervised import build_adam, cosine, load_optimizer
 
 @REGISTRY.register("zskt", display_name="ZSKT", source="Micaelli & Storkey, NeurIPS 2019, arXiv:1905.09768")
 class ZSKT(Distiller):
-    """Zero-shot knowledge transfer: an epoch is `pseudo_batches` pseudo-batches. Defaults: ABD's for CIFAR-10."""
+    """Zero-shot knowledge transfer. An epoch is `pseudo_batches` pseudo-batches. Defaults: ABD's for CIFAR-10."""
 
     class Params(DataFreeParams):
         learning_rate: float = Field(2e-3, gt=0, description="of the student, falling to 0 along half a cosine")
@@ -58,23 +58,23 @@ class ZSKT(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: Params,
                  dtype: torch.dtype) -> None:
-        """teacher: frozen. dtype: of the arithmetic of the networks."""
+        """Arguments: see `Distiller`. Raises UserError if student and teacher have no stages to compare."""
         self._student, self._teacher, self._spec, self._params, self._dtype = student, teacher, spec, params, dtype
         self._device = spec.mean.device
-        self._student_stages: tuple[str, ...] = ()  # whose attention is compared with that of the teacher's, in pairs
+        self._student_stages: tuple[str, ...] = ()  # paired with the teacher's for the attention losses
         self._teacher_stages: tuple[str, ...] = ()
         if params.attention_weight:
             pairs = paired_stages(student, teacher, spec.image_size)
             if not pairs:
                 raise UserError(f'"attention_weight": {params.model_name} and {params.teacher_model} have no stages of '
-                                "similar height and width whose attention could be compared; 0 does without")
+                                "similar height and width to compare: set it to 0")
             self._student_stages, self._teacher_stages = zip(*pairs, strict=True)
         self._generator = build_generator(params.latent_size, spec, params.seed)
         self._generator_optimizer = build_adam(self._generator, params.generator_learning_rate)
         self._optimizer = build_adam(student, params.learning_rate)
         self.defense = BackdoorDefense(teacher, params, temperature=params.temperature, image_size=spec.image_size)
         self.num_images = params.pseudo_batches * params.student_steps * params.batch_size
-        self._latest: Tensor | None = None  # images of the last pseudo-batch, as the networks see them
+        self._latest: Tensor | None = None  # normalized images of the last pseudo-batch
 
     def setup(self, log: Callable[[str], None]) -> None:
         self.defense.setup(log)
@@ -97,7 +97,7 @@ class ZSKT(Distiller):
                 for _ in range(params.student_steps):
                     student_meter.add(self.student_step(images, logits, stages, retrospection))
                     bar.update(params.batch_size)
-                if self._device.type == "cpu":  # elsewhere a look at every step would make the device wait
+                if self._device.type == "cpu":  # elsewhere, a check would synchronize the device
                     generator_meter.check(epoch, number + 1)
                     student_meter.check(epoch, number * params.student_steps + 1)
             self._latest = images
@@ -106,7 +106,7 @@ class ZSKT(Distiller):
         return {"learning_rate": rate, **generator_meter.means(), **student_meter.means()}
 
     def generator_step(self, latent: Tensor) -> dict[str, Tensor]:
-        """One step of the generator on z (B, latent_size). Its loss and, if there is one, the vaccine's part in it."""
+        """Train the generator for one step on z (B, latent_size). Return its loss and the vaccine's term, if any."""
         with autocast(self._device, self._dtype):
             images = self._generator(latent)
             teacher_logits, student_logits = self._teacher(images), self._student(images)
@@ -122,7 +122,7 @@ class ZSKT(Distiller):
         return terms
 
     def query_teacher(self, latent: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """The generator's images of z, and what the teacher says of them: logits, and activations to compare with."""
+        """Images (B, 3, H, W) of z (B, latent_size), and the teacher's logits (B, C) and stage outputs for them."""
         with torch.no_grad(), autocast(self._device, self._dtype):
             images = self._generator(latent).float()
             logits, stages = with_outputs(self._teacher, self._teacher_stages, images)
@@ -130,7 +130,7 @@ class ZSKT(Distiller):
 
     def student_step(self, images: Tensor, teacher_logits: Tensor, teacher_stages: tuple[Tensor, ...],
                      retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
-        """One step of the student, with self-retrospection where it is on. The terms to log."""
+        """Train the student for one step, with self-retrospection if it is given. Return scalars to log."""
         with autocast(self._device, self._dtype), fast_convolutions(self._device, self._dtype):
             logits, stages = with_outputs(self._student, self._student_stages, images)
             terms = {"kl": kl_element_mean(teacher_logits, logits, temperature=self._params.temperature)}
@@ -149,7 +149,7 @@ class ZSKT(Distiller):
         return {"loss": loss, **terms, "gradient_norm": norm}
 
     def epoch_images(self) -> dict[str, Tensor]:
-        """Images of the last pseudo-batch, (B, 3, H, W) in [0, 1], and the perturbation."""
+        """Images of the last pseudo-batch, (B, 3, H, W) in [0, 1], and the last perturbation of self-retrospection."""
         if self._latest is None:
             return self.defense.epoch_images()
         latest = denormalize(self._latest[:64], self._spec.mean, self._spec.std)
@@ -166,7 +166,10 @@ class ZSKT(Distiller):
         self.defense.load_state_dict(state["defence"])
 
     def _set_learning_rates(self, epoch: int, part: float, retrospection: RetrospectionEpoch | None) -> float:
-        """Half a cosine each over all pseudo-batches; self-retrospection has one of its own. The student's rate."""
+        """Set the learning rates: half a cosine over the run, or for the student over the epochs of self-retrospection.
+
+        part: finished fraction of the epoch. Returns the student's rate.
+        """
         params = self._params
         done = (epoch + part) / params.num_epochs
         rate = cosine(params.learning_rate, done)
@@ -180,7 +183,7 @@ class ZSKT(Distiller):
 
 
 def with_outputs(network: nn.Module, names: Sequence[str], images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Logits (B, C) for images, and the outputs of the named modules."""
+    """Logits (B, C) for images (B, 3, H, W), and the outputs of the named modules."""
     with capture_outputs(network, *names) as captured:
         logits = network(images)
     return logits, tuple(captured[name] for name in names)

@@ -1,7 +1,8 @@
-"""Defenses: how an owner protects a model. One file per trained-in defense; `answers.py` holds what happens to answers.
+"""Defenses against model stealing: trained-in defenses, one file each, and answer defenses (`answers.py`,
+`perturbations.py`).
 
 The contract of a trained-in defense is `defenses.base.Defense`. To add one, write a file here with a
-`@REGISTRY.register` line: its parameters, `--help`, the JSON schema, the rows of docs/parameters.md and of reports
+`@REGISTRY.register` line. Its parameters, `--help`, the JSON schema, the rows of docs/parameters.md and of reports
 follow from the registry.
 """
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What a model's interface lets out: answer defenses, then the interface, as pure functions of probabilities.
+"""Answers of a model's interface: an answer defense, then the interface, as pure functions of probabilities.
 
     protect = build_answer_defense("none")
     release = build_interface("probabilities")
     answers = release(protect(logits.softmax(1)))     # (B, C) on the simplex
 
-Each is called by its name and, where it has a strength, `NAME:STRENGTH`. An answer defense perturbs probabilities
-without a change to the network; the interface decides how much of them a client sees. Both are deterministic, do not
-modify their argument, and apply to every answer alike, so cached logits of a frozen network serve all of them.
+Both are specified as `NAME` or `NAME:STRENGTH`. An answer defense perturbs probabilities and leaves the network as it
+is. The interface decides how much of the probabilities a client sees. Both are deterministic, do not modify their
+argument, and treat all answers alike, so cached logits of a frozen network serve all of them.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils.params import name_answers
 from utils.registry import Registry
 
 Transform = Callable[[Tensor], Tensor]  # probabilities (B, C) to probabilities (B, C)
-Factory = Callable[[str], Transform]  # of the text after the colon, "" without one; ValueError for a bad one
+Factory = Callable[[str], Transform]  # STRENGTH ("" if there is none) to a transform; ValueError for a bad one
 
 ANSWER_DEFENSES: Registry[Factory] = Registry("answer defense", package="defenses")
 INTERFACES: Registry[Factory] = Registry("interface")
@@ -33,27 +33,27 @@ _ORDERED: WeakSet[Transform] = WeakSet()  # see `ordered`
 
 
 def build_answer_defense(specification: str) -> Transform:
-    """The answer defense `NAME` or `NAME:STRENGTH`. ValueError for an unknown name or a strength out of range."""
+    """Build the answer defense `NAME` or `NAME:STRENGTH`. Raises ValueError for an unknown name or a bad strength."""
     return _build(ANSWER_DEFENSES, specification)
 
 
 def build_interface(specification: str) -> Transform:
-    """The interface `NAME` or `NAME:STRENGTH`. ValueError for an unknown name or a strength out of range."""
+    """Build the interface `NAME` or `NAME:STRENGTH`. Raises ValueError for an unknown name or a bad strength."""
     return _build(INTERFACES, specification)
 
 
 class Answers:
-    """What a client gets for logits (B, C): an answer defense, then an interface."""
+    """Map logits (B, C) to the answers that a client gets, by an answer defense and then an interface."""
 
     def __init__(self, interface: str = "logits", answer_defense: str = "none") -> None:
-        """Raises ValueError for an unknown name, or a strength out of range."""
+        """Raises ValueError for an unknown name or a bad strength."""
         self.name = name_answers(interface, answer_defense)
         transforms = build_answer_defense(answer_defense), build_interface(interface)
         self._transforms = [transform for transform in transforms if transform is not _unchanged]
         self.ordered = any(transform in _ORDERED for transform in transforms)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Answers to logits (B, C), float32, as log-probabilities; -inf where a client gets exactly 0."""
+        """Return log-probabilities, float32 (B, C), for logits (B, C); -inf where a client gets exactly 0."""
         with torch.no_grad():
             log_p = at_least_float32(logits).log_softmax(1)
             if not self._transforms:
@@ -65,7 +65,7 @@ class Answers:
 
     @property
     def changes(self) -> bool:
-        """Whether a client gets other probabilities than the network's own."""
+        """True if clients get other probabilities than those of the network."""
         return bool(self._transforms)
 
     def __str__(self) -> str:
@@ -78,10 +78,10 @@ class _Protected(Protocol):
 
 
 def build_answers(params: _Protected, *, in_order: bool = False) -> Answers | None:
-    """The answers that parameters ask for; None where they are the logits.
+    """Answers by `answer_defense` and `interface` of the parameters; None if these are the logits.
 
-    in_order: whether all answers come from one call. Raises UserError for an unknown name, and for a defense that needs
-    an order of the queries where there is none.
+    in_order: all answers come from one call. Raises UserError for an unknown name or a bad strength, and for a defense
+    that depends on the order of the queries if `in_order` is False.
     """
     for key, build in (("answer_defense", build_answer_defense), ("interface", build_interface)):
         try:
@@ -90,13 +90,13 @@ def build_answers(params: _Protected, *, in_order: bool = False) -> Answers | No
             raise UserError(f'"{key}": {error}') from None
     answers = Answers(params.interface, params.answer_defense)
     if answers.ordered and not in_order:
-        raise UserError(f'"answer_defense" {params.answer_defense} depends on the order of the queries: only '
-                        'train_kd.py with "queries" "once" gives them one, and one view of each image')
+        raise UserError(f'"answer_defense" {params.answer_defense} depends on the order of the queries: use '
+                        'train_kd.py with "queries" "once" and one view of each image')
     return answers if answers.name else None
 
 
 def overview() -> str:
-    """The interfaces and answer defenses with what they do, for --help."""
+    """List of the interfaces and answer defenses and their descriptions, for --help."""
     lines = []
     for key, registry in (("interface", INTERFACES), ("answer_defense", ANSWER_DEFENSES)):
         lines.append(f"--set {key}=NAME or NAME:STRENGTH:")
@@ -107,7 +107,7 @@ def overview() -> str:
 
 
 def ordered(transform: Transform) -> Transform:
-    """Mark a transform whose answer to a row depends on the rows before it."""
+    """Mark a transform whose result for a row depends on earlier rows."""
     _ORDERED.add(transform)
     return transform
 
@@ -123,7 +123,7 @@ def _build(registry: Registry[Factory], specification: str) -> Transform:
 
 
 def _identity(strength: str) -> Transform:
-    """Everything, as it is."""
+    """All probabilities, unchanged."""
     if strength:
         raise ValueError("takes no strength")
     return _unchanged
@@ -145,7 +145,7 @@ def _top_k(strength: str) -> Transform:
 
 
 def keep_largest(k: int) -> Transform:
-    """The k largest probabilities, of a tie those of the lowest indices, renormalized."""
+    """The k largest probabilities, renormalized; in a tie, the lowest indices."""
     def largest(probabilities: Tensor) -> Tensor:
         order = probabilities.argsort(dim=1, descending=True, stable=True)
         kept = torch.zeros_like(probabilities).scatter(1, order[:, :k], 1.0) * probabilities
@@ -156,8 +156,8 @@ def keep_largest(k: int) -> Transform:
 
 @INTERFACES.register("round", display_name="rounded")
 def _round(strength: str) -> Transform:
-    """Probabilities to D decimals, renormalized; one-hot where all are rounded to 0."""
-    decimals = parse_integer(strength, "D", 0, maximum=8)  # as many as float32 has
+    """Probabilities rounded to D decimals, renormalized; one-hot if all are rounded to 0."""
+    decimals = parse_integer(strength, "D", 0, maximum=8)  # float32 has no more
 
     def rounded(probabilities: Tensor) -> Tensor:
         values = probabilities.round(decimals=decimals)
@@ -169,20 +169,20 @@ def _round(strength: str) -> Transform:
 
 @INTERFACES.register("label", display_name="label")
 def _label(strength: str) -> Transform:
-    """The top class as a one-hot answer."""
+    """The top class, as a one-hot answer."""
     if strength:
         raise ValueError("takes no strength")
     return one_hot_top
 
 
 def one_hot_top(probabilities: Tensor) -> Tensor:
-    """One-hot rows (B, C) of the top class, the lowest index in a tie."""
+    """One-hot rows (B, C) of the top class; in a tie, the lowest index."""
     top = probabilities.argmax(1, keepdim=True)
     return torch.zeros_like(probabilities).scatter(1, top, 1.0)
 
 
 def parse_integer(strength: str, name: str, minimum: int, maximum: float = math.inf) -> int:
-    """The strength as a number within limits. ValueError if it is none."""
+    """Parse a strength as an integer. Raises ValueError if it is none or out of range."""
     if not (strength.isascii() and strength.isdecimal() and minimum <= int(strength) <= maximum):
         limit = f" and at most {maximum}" if maximum < math.inf else ""
         raise ValueError(f"takes a whole number {name} of at least {minimum}{limit}, as in NAME:{minimum + 1}")

@@ -4,16 +4,16 @@
     q = softmax of the `top_k` largest logits of network(x') / T, 0 elsewhere
     E(p, q) = (1/B) sum_i sum_c exp(q_c) * (q_c - p_c)
 
-x' is an adversarial example of x: steps of projected gradient ascent (PGD) on the cross-entropy, in eval mode, from x
-on. The network is taught a few false peaks, those of its own mistakes, which no gradient passes through. E, the paper's
-exponential predictive divergence, is linear in p and no divergence: E(q, q) is 0, but E of a one-hot p is -0.13 at
-q = (0.6, 0.4). It rewards p on the peaks of q.
+x' is an adversarial example of x: projected gradient ascent (PGD) on the cross-entropy, in eval mode, starting at x.
+So the network learns a few false peaks, its own mistakes. q has no gradient. E, the paper's exponential predictive
+divergence, is linear in p and is not a divergence: E(q, q) is 0, but E of a one-hot p is -0.13 at q = (0.6, 0.4). It
+rewards p on the peaks of q.
 
-The attack bounds pixels in [0, 1], by `epsilon`, and makes x' of every image as it is augmented, with the network as it
-is. In the published code (codeofanon/AdversarialSparseTeacher) the attack clamps normalized images to [0, 1], so that
-every pixel below the mean is lost, x' is stored once, and q belongs to another image than p. No published number can
-be claimed for this loss. The published attack has epsilon 0.3, step_size 0.01 and num_steps 40; ResNet-50 on CIFAR-100
-has alpha 0.03. Each step of the attack costs about as much as a step of training.
+Here, the attack changes pixels in [0, 1] by at most `epsilon`, and makes a new x' for each augmented image with the
+current network. In the published code (codeofanon/AdversarialSparseTeacher), the attack clamps normalized images to
+[0, 1], which removes every pixel below the mean; x' is made once and stored; and q belongs to another image than p. So
+published numbers do not apply to this loss. The published attack has epsilon 0.3, step_size 0.01 and num_steps 40;
+ResNet-50 on CIFAR-100 has alpha 0.03. Each step of the attack costs about as much as a training step.
 """
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from utils.step import eval_mode
 
 @REGISTRY.register("ast", display_name="AST", source="Yilmaz & Keles, 2024 (pairs aligned, attack in pixel space)")
 class AST(Defense):
-    """Network whose softened outputs have the few peaks that it shows for adversarial examples."""
+    """Trains the network on the labels, and on its own `top_k` largest outputs for adversarial examples."""
 
     class Params(MethodParams):
         strength: ClassVar = "alpha"
@@ -62,7 +62,7 @@ class AST(Defense):
 
     def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         params = self.params
-        # The pass with gradients comes first: autocast keeps the weights that it casts, without gradients if the first
+        # The pass with gradients comes first: autocast caches the weights that it casts, without gradients if the first
         # pass has none.
         logits = network(batch.images)
         with eval_mode(network) as attacked:
@@ -76,7 +76,7 @@ class AST(Defense):
         return {"loss": loss, **terms}
 
     def attack(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Adversarial examples (B, 3, H, W) of the images, normalized as they are, for a network in eval mode."""
+        """Adversarial examples (B, 3, H, W), normalized like the images. network: in eval mode."""
         params, images = self.params, batch.images
         if self.normalization is None:
             mean, std = torch.zeros(3, 1, 1, device=images.device), torch.ones(3, 1, 1, device=images.device)
@@ -94,12 +94,12 @@ class AST(Defense):
         return adversarial.detach()
 
     def sparse(self, logits: Tensor) -> Tensor:
-        """The softened outputs of the largest `top_k` logits, float32 (B, C); 0 elsewhere."""
+        """Softmax over the `top_k` largest logits at temperature T, float32 (B, C); 0 elsewhere."""
         logits = at_least_float32(logits)
         values, places = logits.topk(self.params.top_k, dim=1)
         return torch.zeros_like(logits).scatter(1, places, (values / self.params.temperature).softmax(1))
 
 
 def exponential_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """E(p, q) of probabilities (B, C), mean over the batch: the sum over classes of exp(q) * (q - p)."""
+    """E(p, q) of probabilities (B, C): the sum over classes of exp(q) * (q - p), mean over the batch."""
     return (q.exp() * (q - p)).sum(1).mean()

@@ -1,4 +1,4 @@
-"""The contract of a trained-in defense."""
+"""Base class of trained-in defenses."""
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -11,18 +11,18 @@ from utils.method import Method
 
 
 class Defense(Method):
-    """A loss that trains a network whose answers teach little.
+    """Loss that trains a network from whose answers students learn little.
 
-    `frozen_roles` names the frozen networks that the defense needs; its `Params` have `ROLE_model`,
-    `ROLE_num_channels`, `ROLE_model_options` and `ROLE_resume` for each, and the constructor gets each as the keyword
-    ROLE. See `utils.method.Method` for parameters of its own.
+    `frozen_roles` names the frozen networks that the defense needs. For each, `Params` have `ROLE_model`,
+    `ROLE_num_channels`, `ROLE_model_options` and `ROLE_resume`, and the constructor gets the network as the keyword
+    ROLE. Trained parameters of a defense: see `utils.method.Method`.
     """
 
     frozen_roles: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Loss of one batch and its named terms, each a scalar that is logged: `{"loss": ..., name: ...}`.
+        """Loss of one batch and its terms by name, scalars that are logged: `{"loss": ..., name: ...}`.
 
         Args:
             network: network in training mode; maps images to logits (B, C).

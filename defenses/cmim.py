@@ -3,14 +3,14 @@
     loss = CE(network(x), y) + weight * mean over tau of tau^2 * (1/B) sum_i KL(p_i^tau || Q_(y_i)^tau)
     p_i^tau = softmax(network(x_i) / tau)
 
-Q_y^tau is the mean of p^tau over the images of class y: a moving average over the batches, the present one included,
-through which no gradient passes. The divergence estimates the mutual information of image and output given the label.
-At 0 all images of a class have one output, so that a student learns no more from the outputs than from smoothed labels,
-at any temperature.
+Q_y^tau is the mean of p^tau over the images of class y: a moving average over the batches, including the current one,
+without a gradient. The divergence estimates the mutual information of image and output given the label. If it is 0, all
+images of a class have the same output, and a student learns no more from the outputs than from smoothed labels, at any
+temperature.
 
-The public training file of the authors is empty, and neither their weight nor their temperatures are known. This loss
-is built from their description and from the code of the same group for the opposite goal (MCMI). tau^2 keeps the terms
-comparable, as a KL falls with 1/tau^2. Weights worth a sweep: 0.1, 0.3, 1, 3, 10.
+The authors' public training file is empty; their weight and temperatures are unknown. This loss follows their
+description and the same group's code for the opposite goal (MCMI). The factor tau^2 makes the terms comparable, since a
+KL divergence falls with 1/tau^2. Weights to try: 0.1, 0.3, 1, 3, 10.
 """
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from utils.params import MethodParams
 @REGISTRY.register("cmim", display_name="CMIM",
                    source="Ye et al., TMLR 2025, arXiv:2507.00012 (loss reconstructed, weight and temperatures ours)")
 class CMIM(Defense):
-    """Network whose outputs are alike for all images of a class, at several temperatures."""
+    """Trains the network on the labels, and to give similar outputs for all images of a class, at several
+    temperatures."""
 
     class Params(MethodParams):
         strength: ClassVar = "weight"
@@ -54,7 +55,7 @@ class CMIM(Defense):
         logits = at_least_float32(network(batch.images))
         log_p = torch.stack([(logits / temperature).log_softmax(1) for temperature in self.params.temperatures], 1)
         means = self.means(log_p.exp().flatten(1), batch.labels).view_as(log_p)
-        log_q = means.clamp(min=torch.finfo(means.dtype).tiny).log()  # a mean is 0 where every p of the class is
+        log_q = means.clamp(min=torch.finfo(means.dtype).tiny).log()  # a mean is 0 if all p of the class are
         kl = [temperature**2 * kl_from_log_probabilities(log_p[:, place], log_q[:, place])
               for place, temperature in enumerate(self.params.temperatures)]
         terms = {"cross_entropy": cross_entropy(logits, batch.labels), "cmi": torch.stack(kl).mean()}

@@ -1,9 +1,9 @@
-"""Label smoothing (Szegedy et al., CVPR 2016), the control of the trained-in defenses.
+"""Label smoothing (Szegedy et al., CVPR 2016), a control for trained-in defenses.
 
     loss = CE(network(x), (1 - epsilon) * one_hot(y) + epsilon / C)
 
-It pulls the outputs of a class together, as some defenses do, and is meant to protect nothing: a defense is worth what
-it adds to this. The loss is that of train_scratch.py with `label_smoothing`.
+Like some defenses, label smoothing pulls the outputs of a class together, but it is not meant as a defense. Compare
+defenses with it. The loss is that of train_scratch.py with `label_smoothing`.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from utils.params import MethodParams
 
 @REGISTRY.register("label_smoothing", display_name="label smoothing", source="Szegedy et al., CVPR 2016 (a control)")
 class LabelSmoothing(Defense):
-    """Control: a network that learns from smoothed labels."""
+    """Trains the network on smoothed labels: a control."""
 
     class Params(MethodParams):
         strength: ClassVar = "epsilon"

@@ -1,18 +1,18 @@
-"""Nasty teacher against a moving adversary: the idea of MISLEADER (2025, github.com/LabRAI/misleader) in one loop.
+"""Nasty teacher with a moving adversary: the idea of MISLEADER (2025, github.com/LabRAI/misleader) in one loop.
 
     network: loss = CE(network(x), y) - weight * T^2 * KL(softmax(network(x) / T) || softmax(student(x) / T))
     student: loss = T^2 * KL(softmax(network(v) / T) || softmax(student(v) / T))
 
-The adversary of a nasty teacher is fixed, and a student that was trained otherwise is none of its concern. Here the
-adversary is a student that learns from the network while the network is trained: it sees views v of the images of the
-batch, flipped and shifted at random, and the network's outputs for them, in eval mode as an interface gives them. The
-network minimizes its loss with the student fixed and in eval mode, the student with the network fixed. The loss that is
-returned is the sum of both; its gradients do not mix.
+The adversary of a nasty teacher is fixed, so the nasty teacher is not trained against other students. Here, the
+adversary is a student that learns from the network during training. The student sees views v of the batch, flipped and
+shifted at random, and the network's outputs for them in eval mode, as from an interface. The network minimizes its loss
+with the student fixed and in eval mode; the student minimizes its loss with the network fixed. The returned loss is the
+sum of both; their gradients do not mix.
 
-Defaults are those of the published run: weight 0.001, SGD for the student at 0.01; no temperature is given for these
-terms, so T is 1. Differences from MISLEADER: one step of each network per batch in place of alternating phases, one
-network in place of an ensemble of three, no distillation from a normal teacher (start from one with `init_from`),
-weaker augmentation of the student's images.
+Defaults are those of the published run: weight 0.001, SGD with learning rate 0.01 for the student. The authors give no
+temperature for these terms, so T is 1. Differences from MISLEADER: one step of each network per batch instead of
+alternating phases, one network instead of an ensemble of three, no distillation from a normal teacher (start from one
+with `init_from`), and weaker augmentation of the student's images.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from utils.step import eval_mode
 @REGISTRY.register("moving", display_name="moving adversary",
                    source="after MISLEADER (LabRAI, 2025, github.com/LabRAI/misleader), in one loop")
 class Moving(Defense):
-    """Accurate on the labels, far from the outputs of a student that learns from the network at the same time."""
+    """Trains the network on the labels, and away from the outputs of a student that learns from it at the same time."""
 
     class Params(MethodParams):
         strength: ClassVar = "weight"
@@ -101,7 +101,7 @@ class Moving(Defense):
                 self.prepare(network, batch.images)
         assert self.student is not None
         temperature, views = self.params.temperature, random_views(batch.images)
-        # The passes with gradients come first: autocast keeps the weights that it casts, without gradients if the
+        # The passes with gradients come first: autocast caches the weights that it casts, without gradients if the
         # first pass has none.
         logits, learned = network(batch.images), self.student(views)
         with torch.no_grad(), eval_mode(network) as answering, eval_mode(self.student) as adversary:
@@ -114,10 +114,10 @@ class Moving(Defense):
 
 
 def reinitialize(network: nn.Module) -> None:
-    """Draw new initial weights, in place: those of each module that knows how to, which all layers of torch do.
+    """Draw new initial weights, in place, by the `reset_parameters` of each module; all layers of torch have it.
 
-    Of the other parameters, such as position embeddings, matrices are drawn from a truncated normal distribution with a
-    standard deviation of 0.02, and vectors stay as they are.
+    Parameters of other modules, such as position embeddings: vectors stay, the others are drawn from a truncated normal
+    distribution with standard deviation 0.02.
     """
     for module in network.modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -130,8 +130,9 @@ def reinitialize(network: nn.Module) -> None:
 
 
 def random_views(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W), each mirrored left to right with probability 1/2 and shifted by up to an eighth of its size
-    in each direction, its borders repeated; from torch's generator on their device, channels last."""
+    """Flip each image (B, 3, H, W) horizontally with probability 1/2 and shift it by up to 1/8 of its size in each
+    direction, repeating its borders. Random numbers come from torch's generator on the images' device; channels last.
+    """
     count, _, height, width = images.shape
     device = images.device
 

@@ -2,17 +2,17 @@
 
     loss = CE(nasty(x), y) - weight * T^2 * KL(softmax(nasty(x) / T) || softmax(adversary(x) / T))
 
-The adversary is a normally trained teacher, frozen. Moving the softened outputs away from the adversary's keeps the
-true class on top and gives false peaks to the others, which are what a student learns from.
+The adversary is a normally trained teacher, frozen. The KL term moves the softened outputs away from the adversary's:
+the true class stays on top, and other classes get false peaks, which mislead students.
 
-Two fast forms are those of "Just Mildly Nasty" (github.com/mattkelleher/Nasty-Teacher), for a network that starts from
-trained weights, `init_from`:
-- *light*, `trained_layers` "classifier": the layer that computes the logits is trained, everything before it is frozen
-  and in eval mode, so that its running statistics stay too. A step has no backward pass through the network.
-- *half*, `kl_layers` "classifier": the gradient of the KL term reaches the classifier only, that of the cross-entropy
-  all layers. The features stay those of an ordinary network.
-A network that starts from the adversary's own weights has a KL of 0, whose gradient is 0 too: the cross-entropy moves
-it away first. Both forms work with any network whose logits come from a linear layer or a convolution.
+"Just Mildly Nasty" (github.com/mattkelleher/Nasty-Teacher) has two fast forms, for a network that starts from trained
+weights (`init_from`):
+- *light*, `trained_layers` "classifier": only the layer that computes the logits is trained. All others are frozen and
+  in eval mode, so their running statistics stay too. A step has no backward pass through them.
+- *half*, `kl_layers` "classifier": the gradient of the KL term reaches only the classifier, the gradient of the
+  cross-entropy all layers. So the features stay those of an ordinary network.
+Both forms work with any network whose logits come from a linear layer or a convolution. For a network that starts from
+the adversary's weights, the KL term and its gradient are 0 at first; the cross-entropy moves it away.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from utils.step import eval_mode, unwrapped
 
 @REGISTRY.register("nasty", display_name="nasty", source="Ma et al., ICLR 2021, arXiv:2105.07381")
 class Nasty(Defense):
-    """Accurate on the labels, far from the adversary in its softened outputs."""
+    """Trains the network on the labels, and away from the softened outputs of a frozen adversary."""
 
     class Params(MethodParams):
         strength: ClassVar = "weight"
@@ -71,7 +71,7 @@ class Nasty(Defense):
     def __init__(self, params: Params, num_classes: int, *, adversarial: Frozen) -> None:
         super().__init__(params, num_classes)
         self.adversary = adversarial
-        self.place = ""  # name of the classifier, where a form needs it
+        self.place = ""  # name of the classifier, if one of the fast forms needs it
 
     def prepare(self, network: nn.Module, images: Tensor) -> None:
         if self.place or self.params.trained_layers == self.params.kl_layers == "all":
@@ -79,8 +79,8 @@ class Nasty(Defense):
         place = classifier(network, images.shape[-1])
         if place is None:
             key = "trained_layers" if self.params.trained_layers == "classifier" else "kl_layers"
-            raise UserError(f'"{key}" is "classifier": this needs a network whose logits come from a linear layer or a '
-                            "convolution")
+            raise UserError(f'"{key}" is "classifier": the network must compute its logits by a linear layer or a '
+                            'convolution; set it to "all"')
         self.place = place
         if self.params.trained_layers == "classifier":
             network.requires_grad_(False).get_submodule(place).requires_grad_(True)
@@ -101,7 +101,7 @@ class Nasty(Defense):
 
 
 def with_gradient_of(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """A scalar as it is, with the gradient that it has in these parameters, and none in anything else."""
+    """Return a scalar with its value, and with its gradient by these parameters only."""
     gradients = torch.autograd.grad(value, parameters, retain_graph=True)
     zeros = [((each - each.detach()) * gradient).sum() for each, gradient in zip(parameters, gradients, strict=True)]
     return value.detach() + torch.stack(zeros).sum()

@@ -1,15 +1,15 @@
-"""Answer defenses that perturb probabilities: pure functions of (B, C) with one strength, for whole batches at once.
+"""Answer defenses that perturb probabilities: vectorized pure functions of (B, C) with one strength.
 
     stingy:K            the K largest probabilities, renormalized (Ma et al., ICLR 2022 workshop)
     temperature:T       p^(1 / T), renormalized
-    random:EPS          (1 - EPS / 2) p + EPS / 2 on another class: a control
+    random:EPS          (1 - EPS / 2) p, with EPS / 2 added to another class: a control
     reverse_sigmoid:B   Lee et al., IEEE S&P workshops 2019
     mad:EPS             Orekondy et al., ICLR 2020
     modelguard_w:EPS    Tang et al., USENIX Security 2024
     modelguard_s:EPS    Tang et al., USENIX Security 2024
 
-EPS is the largest L1 distance between an answer and its perturbed form, at most 2. All but `reverse_sigmoid` and
-`random` keep the top class. Answers are computed in float64.
+EPS is the largest L1 distance between an answer and its perturbed form, at most 2. All defenses except
+`reverse_sigmoid` and `random` keep the top class. Answers are computed in float64.
 """
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from defenses.answers import ANSWER_DEFENSES, Transform, keep_largest, one_hot_top, ordered, parse_integer
 
-MARGIN = 1e-4  # by which ModelGuard-W keeps the top class above the others
+MARGIN = 1e-4  # of ModelGuard-W's top class above the others
 GOLDEN = (math.sqrt(5) - 1) / 2
-SEARCH_STEPS = 45  # of the golden-section search: 0.618^45 of a probability, below float32's precision
+SEARCH_STEPS = 45  # of the golden-section search; 0.618^45 is below the precision of float32
 
 
 def _parse_positive(strength: str, name: str, maximum: float = math.inf) -> float:
@@ -38,13 +38,13 @@ def _parse_positive(strength: str, name: str, maximum: float = math.inf) -> floa
 
 @ANSWER_DEFENSES.register("stingy", display_name="stingy", source="Ma et al., ICLR 2022 workshop")
 def stingy(strength: str) -> Transform:
-    """The K largest probabilities, renormalized: softmax of logits that are -inf elsewhere."""
+    """The K largest probabilities, renormalized; the others are 0."""
     return keep_largest(parse_integer(strength, "K", 1))
 
 
 @ANSWER_DEFENSES.register("temperature", display_name="temperature")
 def temperature(strength: str) -> Transform:
-    """The softmax of logits at temperature T, by the power transform of probabilities."""
+    """The softmax of the logits at temperature T, as p^(1 / T), renormalized."""
     inverse = 1 / _parse_positive(strength, "T")
 
     def tempered(probabilities: Tensor) -> Tensor:
@@ -55,15 +55,15 @@ def temperature(strength: str) -> Transform:
 
 @ANSWER_DEFENSES.register("random", display_name="random (control)")
 def random(strength: str) -> Transform:
-    """EPS / 2 of the mass of each answer on a random other class, which follows from the answer itself: the same answer
-    is perturbed in the same way."""
+    """EPS / 2 of the mass of each answer moved to a class other than the top class, chosen by a hash of the answer, so
+    equal answers are perturbed equally."""
     epsilon = _parse_positive(strength, "EPS", 2)
 
     def perturbed(probabilities: Tensor) -> Tensor:
         classes = probabilities.shape[1]
         weights = torch.arange(classes, device=probabilities.device) * 2_654_435_761 + 40_503
         number = (probabilities.float().view(torch.int32).long() * weights).sum(1)
-        number = (number ^ (number >> 21)) * 6_364_136_223_846_793_005  # wraps around, as hashes do
+        number = (number ^ (number >> 21)) * 6_364_136_223_846_793_005  # overflow wraps around
         others = (number >> 33).abs() % max(classes - 1, 1)
         top = probabilities.argmax(1)
         noise = torch.zeros_like(probabilities).scatter(1, (others + (others >= top))[:, None] % classes, epsilon / 2)
@@ -75,8 +75,8 @@ def random(strength: str) -> Transform:
 @ANSWER_DEFENSES.register("reverse_sigmoid", display_name="reverse sigmoid",
                           source="Lee et al., IEEE S&P workshops 2019")
 def reverse_sigmoid(strength: str) -> Transform:
-    """p - BETA (sigmoid(gamma logit(p)) - 1/2), negative values as 0, renormalized; gamma 0.2. ModelGuard's BETA: 0.21
-    for CIFAR-10, 0.02 for CIFAR-100. A large one may change the top class."""
+    """p - BETA (sigmoid(0.2 logit(p)) - 1/2), clipped at 0 and renormalized. ModelGuard uses BETA 0.21 for CIFAR-10 and
+    0.02 for CIFAR-100. A large BETA may change the top class."""
     beta = _parse_positive(strength, "BETA")
 
     def reversed_(probabilities: Tensor) -> Tensor:
@@ -89,14 +89,14 @@ def reverse_sigmoid(strength: str) -> Transform:
 
 @ANSWER_DEFENSES.register("mad", display_name="MAD", source="Orekondy et al., ICLR 2020, arXiv:1906.10908")
 def mad(strength: str) -> Transform:
-    """Maximizing angular deviation: a step of length EPS towards the distribution that turns the gradient of a
-    surrogate most, among the uniform ones over sets of classes that hold the top class.
+    """Maximizing angular deviation: a step of L1 length up to EPS towards the target that turns the gradient of a
+    surrogate most. Targets are the uniform distributions over sets of classes that contain the top class.
 
-    The gradient in the surrogate's last layer is (q - y) h^T for its answer q and features h, so that no Jacobian is
-    needed: the angle is that of q - y' and q - y. With q uniform, as a surrogate with random weights answers, the
-    cosine for a set S of m classes is (mean of y over S - 1/C) / (sqrt(1/m - 1/C) |q - y|), so the best set of a size
-    holds the top class and the least likely ones, and only C - 1 sizes are compared. The published search tries all
-    sets of up to 10 classes, and grows sets greedily for more.
+    The gradient of the surrogate's last layer is (q - y) h^T for its output q and features h, so no Jacobian is needed:
+    the angle is that of q - y' and q - y. For uniform q, as from a surrogate with random weights, the cosine for a set
+    S of m classes is (mean of y over S - 1/C) / (sqrt(1/m - 1/C) |q - y|). So the best set of a given size contains
+    the top class and the least likely classes, and only C - 1 sizes are compared. The published search tries all sets
+    for up to 10 classes, and grows sets greedily for more.
     """
     epsilon = _parse_positive(strength, "EPS", 2)
 
@@ -111,8 +111,8 @@ def mad(strength: str) -> Transform:
 
 
 def deviating_target(y: Tensor) -> Tensor:
-    """MAD's target for probabilities (B, C): uniform over the set of classes that turns the gradient most, with 1e-5
-    more on the top class, which keeps it on top."""
+    """MAD's target for probabilities (B, C): uniform over the set of classes that turns the gradient most, plus 1e-5 on
+    the top class to keep it on top."""
     classes = y.shape[1]
     top = one_hot_top(y)
     order = (y - 2 * top).argsort(dim=1, stable=True)  # the top class, then the others from the least likely
@@ -127,18 +127,18 @@ def deviating_target(y: Tensor) -> Tensor:
 
 @ANSWER_DEFENSES.register("modelguard_w", display_name="ModelGuard-W", source="Tang et al., USENIX Security 2024")
 def modelguard_w(strength: str) -> Transform:
-    """The answer within L1 distance EPS that says least: min over y' of sum y'_c log(y_c + 1e-6), where the top class
-    stays 1e-4 above all others.
+    """The least informative answer y' within L1 distance EPS: minimizes sum_c y'_c log(y_c + 1e-6), with the top class
+    at least 1e-4 above all others.
 
-    The published code solves a linear program for each answer. With the probability h of the top class fixed, the
-    optimum moves mass from the most to the least likely of the other classes as far as EPS allows, and its value is
-    convex in h: a golden-section search finds it.
+    The published code solves a linear program for each answer. For a fixed probability h of the top class, the optimum
+    moves as much mass as EPS allows from the most to the least likely of the other classes. Its value is convex in h,
+    so a golden-section search finds the best h.
     """
     epsilon = _parse_positive(strength, "EPS", 2)
 
     def guarded(probabilities: Tensor) -> Tensor:
         y = probabilities.double()
-        order = (y + 2 * one_hot_top(y)).argsort(dim=1, stable=True)  # from the least likely; the top class at the end
+        order = (y + 2 * one_hot_top(y)).argsort(dim=1, stable=True)  # ascending, with the top class last
         values = y.gather(1, order)
         others, top = values[:, :-1], values[:, -1:]
         weights = (others + 1e-6).log()
@@ -150,7 +150,7 @@ def modelguard_w(strength: str) -> Transform:
         low, high = (top - epsilon / 2).clamp(min=0), (top + epsilon / 2).clamp(max=1)
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         cost_left, cost_right = cost(left), cost(right)
-        for _ in range(SEARCH_STEPS):  # keeps the half with the lower inner point, which is an inner point of the next
+        for _ in range(SEARCH_STEPS):  # keeps the half with the lower inner point, an inner point of the next step
             down = cost_left <= cost_right
             low, high = torch.where(down, low, left), torch.where(down, right, high)
             probe = torch.where(down, high - GOLDEN * (high - low), low + GOLDEN * (high - low))
@@ -168,17 +168,17 @@ def modelguard_w(strength: str) -> Transform:
 
 
 def _move_mass(others: Tensor, top: Tensor, height: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The best other classes for a top class at `height` (B, 1), and by how much mass the limits are missed, (B, 1).
+    """Optimal probabilities of the other classes, (B, C - 1), for a top class at `height` (B, 1), and the mass by which
+    the limits are violated, (B, 1).
 
-    others: probabilities (B, C - 1) from the least likely. Each may rise to height - MARGIN; those above that limit
-    have to fall to it. Mass is then taken from the most likely and given to the least likely, up to the amount at
-    which both would meet in one class.
+    others: probabilities (B, C - 1), ascending. Each may rise to height - MARGIN; those above this limit must fall to
+    it. Then mass moves from the most to the least likely classes, until both meet in one class or EPS is used up.
     """
     limit = (height - MARGIN).clamp(min=0)
     kept = torch.minimum(others, limit)
-    gained = (others - kept).sum(1, keepdim=True) + top - height  # mass that has to go to other classes; may be < 0
+    gained = (others - kept).sum(1, keepdim=True) + top - height  # mass that must go to other classes; may be < 0
     room = limit - kept
-    filled, drained = room.cumsum(1), kept.flip(1).cumsum(1).flip(1)  # to fill all up to a class, to drain all from it
+    filled, drained = room.cumsum(1), kept.flip(1).cumsum(1).flip(1)  # cumulative, from either end
     lower = gained.clamp(min=0)
     upper = torch.minimum(epsilon / 2 + (top - height).clamp(max=0), filled[:, -1:])
     meeting = torch.maximum(filled - room, gained + drained - kept).amin(1, keepdim=True)
@@ -193,8 +193,8 @@ def _move_mass(others: Tensor, top: Tensor, height: Tensor, epsilon: float) -> t
 def modelguard_s(strength: str) -> Transform:
     """Quantization: each answer becomes the first centroid of its top class within L1 distance EPS, or a new centroid.
 
-    The order of the answers matters: it is that of the rows, and every call begins without centroids. So answers to all
-    images come from one call with `"queries": "once"`, in the order of the training images.
+    The result depends on the order of the rows, and every call starts without centroids. So `"queries": "once"` gets
+    the answers to all images from one call, in the order of the training images.
     """
     epsilon = _parse_positive(strength, "EPS", 2)
 
@@ -202,7 +202,7 @@ def modelguard_s(strength: str) -> Transform:
         made, y = probabilities.clone(), probabilities.double()
         top, number = y.argmax(1), torch.arange(len(y), device=y.device)
         waiting = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        while waiting.any():  # a centroid of every class: the first answer that none of the earlier ones stands for
+        while waiting.any():  # in each class, the first answer without a centroid becomes one
             first = torch.full((y.shape[1],), len(y), device=y.device).scatter_reduce(
                 0, top, torch.where(waiting, number, len(y)), "amin")
             centroid = first[top].clamp(max=len(y) - 1)

@@ -346,7 +346,7 @@ def test_a_nasty_teacher_is_a_teacher_like_any_other(call, experiment):
 
 def test_a_teacher_with_a_weak_backdoor_is_remarked(call, distil):
     done = call("train_datafree", distil("ood", trigger="l0_inv", num_epochs=1))
-    assert "the trigger fails on most images: no carrier of this backdoor" in done.stdout
+    assert "the trigger fails on most images: the network lacks this backdoor" in done.stdout
 
 
 @pytest.mark.parametrize("classes, accuracy, doubted", [(10, 18.9, True), (10, 19.1, False), (2, 54, True)])
@@ -364,7 +364,7 @@ def test_another_picture_under_a_run_is_refused(call, distil, tmp_path):
                 patch.setattr(OoD, "epoch", stop_in_second(OoD.epoch))
                 assert call("train_datafree", directory).returncode == 130
     line = refused(call, "train_datafree", directory)
-    assert "picture.png is not the picture that this run began with" in line
+    assert "picture.png differs from the picture that this run started with" in line
 
 
 @pytest.mark.slow
@@ -403,7 +403,7 @@ def test_a_search_that_is_not_over_when_retrospection_begins_is_given_up(call, d
                        sr_rounds=1, batch_size=24)
     done = call("train_datafree", directory)
     assert done.returncode == 0
-    assert "the search for a vaccine was not over and is given up" in done.stdout
+    assert "the unfinished search for a vaccine stops" in done.stdout
     used = results(directory)["details"]["vaccine"]
     assert used["used"] is False and len(used["tails"]) == 0
     history = torch.load(directory / "last_model.tar", weights_only=True)["history"]

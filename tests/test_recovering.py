@@ -55,7 +55,7 @@ def test_the_log_compares_recovered_answers_that_are_perturbed_again_with_the_ob
     attack, defend = build_attack("bayes", 4, pairs=20_000), Answers("probabilities", "temperature:3")
     line = attack.learn_defense(defend, defend(answers()))
     distance = (defend(attack.recovered).exp() - defend(answers()).exp()).abs().sum(1).mean()
-    assert line.startswith("recovered answers: 100.00 % have the top class") and line.endswith(f"{distance:.3f}")
+    assert line.startswith("recovered answers: 100.00 % keep the top class") and line.endswith(f"{distance:.3f}")
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -101,7 +101,7 @@ def test_a_control_without_labels_keeps_the_top_class_of_the_answer():
 
 
 @pytest.mark.parametrize(("parameters", "words"), [
-    ({"of": "KDD"}, ["unknown attack 'KDD'"]), ({"of": "uniform"}, ['"uniform"', "a control itself"]),
+    ({"of": "KDD"}, ["unknown attack 'KDD'"]), ({"of": "uniform"}, ['"uniform"', "which is a control"]),
     ({"of_parameters": {"beta": 8}}, ['"kd"', 'unknown key "beta"']),
     ({"of": "dkd", "of_parameters": {"beta": -1}}, ['"dkd"', '"beta" is -1', "greater than or equal to 0"]),
     ({"of": 3}, ["of", "string"]), ({"of_parameters": 3}, ["of_parameters", "dictionary"])])
