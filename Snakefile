@@ -1,12 +1,13 @@
-# The experiments as a graph for Snakemake (pip install snakemake): on one machine, on Slurm, on Kubernetes.
+# Snakemake workflow of the experiments (pip install snakemake), for one machine, Slurm or Kubernetes.
 #
-#     snakemake --rerun-triggers mtime --cores 1 --config experiments=experiments/demo                 # one at a time, here
+#     snakemake --rerun-triggers mtime --cores 1 --config experiments=experiments/demo                 # one at a time
 #     snakemake --dry-run --rerun-triggers mtime --cores 1 --config experiments=experiments/CIFAR10
 #     snakemake --rerun-triggers mtime --executor slurm --jobs 8 --config experiments=experiments/CIFAR10 data_dir=/shared/data
 #
-# What has its results.json is finished, whatever was changed since: no run is remade (a stage's --restart does that).
-# Without `--rerun-triggers mtime` Snakemake would run again what it was once asked for in other company. It removes what a rule declares as its output when its job fails, so that is results.json, which is
-# written last: the checkpoints stay, and the next call goes on after the last finished epoch.
+# A run with a results.json is finished and never repeated, whatever has changed since (use a stage's --restart).
+# Without `--rerun-triggers mtime`, Snakemake may repeat finished runs if other experiments are requested. When a job
+# fails, Snakemake deletes the declared output of its rule. That is only results.json, which is written last: the
+# checkpoints stay, and the next call continues after the last finished epoch.
 import re
 import sys
 from pathlib import Path
@@ -25,13 +26,13 @@ if not found:
     raise WorkflowError("there is no experiment")
 graph = needs(found)
 scripts = {run.directory: run.params.script for run in found}
-# Not parameters of the rules: Snakemake would take runs with another data_dir, or in a moved clone, for others.
+# Not parameters of the rules: another data_dir or a moved clone would make Snakemake repeat all runs.
 stages, data_dir = Path(workflow.basedir), config.get("data_dir", "data")
 
 
 if unread:
 
-    # All that can be run comes first; then this fails, and so does Snakemake.
+    # Everything that can run comes first; then this rule fails, and Snakemake with it.
     rule all:
         input:
             [directory / "results.json" for directory in graph],

@@ -1,17 +1,17 @@
-"""Audit a model: how much of it can be stolen through its outputs, by a grid of attacks, and what protecting it costs.
+"""Audit a model: attack it in many ways, to measure how much can be stolen through its outputs and at what price.
 
     python audit.py --save_path experiments/demo/audits/nasty
     python audit.py --save_path experiments/demo/audits/nasty --dry_run
     python audit.py --save_path experiments/demo/audits/nasty --set seeds=[0,1,2] 'interfaces=["label"]'
     python audit.py --compare experiments/demo/audits/normal experiments/demo/audits/nasty
 
-DIR/params.json names the model (`model_name`, `checkpoint`), the data set, how students are trained (`num_epochs`,
-`learning_rate`, ...) and, where the preset is not wanted, what is tried. Each student is a run of its own below
-DIR/runs. Writes audit.md, audit.json, audit.csv and figures to DIR.
+DIR/params.json describes the model (`model_name`, `checkpoint`), the data set, the training of the students
+(`num_epochs`, `learning_rate`, ...) and, optionally, the attacks, interfaces and thieves to try. Each student is a run
+below DIR/runs. Writes audit.md, audit.json, audit.csv and figures to DIR.
 
-Run it again to continue an interrupted audit: what is finished is not trained again. With `--lay_out` only the
-directories are made, for `snakemake --config experiments=DIR/runs` for example; the same command without it goes on.
-All keys of params.json: `python -m utils.params audit`. The format of audit.json: `python audit.py --schema`.
+The same command continues an interrupted audit; finished students are not trained again. `--lay_out` only writes the
+run directories, for example for `snakemake --config experiments=DIR/runs`; the command without it then finishes the
+audit. All keys of params.json: `python -m utils.params audit`. The format of audit.json: `python audit.py --schema`.
 """
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def audit() -> None:
     elif arguments.compare:
         print(document.comparison([(name, _read(Path(name))) for name in arguments.compare]))
     elif not arguments.save_path:
-        raise UserError("--save_path names the directory of the audit, which holds a params.json")
+        raise UserError("--save_path is missing: give the directory of the audit, which holds a params.json")
     elif arguments.jobs is not None and arguments.jobs < 1:
-        raise UserError(f"--jobs is {arguments.jobs}: at least 1")
+        raise UserError(f"--jobs is {arguments.jobs}: give at least 1")
     else:
         _audit(arguments)
 
@@ -101,12 +101,12 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 
 def _grid(params: AuditParams, directory: Path, reference: tuple[Path, AuditParams] | None, model: Evaluated) -> Plan:
-    """The grid of an audit, with that of the audit of the unprotected model, as far as they are compared."""
+    """Grid of an audit, joined with the grid of the unprotected model's audit for comparison."""
     if reference is None:
         return plan(params, directory, model.sizes)
     if differing := same_grid(params, reference[1]):
-        raise UserError(f'"unprotected": the audit in {reference[0]} differs in {", ".join(differing)}: its students '
-                        "are no comparison")
+        raise UserError(f'"unprotected": the audit in {reference[0]} differs in {", ".join(differing)}: give both '
+                        "audits the same values")
     unprotected = reference[1].model_copy(update={"interfaces": ["logits"], "answer_defenses": ["none"],
                                                "unprotected": None})
     return Plan.joined([plan(params, directory, model.sizes, references=reference[0]),
@@ -114,7 +114,7 @@ def _grid(params: AuditParams, directory: Path, reference: tuple[Path, AuditPara
 
 
 def _unprotected_audit(unprotected: str | None, overrides: dict[str, Any]) -> tuple[Path, AuditParams] | None:
-    """The audit of the unprotected model, where a directory of one is named, with the grid that this one is given."""
+    """Directory and parameters of the unprotected model's audit, if one is named; --set also changes its grid."""
     file = Path(unprotected or "") / "params.json"
     if not unprotected or not is_audit(file):
         return None
@@ -123,7 +123,7 @@ def _unprotected_audit(unprotected: str | None, overrides: dict[str, Any]) -> tu
 
 
 def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: Path) -> list[Path]:
-    """Train the students that are not finished. Returns the directories of those that failed."""
+    """Train the unfinished students. Returns the directories of failed runs."""
     waiting = {run.directory: run for run in _runs(grid) if not run.finished}
     bar = Bar({directory: cost(run, model.sizes, model.test_images) for directory, run in waiting.items()})
     try:
@@ -133,7 +133,7 @@ def _train(grid: Plan, model: Evaluated, jobs: int, gpus: list[int], data_dir: P
 
 
 def _runs(grid: Plan) -> list[Run]:
-    """The runs of a grid that are laid out."""
+    """Runs of a grid whose directories exist."""
     runs, warnings = find([directory for directory in grid.directories() if (directory / "params.json").exists()])
     if warnings:
         raise UserError("; ".join(warnings))
@@ -141,7 +141,7 @@ def _runs(grid: Plan) -> list[Run]:
 
 
 def _check_checkpoints(grid: Plan, model: Evaluated, runs: list[Run]) -> None:
-    """Raise UserError where a finished student learned from other weights than the checkpoint has by now."""
+    """Raise UserError if a checkpoint has changed since a finished student learned from it."""
     read = {run.directory: {each["sha256"] for each in run.results.checkpoints_read.values()}
             for run in runs if run.results}
     now = {"model": model.source, "unprotected": model.unprotected}
@@ -150,11 +150,11 @@ def _check_checkpoints(grid: Plan, model: Evaluated, runs: list[Run]) -> None:
         for directory in map(attempt.run_directory, grid.seeds):
             if source and read.get(directory) and source["sha256"] not in read[directory]:
                 raise UserError(f"{source['path']} has changed since {directory} learned from it: choose another "
-                                "directory, or start over with --restart")
+                                "directory, or delete its runs with --restart")
 
 
 def _check_images(grid: Plan, model: Evaluated, runs: list[Run]) -> None:
-    """Raise UserError where a finished student learned from, or was tested on, other images than there are by now."""
+    """Raise UserError if the images have changed since a finished student was trained or tested on them."""
     data = {run.directory: run.results.data for run in runs if run.results and run.results.data}
     records: dict[tuple[str, int | None], dict[str, Any]] = {}
     for attempt in grid.attempts:
@@ -169,7 +169,7 @@ def _check_images(grid: Plan, model: Evaluated, runs: list[Run]) -> None:
         for directory in directories:
             if changed := changes(data[directory], records[name, attempt.images]):
                 raise UserError(f"the data have changed since {directory} was trained ({', '.join(changed)}): choose "
-                                "another directory, or start over with --restart")
+                                "another directory, or delete its runs with --restart")
 
 
 def _print_dry_run(grid: Plan, model: Evaluated, jobs: int, runs: list[Run]) -> None:
@@ -181,8 +181,8 @@ def _print_dry_run(grid: Plan, model: Evaluated, jobs: int, runs: list[Run]) -> 
         print(f"{len(costs)} students, all of them finished")
         return
     print(f"{len(costs)} students, {len(finished)} of them finished; " + (
-        f"about {duration(left)} for the others, {jobs} at a time, by the pace of these" if left is not None else
-        f"how long they take, {jobs} at a time, is known once the first are finished"))
+        f"about {duration(left)} for the others, {jobs} at a time, estimated from these" if left is not None else
+        f"the time, {jobs} at a time, is estimated once the first are finished"))
 
 
 def _read(directory: Path) -> Audit:
@@ -196,7 +196,7 @@ def _read(directory: Path) -> Audit:
 
 
 def _default_jobs(params: AuditParams) -> int:
-    """Students at a time: one a core that this process may use, or one where there is a GPU."""
+    """Default number of simultaneous students: one with a GPU, otherwise one per core available to this process."""
     if params.cuda and torch.cuda.is_available():
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -206,21 +206,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save_path", type=lambda path: Path(cli.recorded(path)), metavar="DIR",
                         help="directory of the audit, which holds a params.json")
-    parser.add_argument("--compare", nargs="+", metavar="DIR", help="print finished audits side by side, and run none")
+    parser.add_argument("--compare", nargs="+", metavar="DIR", help="print finished audits side by side; run nothing")
     parser.add_argument("--jobs", type=int, metavar="N",
-                        help="students at a time (default: one a GPU; without a GPU, one a core)")
-    parser.add_argument("--gpus", nargs="+", type=int, default=[], metavar="N", help="GPUs to spread the students over")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+                        help="students trained at a time (default: one per GPU; without a GPU, one per core)")
+    parser.add_argument("--gpus", nargs="+", type=int, default=[], metavar="N", help="GPUs that train the students")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
+                        help="directory of the data sets (default: data)")
     parser.add_argument("--device", default="auto", metavar="DEVICE",
-                        help="device on which the model itself is evaluated: auto, cpu, cuda or cuda:N (default: "
-                             "auto); students choose theirs, or get one of --gpus")
+                        help="device that evaluates the model itself: auto, cpu, cuda or cuda:N (default: auto); "
+                             "students select their own, or use --gpus")
     parser.add_argument("--set", nargs="+", action="extend", default=[], type=cli.recorded, metavar="KEY=VALUE",
-                        help="parameters of this audit that differ from params.json")
+                        help="parameters of this audit that override params.json")
     parser.add_argument("--dry_run", action="store_true",
-                        help="say how many students are to be trained and about how long, and write nothing")
-    parser.add_argument("--lay_out", action="store_true", help="make the directories of the runs, and run none")
+                        help="print the number of students and an estimate of the time; write nothing")
+    parser.add_argument("--lay_out", action="store_true", help="write the directories of the runs; train nothing")
     parser.add_argument("--restart", action="store_true",
-                        help="start over: the students of an earlier audit are removed")
+                        help="start over: delete the students of an earlier audit")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of audit.json")
     return parser
 

@@ -1,4 +1,4 @@
-"""Evaluate checkpoints without training: accuracy, calibration, what the answers hold, agreement, backdoor.
+"""Evaluate checkpoints without training: accuracy, calibration, profile of the answers, agreement, backdoor.
 
     python evaluate.py experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16
     python evaluate.py experiments/mine/best_model.tar --against experiments/demo/baseline/net16
@@ -6,18 +6,18 @@
     python evaluate.py experiments/mine --answer_defense mad:0.5 --foreign cifar100
     python evaluate.py experiments/demo/abd/teacher --trigger badnet_sq --target 0 --json teacher.json
 
-What honest users get: accuracy, expected calibration error (ECE, 15 bins) and area under the risk-coverage curve (AURC)
-in percent, cross-entropy in nats; with `--foreign`, AUROC (percent) of telling test images from foreign ones by the
-confidence. With a trigger: attack success rate (ASR), base rate and target recall, in percent.
+Price, for clients: accuracy, expected calibration error (ECE, 15 bins) and area under the risk-coverage curve (AURC),
+in percent; cross-entropy, in nats. With `--foreign`: AUROC of separating test images from foreign images by confidence,
+in percent. With `--trigger`: attack success rate (ASR), base rate and target recall, in percent.
 
-What a student gets: entropy, and conditional mutual information of image and answer given the class (CMI), in nats; the
-separation of classes (mean KL of their mean answers, nats); the probability of all classes but the label (percent); the
-number of peaks (classes with a tenth of the largest probability). With `--against`: agreement (same top class,
-percent), KL(reference || network) in nats, L1 distance of the probabilities, rank correlation of the classes below the
-top.
+Profile, for a student: entropy, and conditional mutual information of image and answer given the class (CMI), in nats;
+separation of the classes (mean KL between their mean answers), in nats; non-target mass (probability of all classes
+except the label), in percent; peaks (number of classes with at least a tenth of the largest probability). With
+`--against`: agreement (same top class), in percent; KL(reference || network), in nats; L1 distance of the
+probabilities; rank correlation of the classes below the top class.
 
-`--interface` and `--answer_defense` evaluate the answers that a client gets instead of the network's own, and how far
-they are from these (L1 change); probabilities that are exactly 0 count as 1e-6.
+`--interface` and `--answer_defense` evaluate the answers that a client gets instead of the network's own outputs, and
+add their L1 distance from these (L1 change). Probabilities of exactly 0 count as 1e-6.
 """
 from __future__ import annotations
 
@@ -83,13 +83,14 @@ def evaluate() -> None:
 
 
 class Test:
-    """The test images of one data set, as each network was trained to see them, and what networks are worth on them."""
+    """Test images of one data set, preprocessed for each network, and metrics of networks on them."""
 
     def __init__(self, arguments: argparse.Namespace, sources: Sequence[Source]) -> None:
-        """Raises UserError where the sources are of several data sets, or one does not fit the data set."""
+        """Raises UserError if the sources have several data sets, or one does not fit its data set."""
         names = list(dict.fromkeys(source.params.dataset for source in sources))
         if len(names) > 1:
-            raise UserError(f"the checkpoints are of several data sets, {' and '.join(names)}: --dataset chooses one")
+            raise UserError(f"the checkpoints are of several data sets, {' and '.join(names)}: choose one with "
+                            "--dataset")
         self.name, self.data_dir = names[0], arguments.data_dir
         self.device = choose_device(arguments.device, None, cuda=True)
         prepare_device(self.device, "fp32")
@@ -97,7 +98,8 @@ class Test:
         self.protection = build_answers(arguments, in_order=True)
         self.foreign = arguments.foreign
         if arguments.trigger and self.protection and self.protection.ordered:
-            raise UserError(f"--trigger: {arguments.answer_defense} depends on the order of the queries")
+            raise UserError("--trigger needs answers that do not depend on the order of queries, unlike "
+                            f"{arguments.answer_defense}")
         self.trigger = build_trigger(arguments.trigger, self.name) if arguments.trigger else None
         self.target = arguments.target
         self._datasets: dict[tuple[int, str], Dataset] = {}  # by image size and background
@@ -106,7 +108,7 @@ class Test:
         self._networks = {source.name: self._load(source) for source in sources}
 
     def answers(self, source: Source) -> torch.Tensor:
-        """Answers (N, C) to the test images, as log-probabilities."""
+        """Answers (N, C) for the test images, as log-probabilities."""
         return self._protected(self._logits(source))
 
     def _logits(self, source: Source) -> torch.Tensor:
@@ -117,7 +119,7 @@ class Test:
         return self.protection(logits) if self.protection else logits
 
     def evaluate(self, source: Source, compared: torch.Tensor | None) -> Row:
-        """All metrics of a network; compared: the answers of the reference. Raises UserError if one is not finite."""
+        """All metrics of a network. compared: reference answers (N, C). Raises UserError if outputs are not finite."""
         frozen, part = self._networks[source.name]
         logits = self._logits(source)
         if not logits.isfinite().all():
@@ -139,8 +141,7 @@ class Test:
         return row
 
     def _foreign(self, source: Source, part: Images) -> dict[str, torch.Tensor]:
-        """As many foreign images as there are test images, if there are, resized to their size; the same for all
-        networks."""
+        """Foreign images of the size of the test images, at most as many, the same for all networks."""
         key = source.params.image_size, source.params.background
         if key not in self._foreign_images:
             found = with_transfer_set(self.dataset(source), self.foreign, self.data_dir, background=key[1]).train_images
@@ -150,7 +151,7 @@ class Test:
         return {"images": found, "labels": torch.zeros(len(found), dtype=torch.int64, device=self.device)}
 
     def dataset(self, source: Source) -> Dataset:
-        """The data set, with images of folders prepared as the network was trained on them."""
+        """Data set of a source; images of folders are resized and filled as in the training of its network."""
         key = source.params.image_size, source.params.background
         if key not in self._datasets:
             found = load_dataset(self.name, self.data_dir, image_size=key[0], background=key[1], training=False)
@@ -159,7 +160,7 @@ class Test:
         return self._datasets[key]
 
     def _load(self, source: Source) -> tuple[Frozen, Images]:
-        """The network of a source, and the test images with its own constants."""
+        """Network of a source, and the test images with its mean and std."""
         dataset, params = self.dataset(source), source.params
         if self.trigger and not 0 <= self.target < dataset.num_classes:
             raise UserError(f"--target {self.target}: {self.name} has {dataset.num_classes} classes, from 0 on")
@@ -201,28 +202,33 @@ def _options(text: str) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Any = parser.add_argument
-    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="directory of a run, or a file")
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="run directory or checkpoint file")
     add("--against", metavar="CHECKPOINT",
-        help="network to compare with: agreement and KL; weights that do not say what they are of are taken for the "
-             "first checkpoint's network, on its images and constants")
-    add("--best", action="store_true", help="of directories: the best epoch instead of the last")
-    add("--model", metavar="NAME", help="architecture, as `model_name`, of a file that does not say it")
-    add("--num_channels", type=int, metavar="N", help="width of a `net`")
+        help="reference network: adds agreement, KL, L1 distance and rank correlation; a file that does not record its "
+             "network and data set uses those of the first checkpoint, with its mean and std")
+    add("--best", action="store_true", help="read the best epoch of run directories instead of the last")
+    add("--model", metavar="NAME", help="architecture, as `model_name`, if a file does not record it")
+    add("--num_channels", type=int, metavar="N", help="number of channels of the first layer of `net`")
     add("--model_options", type=_options, metavar="JSON", help="keyword arguments of the network's constructor")
-    add("--dataset", metavar="NAME", help="data set, as `dataset`, where the file does not say it or for another one")
-    add("--image_size", type=int, metavar="N", help="size that images of `folder:PATH` are resized to (default: 32)")
-    add("--background", metavar="COLOR", help="behind transparent pixels of images of `folder:PATH` (default: white)")
-    add("--mean", type=float, nargs=3, metavar="M", help="of each channel, of pixels in [0, 1]")
-    add("--std", type=float, nargs=3, metavar="S", help="of each channel, of pixels in [0, 1]")
+    add("--dataset", metavar="NAME",
+        help="data set, as `dataset`, if a file does not record it, or to evaluate on another one")
+    add("--image_size", type=int, metavar="N",
+        help="size in pixels of images of `folder:PATH` after resizing (default: 32)")
+    add("--background", metavar="COLOR",
+        help="color behind transparent pixels of images of `folder:PATH` (default: white)")
+    add("--mean", type=float, nargs=3, metavar="M", help="mean of each channel, for pixels in [0, 1]")
+    add("--std", type=float, nargs=3, metavar="S", help="standard deviation of each channel, for pixels in [0, 1]")
     add("--trigger", metavar="NAME", help="trigger of a backdoor: adds ASR, base rate and target recall")
-    add("--target", type=int, default=0, metavar="N", help="class that the trigger leads to (default: 0)")
-    add("--interface", default="logits", metavar="NAME", help="what the networks' interface returns (default: logits)")
-    add("--answer_defense", default="none", metavar="NAME", help="perturbation of the answers (default: none)")
+    add("--target", type=int, default=0, metavar="N", help="target class of the trigger (default: 0)")
+    add("--interface", default="logits", metavar="NAME",
+        help="interface of the networks, such as label or top_k:3 (default: logits)")
+    add("--answer_defense", default="none", metavar="NAME",
+        help="perturbation of the answers, such as mad:0.5 (default: none)")
     add("--foreign", metavar="NAME",
-        help="data set of foreign images, such as cifar100 or folder:PATH: adds the AUROC of telling them")
-    add("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+        help="foreign data set, such as cifar100 or folder:PATH: adds the AUROC of separating it by confidence")
+    add("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="directory of the data sets (default: data)")
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    add("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
     return parser
 
 

@@ -1,12 +1,11 @@
-"""Tables of any number of experiments, beside the published values, and figures.
+"""Tables of experiments beside the published values, and figures.
 
     python report.py experiments/demo
     python report.py experiments --out report
 
-Reads the directories named and all below them, several seeds of one experiment as one cell, prints the tables, and
-writes report.md, results.csv and figures to `--out`. Unfinished runs are shown as such, with the commands that finish
-them; what cannot be read is named and left out. A figure that cannot be drawn costs nothing else: the exit status is 2
-in the end.
+Reads the given directories and all below them; the seeds of an experiment are one cell. Prints the tables, and writes
+report.md, results.csv and figures to `--out`. Unfinished runs are listed with the commands that finish them; unreadable
+files are named and left out. If a figure cannot be drawn, everything else is still written, and the exit status is 2.
 """
 from __future__ import annotations
 
@@ -22,8 +21,9 @@ from utils.errors import UserError
 def report() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="*", type=Path, default=[Path("experiments")], metavar="DIR",
-                        help="experiments, or directories of them (default: experiments)")
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+                        help="experiments, or directories of experiments (default: experiments)")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR",
+                        help="output directory (default: report)")
     arguments = parser.parse_args()
     found = Report.of(arguments.directories)
     files, failures = found.write(arguments.out)

@@ -1,4 +1,4 @@
-"""An audit for people: audit.md, audit.csv, and the same in a few lines for the terminal."""
+"""Render an audit as audit.md, audit.csv and a summary for the terminal."""
 from __future__ import annotations
 
 import csv
@@ -19,38 +19,38 @@ from runs.audits import LABELED, NO_DATA, UNLABELED, AuditParams
 WIDTH = 118
 MAX_LINES, MAX_VERDICTS, MAX_PRICES = 40, 12, 8  # on the terminal
 HAS = {LABELED: "training images with their labels", UNLABELED: "training images without labels",
-       NO_DATA: "no image of the data set, but patches of one drawn picture"}
+       NO_DATA: "patches of one generated image, and no image of the data set"}
 SHOWN_PRICES = ("accuracy", "cross_entropy", "calibration_error", "risk_coverage_area", "l1_change", "entropy",
                 "non_target_mass", "cmi", "rank_correlation")
 
 
 def terminal(audit: Audit, directory: Path) -> str:
-    """At most 40 lines, before the names of the files."""
+    """Summary for the terminal: at most 40 lines, not counting the names of the files."""
     texts = (_terminal(audit, directory, max_verdicts) for max_verdicts in range(MAX_VERDICTS, 0, -1))
     return next((text for text in texts if text.count("\n") < MAX_LINES), _terminal(audit, directory, 1))
 
 
 def _terminal(audit: Audit, directory: Path, max_verdicts: int) -> str:
-    """max_verdicts: verdicts that are shown."""
+    """max_verdicts: maximum number of verdicts shown."""
     shown = sorted(audit.verdicts, key=lambda found: -(found.headroom_left or 0))[:max_verdicts]
     verdicts = [found for found in audit.verdicts if found in shown]
     more = len(audit.verdicts) - len(verdicts)
     blocks = [_headline(audit), markdown(_verdict_lines(verdicts, _networks(audit)))]
-    blocks += [f"{more} kinds of thieves with less headroom are in {directory / 'audit.md'}."] * bool(more)
+    blocks += [f"{more} verdicts with less headroom are in {directory / 'audit.md'}."] * bool(more)
     blocks.append("\n".join(textwrap.fill(f"{thief_label}: {sentence}.", WIDTH, subsequent_indent="  ")
                             for thief_label, sentence in _sentences(audit, verdicts)))
     prices = _price_lines(audit)
-    blocks.append(markdown(prices[:MAX_PRICES + 1]) + f"\n{len(prices) - 1 - MAX_PRICES} more are in "
+    blocks.append(markdown(prices[:MAX_PRICES + 1]) + f"\n{len(prices) - 1 - MAX_PRICES} more rows are in "
                   f"{directory / 'audit.md'}." * (len(prices) > MAX_PRICES + 1))
     blocks.append(textwrap.fill(
-        "The strongest attack is the best of those tried, which errs on the thief's side; another attack, more images "
-        "or a longer training may get more. Differences within the margin are none; more seeds and test images make it "
-        "smaller. " + _failures(audit), WIDTH))
+        "The strongest attack is the best of those tried, which favors the thief; another attack, more images or "
+        "longer training may get more. Differences within the margin are not significant; more seeds and test images "
+        "reduce the margin. " + _failures(audit), WIDTH))
     return "\n\n".join(blocks)
 
 
 def document(audit: Audit, params: AuditParams, directory: Path, figure_files: Sequence[Path] = ()) -> str:
-    """audit.md."""
+    """Text of audit.md."""
     parts = [f"# Audit of {params.checkpoint}", _headline(audit), "## Verdict",
              markdown(_verdict_lines(audit.verdicts, _networks(audit))),
              "\n".join(f"- {thief_label}: **{sentence}**."
@@ -59,30 +59,30 @@ def document(audit: Audit, params: AuditParams, directory: Path, figure_files: S
     parts += [f"![{file.stem}]({file.name})" for file in figure_files]
     parts += ["## Price and profile", _PRICE, markdown(_price_lines(audit, brief=False))]
     parts += ["## Threat model", _threat(audit, params)]
-    parts += ["## Students", "Test accuracy at the last epoch, percent, mean ± standard deviation of the seeds. "
-              "Controls: the same attack on answers that know nothing of the image (uniform, or the mean of their "
-              "class where it picks the top class)."]
+    parts += ["## Students", "Test accuracy at the last epoch, percent, mean ± standard deviation over the seeds. "
+              "Controls: the same attack on answers that do not depend on the image (uniform, or class means if the "
+              "attack reads the top class)."]
     for title, lines in _student_tables(audit):
         parts += [f"### {title}", markdown(lines)]
-    parts += ["## Not tried", *([_not_tried(audit)] if audit.not_tried else ["Every attack there is was tried."])]
+    parts += ["## Not tried", *([_not_tried(audit)] if audit.not_tried else ["All attacks were tried."])]
     if audit.failed:
         parts += ["## Failed", "\n".join(f"- `{name}`" for name in audit.failed)]
-    parts += ["## What these numbers cannot say", markdown(_limits(audit, params))]
-    parts += ["## How it was made", _provenance(audit, directory)]
+    parts += ["## Limits of these numbers", markdown(_limits(audit, params))]
+    parts += ["## Provenance", _provenance(audit, directory)]
     if audit.remarks:
         parts += ["## Remarks", "\n".join(f"- {text}" for text in audit.remarks)]
     return "\n\n".join(parts) + "\n"
 
 
-_PRICE = ("What clients get on the test images: accuracy, ECE and AURC (area under the risk-coverage curve) in "
-          "percent, cross-entropy in nats; and what the answers hold for a student: entropy, CMI (conditional mutual "
-          "information given the class) and separation of the classes in nats, non-target mass in percent, number of "
-          "peaks. L1 change and rank correlation are against the unprotected model or, without one, against the "
-          "model's own probabilities. `python evaluate.py --help` defines them.")
+_PRICE = ("Metrics of the answers to the test images. Price, for clients: accuracy, ECE and AURC (area under the "
+          "risk-coverage curve) in percent, cross-entropy in nats. Profile, for a student: entropy, CMI (conditional "
+          "mutual information given the class) and separation of the classes in nats, non-target mass in percent, "
+          "number of peaks. L1 change and rank correlation compare with the unprotected model or, without one, with "
+          "the model's own probabilities. `python evaluate.py --help` defines the metrics.")
 
 
 def table(audit: Audit, plan: Plan) -> str:
-    """audit.csv: a line for each run, with its directory and the command that makes it."""
+    """Text of audit.csv: one line per run, with its directory and its command."""
     heads = ["network", "images", "thief", "victim", "answers", "attack", "seed", "test_accuracy", "directory",
              "command"]
     scripts = {attempt.directory.as_posix(): attempt.stage.script for attempt in plan.attempts}
@@ -99,8 +99,8 @@ def table(audit: Audit, plan: Plan) -> str:
 
 
 def comparison(audits: Sequence[tuple[str, Audit]]) -> str:
-    """Several audits side by side: the strongest attack and its student, and the price. Each is named by its
-    directory."""
+    """Markdown table of several (directory, audit): the strongest attack, the accuracy of its student, and the
+    price."""
     kinds = dict.fromkeys((found.network, found.images, found.thief, found.answers)
                           for _, audit in audits for found in audit.verdicts)
     lines = [["thief", *(name for name, _ in audits)]]
@@ -122,7 +122,7 @@ def comparison(audits: Sequence[tuple[str, Audit]]) -> str:
 def _headline(audit: Audit) -> str:
     params = audit.params
     accuracy = audit.prices["logits"]["accuracy"]
-    state = "" if audit.finished else " NOT FINISHED: the same command goes on."
+    state = "" if audit.finished else " NOT FINISHED: run the same command to continue."
     seeds = ", ".join(map(str, params["seeds"]))
     return textwrap.fill(
         f"{params['checkpoint']}: {params['model_name']} on {params['dataset']}, {accuracy:.2f} % of "
@@ -132,7 +132,7 @@ def _headline(audit: Audit) -> str:
 
 
 def _thief_label(found: ThiefVerdict, networks: int) -> str:
-    """`unlabeled, 1,000 images, mad:0.5`; with the student's network where there are several."""
+    """`unlabeled, 1,000 images, mad:0.5`, and the student's network if there are several."""
     images = f"{found.images:,} images" if found.images else "" if found.thief == NO_DATA else "all images"
     return ", ".join(filter(None, [found.thief, images, found.answers, found.network if networks > 1 else ""]))
 
@@ -146,7 +146,7 @@ def _networks(*audits: Audit) -> int:
 
 
 def _verdict_lines(verdicts: Iterable[ThiefVerdict], networks: int) -> list[list[str]]:
-    """networks: how many different ones the students have."""
+    """networks: number of different student networks."""
     heads = ["thief", "strongest attack", "its student", "labels alone", "smoothed", "hard labels", "unprotected",
              "control", "headroom", "left", "efficiency", "margin"]
     lines = [heads]
@@ -179,7 +179,7 @@ def _price_lines(audit: Audit, *, brief: bool = True) -> list[list[str]]:
 
 
 def _student_tables(audit: Audit) -> Iterable[tuple[str, list[list[str]]]]:
-    """A table for each network, number of images and kind of thief: a line an attack, a column a kind of answers."""
+    """One table per network, number of images and thief: one row per attack, one column per kind of answers."""
     groups: dict[tuple[str, int | None, str], list[Student]] = {}
     for each in audit.students:
         if each.victim != "none":
@@ -202,33 +202,34 @@ def _column(student: Student) -> str:
 
 
 _LEGEND = (
-    "The strongest attack is the best of those tried: with many attacks its student looks better than it is, which "
-    "errs on the thief's side. *Labels alone* and *smoothed*: the same network trained on the same images from their "
-    "labels, plainly and with label smoothing. *Hard labels*: the best of all students of the model's top classes, "
-    "whatever interface gave these; no defense that keeps the top classes can go below. *Unprotected*: the strongest "
-    "attack on the unprotected model or, without one, on this model's logits. *Floor*: hard labels or, where the "
-    "thief has labels, the better of labels alone and smoothed. *Headroom*: unprotected less the unprotected model's "
-    "floor; below 0 the answers are worth less than what the thief has already. *Left*: the strongest attack less "
-    "this model's own floor. *Efficiency*: (unprotected - strongest attack) / headroom, the part of the headroom that "
-    "protection takes; above 1 the best student is worse than the unprotected model's floor. *Control*: the strongest "
-    "attack on answers that know nothing of the image. *Margin*: points within which two students are not told apart, "
-    "the larger standard deviation of the seeds or, if that is more, the standard error of a difference on so many "
-    "test images.")
+    "The strongest attack is the best of those tried: the more attacks, the more chance inflates its accuracy, which "
+    "favors the thief. *Labels alone* and *smoothed*: the same network trained on the same images and their labels, "
+    "without and with label smoothing. *Hard labels*: the best of all students that only use the model's top classes, "
+    "at any interface; a defense that keeps the top classes cannot push a thief below it. *Unprotected*: the strongest "
+    "attack on the unprotected model or, without one, on this model's logits. *Floor*: hard labels or, for a thief "
+    "with labels, the better of labels alone and smoothed. *Headroom*: unprotected minus the unprotected model's "
+    "floor; below 0, the answers are worth less than what the thief has already. *Left*: the strongest attack minus "
+    "this model's own floor. *Efficiency*: (unprotected - strongest attack) / headroom, the fraction of the headroom "
+    "that protection takes; above 1, the best student is below the unprotected model's floor. *Control*: the "
+    "strongest attack on answers that do not depend on the image. *Margin*: differences within this number of points "
+    "are not significant; it is the standard deviation over seeds or the standard error of a difference on that "
+    "number of test images, whichever is larger.")
 
 
 def _threat(audit: Audit, params: AuditParams) -> str:
     thieves = dict.fromkeys(found.thief for found in audit.verdicts)
-    lines = ["A client copies the model by training another network on its answers. Thieves know the classes, the size "
-             "of the images and their normalization, and which attack to use; they do not see weights, gradients or "
+    lines = ["A client copies the model by training another network on its answers. Thieves know the classes, the "
+             "image size, the normalization and which attack to use; they do not see weights, gradients or "
              "features."]
     for thief in thieves:
-        sends = "new mixtures of them in every epoch" if thief == NO_DATA else "each once, and keeps the answers"
-        has = HAS.get(thief, f"images of {thief}, which are not of the data set")
+        sends = "new mixtures of patches in every epoch" if thief == NO_DATA else "each once and stores the answers"
+        has = HAS.get(thief, f"images of {thief}, another data set")
         lines.append(f"- *{thief}*: has {has}; sends {sends}.")
     answers = dict.fromkeys(found.answers for found in audit.verdicts)
     lines.append(f"- Answers: {', '.join(answers)}.")
-    lines.append("- Networks of the students: " + ", ".join(dict.fromkeys(found.network for found in audit.verdicts))
-                 + f"; trained for {params.num_epochs} epochs on all images, up to five times as many on fewer.")
+    lines.append("- Student networks: " + ", ".join(dict.fromkeys(found.network for found in audit.verdicts))
+                 + f"; trained for {params.num_epochs} epochs on all images, or up to five times as many on fewer "
+                 "images.")
     return "\n".join(lines)
 
 
@@ -240,18 +241,18 @@ def _not_tried(audit: Audit) -> str:
 
 
 def _limits(audit: Audit, params: AuditParams) -> list[list[str]]:
-    lines = [["limit", "what it means"],
-             ["only attacks that were tried", "another attack, such as one of the list above, may get more"],
+    lines = [["limit", "consequence"],
+             ["only these attacks", "another attack, such as one of those not tried, may get more"],
              ["one recipe for all students", f"{params.num_epochs} epochs at learning rate {params.learning_rate:g}; a "
                                              "thief who tunes or trains longer may get more"],
-             ["these networks", "a larger student, or one that starts from trained weights, may get more"],
-             ["these images", "a thief with more or better images is another thief; add budgets or data sets"],
-             ["a maximum of noisy numbers", "the strongest of many attacks is the strongest by chance too"],
-             ["the test set of this data set", "where clients ask about other images, accuracy and leak differ"],
-             ["copies only", "nothing is said of membership inference, of adversarial examples made with the copy, or "
-                             "of finding a copy later"]]
+             ["these networks", "a larger or pretrained student may get more"],
+             ["these images", "a thief with more or better images may get more; add budgets or data sets"],
+             ["a maximum of noisy numbers", "chance inflates the accuracy of the strongest of many attacks"],
+             ["the test set of this data set", "accuracy and leakage differ on other images"],
+             ["copies only", "membership inference, adversarial examples made with the copy, and detection of copies "
+                             "are not measured"]]
     if len(params.seeds) == 1:
-        lines.append(["one seed", "differences of a point may be those of another seed"])
+        lines.append(["one seed", "another seed may change a number by a point"])
     return lines
 
 
@@ -262,7 +263,7 @@ def _provenance(audit: Audit, directory: Path) -> str:
     if audit.unprotected:
         lines.append(f"- unprotected: `{audit.unprotected['path']}`, SHA-256 `{audit.unprotected['sha256']}`")
     queries = ", ".join(f"{count:,}" for count in audit.queries)
-    lines += [f"- queries of a run: {queries or 'none counted'}",
+    lines += [f"- queries per run: {queries or 'none counted'}",
               f"- commit {versions.get('commit') or 'unknown'}, torch {versions.get('torch')}, torchvision "
               f"{versions.get('torchvision')}, Python {versions.get('python')}"]
     return "\n".join(lines)

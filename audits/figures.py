@@ -1,4 +1,4 @@
-"""The figures of an audit: attacks against what a client gets, and curves against the number of images."""
+"""Figures of an audit: heat maps of attacks and answers, and accuracy against the number of images."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from reports.plots import drawable, heat_map, legend, plt, save
 
 
 def draw(audit: Audit, out: Path) -> list[Path]:
-    """A heat map for each network and kind of thief, and curves where there are several numbers of images."""
+    """Draw a heat map per network and thief, and curves if there are several numbers of images. Returns the files."""
     made = []
     for network, thief in dict.fromkeys((each.network, each.thief) for each in audit.verdicts):
         students = [each for each in audit.students if each.network == network and each.thief == thief
@@ -61,7 +61,7 @@ def _curves(audit: Audit, network: str, thief: str) -> plt.Figure:
     ticks = sorted({x for points in lines.values() for x, *_ in points})
     axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("images that the thief sends")
+    axes.set_xlabel("number of images that the thief sends")
     axes.set_ylabel("test accuracy of the student, %")
     axes.set_title(drawable(f"{thief} thief, student {network}"), fontsize=11, loc="left")
     legend(axes, handles, list(lines), fontsize=10)

@@ -1,5 +1,4 @@
-"""The audited model itself: whether it is what it is said to be, what its answers are worth to those who ask honestly,
-and what they hold for a student."""
+"""Evaluation of the audited model: checks of the checkpoint, price for honest clients, profile for a student."""
 from __future__ import annotations
 
 import dataclasses
@@ -26,19 +25,19 @@ from utils.networks import check_image_size
 from utils.quality import compute_answers, foreign_auroc, profile, quality, similarity
 from utils.results import Row
 
-MIN_ABOVE_CHANCE = 0.1  # of the way from chance to 100 %
+MIN_ABOVE_CHANCE = 0.1  # required fraction of the way from chance to 100 %
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is known of the models before anything is trained."""
+    """Metrics of the models, and the data, before any student is trained."""
 
     source: dict[str, str]  # path and SHA-256 of the checkpoint
     unprotected: dict[str, str] | None
-    datasets: dict[str, Dataset]  # the data set, and each with foreign images in place of its training images
+    datasets: dict[str, Dataset]  # the data set, and its variants with foreign training images
     classes: int
     test_images: int
-    prices: dict[str, Row]  # by what a client gets; "unprotected": of that model's logits
+    prices: dict[str, Row]  # by the answers of clients; "unprotected": logits of that model
     remarks: list[str]
 
     @property
@@ -49,10 +48,10 @@ class Evaluated:
 
 def evaluate_model(params: AuditParams, data_dir: Path, device: str = "auto",
                    unprotected: str | None = None) -> Evaluated:
-    """Load the models and the data, and evaluate what clients get.
+    """Load the models and the data, and evaluate the answers that clients get.
 
-    unprotected: the checkpoint of the unprotected model. Raises UserError where a checkpoint does not fit the network
-    or the data set, or its network is hardly better than chance.
+    unprotected: checkpoint of the unprotected model. Raises UserError if a checkpoint does not fit the network or the
+    data set, or if its network is hardly better than chance.
     """
     test = _Test(params, data_dir, device)
     source, logits = test.logits(params.checkpoint)
@@ -74,7 +73,7 @@ def evaluate_model(params: AuditParams, data_dir: Path, device: str = "auto",
 
 
 class _Test:
-    """The data set of an audit, and networks on its test images."""
+    """The data set of an audit, and the outputs of networks for its test images."""
 
     def __init__(self, params: AuditParams, data_dir: Path, device: str) -> None:
         self.params, self.data_dir = params, data_dir
@@ -93,7 +92,7 @@ class _Test:
         self._networks: dict[str, nn.Module] = {}
 
     def _check(self, student: Mapping[str, Any]) -> None:
-        """Raise UserError where there is no such network for these images."""
+        """Raise UserError if the network of a student cannot be built for these images."""
         options = {key: value for key, value in student.items() if key == "num_channels"}
         try:
             network = build_model(student["model_name"], self.dataset.num_classes, **options,
@@ -103,7 +102,7 @@ class _Test:
             raise UserError(f'"students": {error}') from None
 
     def logits(self, checkpoint: str) -> tuple[Source, Tensor]:
-        """Logits (N, C) of the network with these weights to the test images."""
+        """Logits (N, C) of the checkpoint's network for the test images."""
         given = {key: value for key, value in self.params.model_dump().items()
                  if key in RECORDED and value is not None and (key in self.params.model_fields_set or key == "dataset")}
         source = read_source(checkpoint, given=given)
@@ -119,14 +118,14 @@ class _Test:
         chance = 100 / self.dataset.num_classes
         accuracy = 100 * (logits.argmax(1) == self.part.labels.cpu()).double().mean().item()
         if accuracy < chance + MIN_ABOVE_CHANCE * (100 - chance):
-            raise UserError(f"{checkpoint}: {accuracy:.1f} % of the test images of {self.params.dataset} are "
-                            f"recognized, hardly more than by chance ({chance:.1f} %): is it a network of this data "
-                            'set, of classes in this order, trained with this "mean" and "std"?')
+            raise UserError(f"{checkpoint}: accuracy on the test images of {self.params.dataset} is {accuracy:.1f} %, "
+                            f"hardly above chance ({chance:.1f} %): check the data set, the order of its classes, "
+                            '"mean" and "std"')
         return source, logits
 
     def price(self, checkpoint: str, logits: Tensor, defend: Answers, original: Tensor | None) -> Row:
-        """`quality`, `profile` and `similarity` of the answers: to the unprotected model or, without one, to the logits
-        that they were before an interface or defense changed them."""
+        """`quality` and `profile` of the answers, and their `similarity` to the unprotected model or, without one, to
+        the logits before interface and defense."""
         answers, labels = defend(logits), self.part.labels.cpu()
         row = quality(answers, labels) | profile(answers, labels)
         if original is not None or defend.changes:
@@ -143,11 +142,11 @@ class _Test:
         try:
             return with_transfer_set(self.dataset, name, self.data_dir, background=self.params.background)
         except UserError as error:
-            raise UserError(f'"{name}" is neither "{LABELED}", "{UNLABELED}" or "{NO_DATA}" nor foreign images: {error}'
-                            ) from None
+            raise UserError(f'"{name}" is not "{LABELED}", "{UNLABELED}", "{NO_DATA}" or a data set of foreign images: '
+                            f"{error}") from None
 
     def _foreign_logits(self, checkpoint: str) -> Tensor:
-        """Logits to as many foreign images as there are test images, if there are."""
+        """Logits (N, C) for foreign images, at most as many as there are test images."""
         images = self._transfer_set(str(self.params.foreign)).train_images
         drawn = torch.randperm(len(images), generator=seeds.generator("foreign"))[:len(self.part)]
         found = images[drawn].to(self.device)

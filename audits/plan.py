@@ -1,9 +1,9 @@
-"""What an audit trains: the grid of attacks, each a run of train_kd.py or train_datafree.py in a directory of its own,
-and the students that they are compared with.
+"""Grid of an audit: the attacks, each a run of train_kd.py or train_datafree.py, and the students to compare with.
 
-Below DIR/runs, of a student NET on IMAGES (`all`, or a number): `NET/IMAGES/alone`, without a teacher;
-`NET/IMAGES/controls`, attacks on answers that know nothing of the image; `NET/IMAGES/THIEF/ANSWERS`, attacks on the
-audited model, and `NET/IMAGES/THIEF/unprotected`, the same on the unprotected one; each run in ATTACK/seedN.
+Each run is in ATTACK/seedN of one of these directories below DIR/runs, for a student NET on IMAGES (`all` or a number):
+`NET/IMAGES/alone` (without a teacher), `NET/IMAGES/controls` (attacks on answers that do not depend on the image),
+`NET/IMAGES/THIEF/ANSWERS` (attacks on the audited model), `NET/IMAGES/THIEF/unprotected` (attacks on the unprotected
+model).
 """
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from utils.files import read_json, write_text
 from utils.params import Params as RunParams
 from utils.params import Stage, changed_keys, check_params
 
-SMOOTHING = (0.1, 0.3)  # of students without a teacher: the strengths that reached most on the demo
-MAX_EPOCH_FACTOR = 5  # times as many epochs as on all images
-MIN_STEPS = 8  # of an epoch
+SMOOTHING = (0.1, 0.3)  # of students without a teacher: the best strengths on the demo
+MAX_EPOCH_FACTOR = 5  # maximum factor of the epochs of students of fewer images
+MIN_STEPS = 8  # per epoch
 
 Specification = dict[str, Any]  # an attack and its parameters
-# Of the attacks by which the demo's teachers were stolen best those that cost no more than a plain training, and those
-# that were made against protected teachers.
+# The strongest attacks on the demo's teachers among those that cost no more than plain training, and attacks made
+# against protected teachers.
 CORE: tuple[Specification, ...] = (
     {"attack": "kd", "temperature": 1}, {"attack": "kd", "temperature": 4}, {"attack": "kd", "temperature": 20},
     {"attack": "hard_label"}, {"attack": "dist"}, {"attack": "htc"}, {"attack": "averager"},
     {"attack": "logit_standardization"})
 CONTROLS = ("uniform", "class_mean")
-# No attack of a single run: a control needs an attack, a chain several students.
+# Not attacks of a single run: a control needs an attack, a chain needs several students.
 NOT_STANDALONE = (*CONTROLS, "scm_chain")
 NO_DATA_METHODS: tuple[Specification, ...] = (
     {"method": "ood", "patch_kinds": ["colour", "grey", "blob"], "balance": 1, "temperature": 4,
@@ -46,43 +46,43 @@ FULL_INTERFACES = ("logits", "top_k:3", "round:1", "label")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attack of one thief on one model, or a student without a teacher: an experiment, with a run for each seed."""
+    """Experiment with one run per seed: one thief's attack on one model, or a student without a teacher."""
 
-    student: str  # network, as in directories
-    images: int | None  # that the student learns from; None: all
-    count: int  # of them
+    student: str  # network, as in directory names
+    images: int | None  # number of images that the student learns from; None: all
+    count: int  # `images` with `all` resolved; without data, number of patches
     thief: str
-    victim: str  # "model", "unprotected", "control", or "none" for a student from labels alone
-    answers: str  # what a client gets, `logits` or as `name_answers` has it
-    attack: str  # in words
+    victim: str  # "model", "unprotected", "control", or "none" for a student of labels
+    answers: str  # what a client gets; see `answers_display_name`
+    attack: str  # display name
     directory: Path
-    values: dict[str, Any] = field(compare=False)  # of params.json, without the seed
+    values: dict[str, Any] = field(compare=False)  # params.json without the seed
     stage: Stage = field(compare=False)
     answer_defense: str = "none"
     top_class_only: bool = False
 
     def params(self) -> RunParams:
-        """Raises UserError where the parameters do not go together."""
+        """Validated parameters. Raises UserError if they do not fit together."""
         return check_params(self.values, self.directory, self.stage, {})
 
     def run_directory(self, seed: int) -> Path:
         return self.directory / f"seed{seed}"
 
     def check(self, seed: int) -> None:
-        """Raise UserError where the directory of a seed holds a params.json with other parameters."""
+        """Raise UserError if the directory of a seed has a params.json with other parameters."""
         file = self.run_directory(seed) / "params.json"
         if not file.exists():
             return
         there, now = (check_params(each, file, self.stage, {}) for each in (read_json(file), self._seeded(seed)))
         changed = changed_keys(there.model_dump(), now)
-        if there.num_epochs != now.num_epochs and "num_epochs" in now.changeable:  # a run could go on with it
+        if there.num_epochs != now.num_epochs and "num_epochs" in now.changeable:  # which a run itself may change
             changed.append(f"num_epochs ({there.num_epochs} -> {now.num_epochs})")
         if changed:
             raise UserError(f"{file} is of an earlier audit with other parameters, {', '.join(changed)}: choose "
-                            "another directory, or start over with --restart")
+                            "another directory, or delete its runs with --restart")
 
     def write(self, seed: int) -> None:
-        """Write the params.json of a seed, unless it is there."""
+        """Write the params.json of a seed, unless it exists."""
         file = self.run_directory(seed) / "params.json"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Plan:
-    """All attempts of an audit, and what is not tried, with the reason."""
+    """All attempts of an audit, and the attacks that are not tried, with the reason."""
 
     attempts: list[Attempt]
     not_tried: dict[str, str]
@@ -102,22 +102,22 @@ class Plan:
 
     @classmethod
     def joined(cls, plans: Sequence[Plan]) -> Plan:
-        """One plan of several; what is not tried is that of the first."""
+        """Join plans; `not_tried` and `seeds` are those of the first."""
         return cls([attempt for each in plans for attempt in each.attempts], plans[0].not_tried, plans[0].seeds)
 
     def as_unprotected(self) -> Plan:
-        """The plan of an audit of the unprotected model, as a part of that of the protected one."""
+        """Plan for the unprotected model, to be joined with the plan for the protected model."""
         return replace(self, attempts=[replace(attempt, victim="unprotected") if attempt.victim == "model" else attempt
                                        for attempt in self.attempts])
 
     def check(self) -> None:
-        """Raise UserError where a directory of the grid holds a run of other parameters."""
+        """Raise UserError if a directory of the grid has a run with other parameters."""
         for attempt in self.attempts:
             for seed in self.seeds:
                 attempt.check(seed)
 
     def write(self) -> None:
-        """Write every params.json that is not there."""
+        """Write every params.json that does not exist."""
         for attempt in self.attempts:
             for seed in self.seeds:
                 attempt.write(seed)
@@ -127,12 +127,12 @@ class Plan:
 
 
 def plan(params: AuditParams, directory: Path, sizes: Mapping[str, int], references: Path | None = None) -> Plan:
-    """The grid of an audit.
+    """Build the grid of an audit.
 
-    sizes: number of training images of `dataset` and of each data set of foreign images. references: the directory of
-    the audit of the unprotected model, which has its attacks and the students without a teacher.
+    sizes: number of training images of `dataset` and of each foreign data set. references: directory of the audit of
+    the unprotected model, if it trains the attacks on that model and the students without a teacher.
 
-    Raises UserError where a thief, interface or attack is unknown, or an attack that was asked for fits nowhere.
+    Raises UserError if a thief, interface or attack is unknown, or if a requested attack fits no thief and interface.
     """
     grid = _Grid(params, directory, sizes)
     attempts = list(grid.attempts(references))
@@ -141,8 +141,8 @@ def plan(params: AuditParams, directory: Path, sizes: Mapping[str, int], referen
                         f"({'; '.join(f'{name}: {why}' for name, why in grid.refused.items())})")
     places = [attempt.directory for attempt in attempts]
     if twice := [place for at, place in enumerate(places) if place in places[:at]]:
-        raise UserError(f"{directory / 'params.json'}: two students of the grid have the directory {twice[0]}: one "
-                        "attack, interface, thief or network is given twice, in other words")
+        raise UserError(f"{directory / 'params.json'}: two students of the grid have the directory {twice[0]}: an "
+                        "attack, interface, thief or network is given twice; remove one")
     tried = {attempt.values["attack"] for attempt in attempts if attempt.victim == "model" and "attack" in
              attempt.values}
     tried_labels = {attempt.attack for attempt in attempts if attempt.victim == "model"}
@@ -160,14 +160,14 @@ class _Grid:
     params: AuditParams
     directory: Path
     sizes: Mapping[str, int]
-    refused: dict[str, str] = field(default_factory=dict)  # attacks that fit somewhere not, and the reason
+    refused: dict[str, str] = field(default_factory=dict)  # attacks that do not fit somewhere, and the reason
 
     def attempts(self, references: Path | None) -> Iterator[Attempt]:
         params = self.params
         thieves = list(params.thieves or (LABELED, UNLABELED, *([NO_DATA] if params.preset == "full" else [])))
         offered = [(interface, defense) for interface in interfaces(params) for defense in params.answer_defenses]
         if not params.unprotected and not {("logits", "none"), ("probabilities", "none")} & {*offered}:
-            offered.insert(0, ("logits", "none"))  # what the others are compared with
+            offered.insert(0, ("logits", "none"))  # reference of the other answers
         victims = {"model": offered}
         if params.unprotected and references is None:
             victims["unprotected"] = [("logits", "none")]
@@ -182,7 +182,7 @@ class _Grid:
                         for thief in thieves:
                             if thief != NO_DATA:
                                 yield from self._attack_students(student, images, thief, victim, interface, defense)
-                            elif images == params.query_budgets[0]:  # patches are no images to count
+                            elif images == params.query_budgets[0]:  # patches do not count as images
                                 yield from self._data_free_students(student, victim, interface, defense)
 
     def _no_teacher_students(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
@@ -194,7 +194,7 @@ class _Grid:
                                 values | ({"label_smoothing": smoothing} if smoothing else {}), SCRATCH)
 
     def _control_students(self, student: Mapping[str, Any], images: int | None) -> Iterator[Attempt]:
-        """Of each attack that reads labels: on uniform answers or, where it picks the top class, on class means."""
+        """Each attack that reads labels, on uniform answers or, if it reads the top class, on class means."""
         for specification in _specifications(self.params):
             labeled = {**specification, **_alpha_for(specification, LABELED)}
             attack = _attack_params(labeled)
@@ -246,7 +246,7 @@ class _Grid:
         return Attempt(network, images, count, thief, victim, answers, attack, directory, values, stage)
 
     def _fits(self, attempt: Attempt, name: str) -> Attempt | None:
-        """The attempt with what its parameters say of it; None where they do not go together, which is noted."""
+        """The attempt, completed from its parameters; None, with a reason in `refused`, if they do not fit."""
         try:
             description = attempt.params().description
         except UserError as error:
@@ -257,7 +257,7 @@ class _Grid:
 
     def _student_params(self, student: Mapping[str, Any], images: int | None, thief: str, victim: str, interface: str,
                  defense: str) -> dict[str, Any]:
-        """Parameters of a student of the audited or of the unprotected model, without those of the attack."""
+        """Parameters of a student of the audited or unprotected model, without those of the attack."""
         params = self.params
         foreign = thief if thief not in (LABELED, UNLABELED, NO_DATA) else None
         values = self._training_params(student, images, foreign or params.dataset)
@@ -288,7 +288,7 @@ class _Grid:
 
 
 def _specifications(params: AuditParams, *, defended: bool = False) -> list[Specification]:
-    """The attacks that are tried, hard labels always among them; defended: on answers that a defense has changed."""
+    """Attacks to try, always including hard labels. defended: whether a defense changes the answers."""
     if params.attacks is not None:
         found = [{"attack": each} if isinstance(each, str) else dict(each) for each in params.attacks]
         for each in found:
@@ -298,7 +298,7 @@ def _specifications(params: AuditParams, *, defended: bool = False) -> list[Spec
     else:
         named = {specification["attack"] for specification in CORE}
         found = [*CORE, *({"attack": "kd", "temperature": temperature} for temperature in (2, 10)),
-                 {"attack": "skeptical", "delay": 0},  # its published delay is longer than many a training
+                 {"attack": "skeptical", "delay": 0},  # the published delay exceeds many runs
                  *({"attack": name} for name in REGISTRY if name not in {*named, *NOT_STANDALONE, "skeptical"}
                    and not _needs_all_answers(name))]
     if params.attacks is None and defended:
@@ -315,7 +315,7 @@ def _check_attack(specification: Specification) -> None:
             raise ValueError(f"{specification} has no \"attack\"")
         REGISTRY.entry(name)
         if name in CONTROLS:
-            raise ValueError(f'"{name}" is a control: those of the attacks that read labels are always run')
+            raise ValueError(f'"{name}" is a control, which every attack that reads labels gets: remove it')
     except ValueError as error:
         raise UserError(f'"attacks": {error}') from None
 
@@ -326,17 +326,17 @@ def _needs_all_answers(name: str) -> bool:
 
 
 def _alpha_for(specification: Specification, thief: str) -> dict[str, Any]:
-    """Without labels, a loss that mixes both has the teacher's term only; with them, hard labels are half of it."""
+    """Weight of the teacher's term: 1 without labels; 0.5 for hard labels beside labels; otherwise the default."""
     attack = _attack_params(specification)
     if attack is None or "alpha" not in type(attack).model_fields:
         return {}
-    if thief != LABELED:  # a given alpha that weighs labels is refused, not replaced
+    if thief != LABELED:  # an unsuitable alpha of the user is refused later, not replaced
         return {"alpha": 1} if attack.needs_labels and "alpha" not in specification else {}
     return {"alpha": 0.5} if attack.top_class_only and "alpha" not in specification else {}
 
 
 def _attack_params(specification: Specification) -> AttackParams | None:
-    """Parameters of an attack; None where they are wrong, of which its run says why."""
+    """Parameters of an attack; None if they are invalid, which the check of its run reports."""
     try:
         return REGISTRY[specification["attack"]].Params(**{key: value for key, value in specification.items()
                                                           if key != "attack"})
@@ -345,27 +345,27 @@ def _attack_params(specification: Specification) -> AttackParams | None:
 
 
 def interfaces(params: AuditParams) -> Sequence[str]:
-    """What the model's interface returns, in turn."""
+    """Interfaces to attack."""
     return params.interfaces or (FULL_INTERFACES if params.preset == "full" else FULL_INTERFACES[:1])
 
 
 def attack_display_name(specification: Specification) -> str:
-    """`KD, temperature 4`: the attack and the parameters that were given."""
+    """Display name of an attack and the parameters given: `KD, temperature 4`."""
     own = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
            for key, value in specification.items() if key != "attack"]
     return ", ".join([REGISTRY.entry(specification["attack"]).display_name, *own])
 
 
 def answers_display_name(interface: str, answer_defense: str) -> str:
-    """`logits`, `label`, `mad:0.5`, `label after mad:0.5`: what a client gets."""
+    """Display name of the answers that a client gets: `logits`, `label`, `mad:0.5`, `label after mad:0.5`."""
     if answer_defense == "none":
         return interface
     return answer_defense if interface in ("logits", "probabilities") else f"{interface} after {answer_defense}"
 
 
 def network_name(student: Mapping[str, Any]) -> str:
-    """`net16`, `resnet18`, `torchvision_resnet18`: a network in directories and tables; with a number of its own where
-    it has options."""
+    """Name of a network in directories and tables: `net16`, `resnet18`, `torchvision_resnet18`, with a hash of its
+    options, if any."""
     name, options = str(student["model_name"]), student.get("model_options")
     label = f"net{student.get('num_channels', 32)}" if name == "net" else slug(name)
     return label + f"_{zlib.crc32(json.dumps(options, sort_keys=True).encode()):08x}" * bool(options)
@@ -376,17 +376,17 @@ def _victim_directory(victim: str, interface: str, defense: str) -> str:
 
 
 def slug(label: str) -> str:
-    """Words as the name of a directory."""
+    """Convert a label into a directory name."""
     return re.sub(r"[^a-z0-9_.]+", "_", label.lower()).strip("_.")
 
 
 def weights(checkpoint: str) -> str:
-    """The file that a run reads as its teacher: the last checkpoint of the directory of a run, or the file itself."""
+    """File that a run reads as its teacher: the last checkpoint of a run directory, or the given file."""
     return str(Path(checkpoint) / "last_model.tar") if Path(checkpoint).is_dir() else checkpoint
 
 
 def same_grid(params: AuditParams, other: AuditParams) -> Sequence[str]:
-    """The keys in which two audits differ whose students are to be compared."""
+    """Keys that must be equal for the students of two audits to be comparable, but differ."""
     one, two = ({key: value for key, value in each.model_dump().items() if key not in OF_MODEL}
                 | {"students": each.networks} for each in (params, other))
     return [key for key in one if one[key] != two[key]]

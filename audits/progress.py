@@ -1,4 +1,4 @@
-"""Progress of an audit, and the time left by the pace of the finished students."""
+"""Progress of an audit, and the remaining time estimated from the finished students."""
 from __future__ import annotations
 
 import sys
@@ -11,13 +11,13 @@ from runs.directories import Run
 from runs.pool import Watcher
 from utils.params import RecipeParams
 
-TEST = 1 / 3  # of the cost of a training image: the forward pass of a test image, after each epoch
-STARTUP = 2.0  # seconds of a run that its record does not count
+TEST = 1 / 3  # cost of a test image (forward pass, after each epoch) relative to a training image
+STARTUP = 2.0  # seconds of a run that its recorded wall time does not include
 
 
 def cost(run: Run, sizes: Mapping[str, int], test_images: int) -> float:
-    """Images that a run sends through its network, an evaluated one as a third of a trained one. sizes: number of
-    training images by data set."""
+    """Cost of a run in training images; an evaluated image counts a third. sizes: number of training images by data
+    set."""
     params = run.params
     values = (getattr(params, key, None) for key in ("query_budget", "subset_size", "patches"))
     images = next(filter(None, values), None) or sizes[getattr(params, "transfer_set", None) or params.dataset]
@@ -26,7 +26,7 @@ def cost(run: Run, sizes: Mapping[str, int], test_images: int) -> float:
 
 
 def seconds_left(costs: dict[Path, float], finished: Sequence[Run], jobs: int) -> float | None:
-    """By the pace of the finished runs; None where none is finished."""
+    """Estimate from the speed of the finished runs; None if no run is finished."""
     records = [(run.results, costs[run.directory]) for run in finished if run.results]
     if not records:
         return None
@@ -42,10 +42,10 @@ def duration(seconds: float) -> str:
 
 
 class Bar(Watcher):
-    """One progress bar with the time left; failures are printed above it. Where stderr is no terminal, a line a run."""
+    """Progress bar with the remaining time; failures are printed above it. Without a terminal, one line per run."""
 
     def __init__(self, costs: dict[Path, float]) -> None:
-        """costs: of the runs to come, by directory."""
+        """costs: cost of each unfinished run, by directory."""
         self._costs, self._done, self._of = costs, 0, len(costs)
         self._bar = tqdm(total=sum(costs.values()), smoothing=0, leave=False, disable=not sys.stderr.isatty(),
                          bar_format="{desc} |{bar}| {percentage:.0f} %, {remaining} left", desc=f"0 of {self._of}")

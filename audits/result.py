@@ -1,4 +1,4 @@
-"""What an audit found: audit.json, of which these classes are the schema (`python audit.py --schema`)."""
+"""Result of an audit, and the schema of audit.json (`python audit.py --schema`)."""
 from __future__ import annotations
 
 import math
@@ -20,12 +20,12 @@ FORMAT = 1
 
 
 class MeanStd(BaseModel):
-    """Test accuracies at the last epoch, percent, of one experiment."""
+    """Test accuracies of one experiment at the last epoch, in percent."""
 
-    directory: str = Field(description="of the experiment; each seed's run is in DIRECTORY/seedN")
-    seeds: dict[int, float] = Field(description="accuracy by seed")
+    directory: str = Field(description="directory of the experiment; the run of seed N is in DIRECTORY/seedN")
+    seeds: dict[int, float] = Field(description="test accuracy in percent, by seed")
     mean: float
-    sd: float | None = Field(description="standard deviation over the seeds; null for one seed")
+    sd: float | None = Field(description="standard deviation over the seeds, percentage points; null for one seed")
 
     @classmethod
     def of(cls, directory: str, seeds: Mapping[int, float]) -> MeanStd:
@@ -38,25 +38,25 @@ class MeanStd(BaseModel):
 
 
 class Student(BaseModel):
-    """One attack of one thief, or a student without a teacher, with the runs of all seeds."""
+    """Students of all seeds that one thief trains by one attack, or students without a teacher."""
 
     network: str
-    images: int | None = Field(description="that it learned from; null: all training images")
-    count: int = Field(description="number of these images or, without data, patches")
+    images: int | None = Field(description="number of images that the student learns from; null: all training images")
+    count: int = Field(description="number of images that the student learns from or, without data, of patches")
     thief: str
-    victim: str = Field(description="`model`, `unprotected`, `control` (answers that know nothing of the image) or "
-                                    "`none` (labels alone)")
-    answers: str = Field(description="what the thief got for an image")
+    victim: str = Field(description="attacked model: `model`, `unprotected`, `control` (answers that do not depend on "
+                                    "the image) or `none` (a student of labels, without a teacher)")
+    answers: str = Field(description="answers that the thief gets, such as `logits` or `label after mad:0.5`")
     answer_defense: str
     attack: str
-    top_class_only: bool = Field(description="whether it learned no more of an answer than its top class")
+    top_class_only: bool = Field(description="whether the student only uses the top class of each answer")
     accuracy: MeanStd
 
 
 class ThiefVerdict(BaseModel):
-    """What one kind of thief gets: the strongest attack of those tried, beside its reference points.
+    """Strongest attack of one thief, and its reference points.
 
-    The strongest attack is a maximum over those tried, which errs on the thief's side.
+    The strongest attack is the maximum over those tried, which favors the thief.
     """
 
     network: str
@@ -64,25 +64,28 @@ class ThiefVerdict(BaseModel):
     count: int
     thief: str
     answers: str
-    attack: str = Field(description="the strongest one")
-    accuracy: MeanStd = Field(description="of its student")
-    labels: MeanStd | None = Field(description="of a student of the same images and their labels, without a teacher")
-    label_smoothing: MeanStd | None = Field(description="the same with the better strength of label smoothing")
-    hard_label: MeanStd | None = Field(description="the best student of the top classes alone, of this model: the "
-                                                   "floor of defenses that keep the top class")
-    unprotected: MeanStd | None = Field(description="the strongest attack on the unprotected model or, without one, on "
-                                                   "this model's logits")
-    control: MeanStd | None = Field(description="the same attack on answers that know nothing of the image")
-    headroom: float | None = Field(description="strongest attack on the unprotected model less its floor, points: its "
-                                              "student of hard labels or, where the thief has labels, the better "
-                                              "student of these alone")
-    headroom_left: float | None = Field(description="strongest attack less the floor, points")
-    efficiency: float | None = Field(description="part of the headroom that protection takes; null where the headroom "
-                                                 "is within the margin; above 1 students are worse than from the "
-                                                 "unprotected model's top classes")
-    margin: float = Field(description="points within which students are not told apart: the larger standard "
-                                      "deviation of the seeds or, if that is more, the standard error of a difference "
-                                      "on so many test images")
+    attack: str = Field(description="strongest of the attacks tried")
+    accuracy: MeanStd = Field(description="accuracy of the strongest attack's student")
+    labels: MeanStd | None = Field(description="a student of the same images and their labels, without a teacher")
+    label_smoothing: MeanStd | None = Field(description="a student of smoothed labels, without a teacher, at the best "
+                                                         "strength tried")
+    hard_label: MeanStd | None = Field(description="best student that only uses this model's top classes: the floor "
+                                                   "of defenses that keep the top class")
+    unprotected: MeanStd | None = Field(description="strongest attack on the unprotected model or, without one, on "
+                                                    "this model's logits")
+    control: MeanStd | None = Field(description="the strongest attack on answers that do not depend on the image")
+    headroom: float | None = Field(description="strongest attack on the unprotected model minus that model's floor "
+                                               "(hard labels or, for a thief with labels, the better student without "
+                                               "a teacher), percentage points")
+    headroom_left: float | None = Field(description="strongest attack on this model minus this model's floor (hard "
+                                                    "labels or, for a thief with labels, the better student without a "
+                                                    "teacher), percentage points")
+    efficiency: float | None = Field(description="fraction of the headroom that protection takes; null if the "
+                                                 "headroom is within the margin; above 1, the best student is below "
+                                                 "the unprotected model's floor")
+    margin: float = Field(description="differences within this number of percentage points are not significant: the "
+                                      "standard deviation over seeds or the standard error of a difference on that "
+                                      "number of test images, whichever is larger")
     sentence: str
 
 
@@ -98,12 +101,12 @@ class Audit(BaseModel):
     classes: int
     verdicts: list[ThiefVerdict]
     students: list[Student]
-    prices: dict[str, dict[str, float]] = Field(description="what answers are worth to honest users, and what they "
-                                                            "hold, as of evaluate.py; by what a client gets")
-    queries: list[int] = Field(description="numbers of images that the thieves' runs sent to the model")
-    not_tried: dict[str, str] = Field(description="attacks, and why they were not tried")
-    failed: list[str] = Field(description="directories of runs that failed")
-    seconds: float = Field(description="sum of the runs, training and evaluation")
+    prices: dict[str, dict[str, float]] = Field(description="metrics of evaluate.py (price for clients, profile for a "
+                                                            "student), by the answers that clients get")
+    queries: list[int] = Field(description="numbers of images that single runs sent to the model")
+    not_tried: dict[str, str] = Field(description="attacks that were not tried, with the reason")
+    failed: list[str] = Field(description="directories of failed runs")
+    seconds: float = Field(description="training and evaluation time, summed over the runs")
     runs: int
     versions: dict[str, Any]
     remarks: list[str]
@@ -114,7 +117,7 @@ class Audit(BaseModel):
 
 
 def read_students(plan: Plan) -> tuple[list[Student], list[Results]]:
-    """The students of a plan that are finished, and the records of their runs."""
+    """Finished students of a plan, and the results of their runs."""
     students: list[Student] = []
     records: list[Results] = []
     for attempt in plan.attempts:
@@ -132,7 +135,7 @@ def read_students(plan: Plan) -> tuple[list[Student], list[Results]]:
 
 
 def judge_all(students: Sequence[Student], test_images: int) -> list[ThiefVerdict]:
-    """A verdict for each network of students, number of images, kind of thief and kind of answers."""
+    """One verdict per student network, number of images, thief and kind of answers."""
     kinds = dict.fromkeys((each.network, each.images, each.thief, each.answers) for each in students
                           if each.victim == "model")
     return [_judge(students, *kind, test_images=test_images) for kind in kinds]
@@ -145,7 +148,7 @@ def _judge(students: Sequence[Student], network: str, images: int | None, thief:
     plain = {each.attack: each for each in peers if each.victim == "unprotected"} or \
         {each.attack: each for each in peers if each.victim == "model" and each.answers in ("logits", "probabilities")}
     alone = [each for each in students if each.victim == "none" and each.network == network and each.images == images
-             and thief in (LABELED, UNLABELED)]  # others have other images
+             and thief in (LABELED, UNLABELED)]  # other thieves do not have the training images
     labels = next((each.accuracy for each in alone if each.attack == "labels"), None)
     smoothed = _better(*(each.accuracy for each in alone if each.attack != "labels"))
     hard_label = _hard_label(peers, own)
@@ -167,29 +170,29 @@ def _judge(students: Sequence[Student], network: str, images: int | None, thief:
 
 
 def margin(verdict: Verdict[str], test_images: int) -> float:
-    """Points within which two students are not told apart: the larger standard deviation of the seeds or, if that is
-    more, the standard error of the difference of two means of as many seeds, each on so many test images."""
+    """Percentage points within which differences are not significant: the standard deviation over seeds or the
+    standard error of the difference of two means (same number of seeds and test images), whichever is larger."""
     rate = mean(verdict.student) / 100
     error = 100 * math.sqrt(2 * rate * (1 - rate) / test_images / len(verdict.student))
     return max(verdict.noise, error)
 
 
 def _efficiency(unprotected: Verdict[str], verdict: Verdict[str], test_images: int) -> float | None:
-    """None where the headroom of the unprotected model is within its margin."""
+    """Fraction of the headroom that protection takes; None if the headroom is within the unprotected model's margin."""
     if (unprotected.headroom or 0.0) <= margin(unprotected, test_images):
         return None
     return verdicts.efficiency(unprotected, verdict)
 
 
 def _verdict(students: Mapping[str, Student], floor: MeanStd | None) -> Verdict[str] | None:
-    """floor: what a thief gets without the model, where he has labels; else it is his student of hard labels."""
+    """floor: students without a teacher, for a thief with labels; None: the student of hard labels is the floor."""
     return verdicts.judge({name: verdicts.Attempt(list(each.accuracy.seeds.values()), each.top_class_only)
                            for name, each in students.items()}, list(floor.seeds.values()) if floor else ())
 
 
 def _hard_label(peers: Sequence[Student], of: Mapping[str, Student]) -> MeanStd | None:
-    """The best student of the top classes alone that these students' model gives behind their answer defense: of any
-    interface, as all that has a top class gives the same one."""
+    """Best student that only uses top classes, of the same model and answer defense as `of`, at any interface: all
+    interfaces return the same top class."""
     one = next(iter(of.values()), None)
     return _better(*(each.accuracy for each in peers if one and each.top_class_only
                      and (each.victim, each.answer_defense) == (one.victim, one.answer_defense)))
@@ -200,12 +203,12 @@ def _better(*candidates: MeanStd | None) -> MeanStd | None:
 
 
 def _sentence(found: ThiefVerdict) -> str:
-    """What the best copy reaches, and `distillable by ...` or `no attack tried beats ...`; no more than was tried."""
+    """`distillable by ...` or `no attack tried beats ...`, and the accuracy of the best copy among attacks tried."""
     copy = f"the best copy, by {found.attack}, has {found.accuracy} %"
     if found.thief == LABELED:
         reference, label = _better(found.labels, found.label_smoothing), "the thief's own labels"
         if reference and found.control and found.control.mean > reference.mean:
-            reference, label = found.control, "the same attack on answers that know nothing of the image"
+            reference, label = found.control, "the same attack on answers that do not depend on the image"
     else:
         reference, label = found.hard_label, "hard labels"
     if reference is None:
@@ -221,7 +224,7 @@ def _sentence(found: ThiefVerdict) -> str:
 
 def summarize(plan: Plan, params: AuditParams, model: Evaluated, failed: Iterable[Path],
               versions: Mapping[str, Any]) -> Audit:
-    """The audit as far as its runs are finished."""
+    """Result of the audit from the finished runs."""
     students, records = read_students(plan)
     return Audit(
         finished=len(records) == len(plan.directories()), params=params.model_dump(mode="json"),

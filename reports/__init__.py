@@ -1,1 +1,1 @@
-"""Reading what runs left in their directories, and telling it: tables beside the published ones, and figures."""
+"""Read run directories, and render them as tables beside the published values and as figures."""

@@ -1,4 +1,4 @@
-"""Tables of attacks: a row an attack, a column a teacher, for one student and one kind of thief."""
+"""Tables of attacks on teachers: one row per attack, one column per teacher, for one student and one thief."""
 from __future__ import annotations
 
 import re
@@ -13,25 +13,25 @@ from reports.verdicts import Attempt, Verdict, format_efficiency, judge
 from runs.stages import display_name
 from utils.results import is_number
 
-MAX_COLUMNS = 6  # teachers; more of them are rows
+MAX_COLUMNS = 6  # teachers; with more, each is a row
 TEACHER_ITSELF = Header(("teacher",), "the teacher itself")
 NO_TEACHER = Header(("no teacher",), "no teacher: labels")
 
 
 def is_theft(cell: Cell) -> bool:
-    """Whether a student is one of a thief who lacks labels or images, counts queries, or is a control: no published
-    table of Nasty Teacher has a place for it."""
+    """Whether the thief lacks labels or images, sends each image once or has a query budget, or the student is a
+    control. The published tables of Nasty Teacher have no place for these students."""
     what = cell.description
     return what.role == "student" and what.uses_data and bool(
         what.control or what.images or not what.labels or what.queries == "once" or what.budget)
 
 
-Teacher = tuple[Any, str]  # the experiment of the attacked network, and the answer defense in front of it
+Teacher = tuple[Any, str]  # experiment of the attacked network, and its answer defense
 
 
 @dataclass(frozen=True)
 class Theft:
-    """Students of one network and one kind of thief: the table of their attacks, and the verdict on each teacher."""
+    """Students of one network and one thief: the table of attacks, and a verdict on each teacher."""
 
     network: str
     thief: str  # `labels`, `no labels`, `images of cifar100, no labels`, with the number of images if not all
@@ -39,17 +39,17 @@ class Theft:
     teachers: dict[Teacher, Header]
     table: Table
     verdicts: dict[Header, Verdict[Header]]  # of teachers with finished students
-    no_teacher: Cell | None  # the same network from the labels of as many images
+    no_teacher: Cell | None  # the same network trained on the labels of as many images
     labels: bool  # whether the thief has labels
 
     @property
     def unprotected(self) -> Header | None:
-        """The normal teacher with which the others are compared."""
+        """Column of the normal teacher, to which the others are compared."""
         return _unprotected(self.verdicts)
 
 
 def thefts(collection: Collection, own: Sequence[Cell]) -> list[Theft]:
-    """By student network and kind of thief: with labels, without, or with foreign images, and the number of images."""
+    """Thefts by student network, thief (with labels, without labels, foreign images) and number of images."""
     groups: dict[tuple[str, bool, str, int | None], list[Cell]] = {}
     for cell in filter(is_theft, own):
         what = cell.description
@@ -59,7 +59,7 @@ def thefts(collection: Collection, own: Sequence[Cell]) -> list[Theft]:
 
 
 def attacks(collection: Collection, own: Sequence[Cell]) -> list[Table]:
-    """A table for each student network and each kind of thief."""
+    """One table per student network and thief."""
     return [theft.table for theft in thefts(collection, own)]
 
 
@@ -93,7 +93,7 @@ def _theft(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
 
 def _without_teacher(own: Sequence[Cell], students: Sequence[Cell], network: str,
                      subset: int | None) -> dict[Header, Cell]:
-    """The network from the labels of as many images as the students have, and from smoothed ones, by strength."""
+    """The network trained on the labels of as many images, without and with label smoothing, by strength."""
     found: dict[Header, list[Cell]] = {}
     for cell in own:
         if cell.kind in ("normal", "smoothed") and (cell.network, cell.subset) == (network, subset):
@@ -106,8 +106,8 @@ def _without_teacher(own: Sequence[Cell], students: Sequence[Cell], network: str
 
 
 def row_labels(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
-    """What each student's attack is called, by its experiment: the name, the parameters in which attacks of one name
-    differ, and what the teacher lets out. without: a parameter that is shown elsewhere."""
+    """Label of each student's attack, by experiment: display name, parameters that differ between attacks of that
+    name, and interface. without: a parameter that is shown elsewhere."""
     students = list(students)
     values: dict[tuple[str, str], set[str]] = {}
     for cell in students:
@@ -127,7 +127,7 @@ def row_labels(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
 
 
 def _natural_sort_key(words: str) -> list[tuple[float, str]]:
-    """A sort key by which 2 comes before 10."""
+    """Sort key that orders 2 before 10."""
     return [(float(part), "") if part.replace(".", "", 1).isdecimal() else (0.0, part)
             for part in re.split(r"(\d+\.?\d*)", words)]
 
@@ -139,7 +139,7 @@ def _key(cell: Cell) -> tuple[str, ...]:
 
 
 def _teachers(students: Sequence[Cell], own: Sequence[Cell]) -> dict[Teacher, Header]:
-    """The columns: kind and network of the teacher, where it lies if that is not enough, and its answer defense."""
+    """Columns: kind and network of each teacher, its directory if these are ambiguous, and its answer defense."""
     victims: dict[Any, tuple[str, str]] = {}
     for cell in students:
         if not cell.description.control:
@@ -164,7 +164,7 @@ def _column(cell: Cell, teachers: dict[Teacher, Header]) -> Header:
 
 
 def _queries(students: Sequence[Cell]) -> str:
-    """The number of queries, where all students have made the same number."""
+    """`, N queries` if all students sent the same number of queries, otherwise empty."""
     counts = {count for cell in students if not cell.description.control and cell.source == cell.victim
               for run in cell.finished if run.results for count in run.results.queries.values()}
     return f", {counts.pop():,} queries" if len(counts) == 1 else ""
@@ -172,8 +172,8 @@ def _queries(students: Sequence[Cell]) -> str:
 
 def _verdicts(table: Table, teachers: Sequence[Header], fixed: dict[Header, Cell], *,
               labels: bool) -> dict[Header, Verdict[Header]]:
-    """The verdict on each teacher by the last epochs of its students. labels: whether the thief has some, and so the
-    students of `fixed`, without a teacher."""
+    """Verdict on each teacher, from the last epoch of its students. labels: whether the thief has labels, and so can
+    train the students without a teacher in `fixed`."""
     found = {}
     no_teacher = max(filter(None, map(_last, fixed.values())), key=mean, default=[]) if labels else []
     for column in teachers:
@@ -191,8 +191,8 @@ def _unprotected(verdicts: Iterable[Header]) -> Header | None:
 
 
 def _summary(verdicts: dict[Header, Verdict[Header]]) -> tuple[list[str], list[list[str]]]:
-    """The strongest attack on each teacher, and what a defense takes of the headroom: sentences, and a table with a
-    line for each teacher."""
+    """Strongest attack on each teacher, and fraction of the headroom that a defense takes: sentences, and a table
+    with one row per teacher."""
     normal = _unprotected(verdicts)
     unprotected = verdicts[normal] if normal else None
     lines = [["teacher", "strongest attack", "its student", "floor", "efficiency"]]

@@ -1,4 +1,4 @@
-"""ABD's tables: a row a trigger, a column a way to learn from its teacher, accuracy / attack success rate."""
+"""ABD's tables, accuracy / attack success rate: one row per trigger, one column per way to learn from its teacher."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from reports.cells import (
 from reports.table import TEACHER, Header, Place, Table
 
 CLEAN = Header(("no backdoor",), "no backdoor")
-DATA = "data"  # in the place of a method: students with data
+DATA = "data"  # pseudo-method of students with data
 
 
 def backdoors(collection: Collection, own: Sequence[Cell], published: dict[str, Any]) -> list[Table]:
-    """A table for each teacher's and student's network and each method without data, and one for teachers without such
-    students. published: by the two networks, trigger and way to learn."""
+    """One table per teacher network, student network and data-free method, and one per teacher network without such
+    students. published: values by the two networks, trigger and way to learn."""
     pairs: dict[tuple[str, str], list[Cell]] = {}
     for cell in own:
         if cell.backdoor and cell.kind == "student":
@@ -54,8 +54,8 @@ def _table(name: str, title: str) -> Table:
 
 def _fill(table: Table, teacher: str, students: Sequence[Cell], own: Sequence[Cell],
           published: dict[str, dict[str, list[float]]]) -> Table:
-    """A row for a clean network like the teacher, and one for each poisoned teacher of these students, or, without any,
-    for each; columns for the teacher, for the student with data, and for the method and its defences."""
+    """Fill a table. Rows: a clean network like the teacher, then the poisoned teachers of these students or, without
+    students, all poisoned teachers. Columns: teacher, student with data, the method and its backdoor defenses."""
     teachers = [cell for cell in own if cell.backdoor and cell.kind == "poisoned" and cell.network == teacher]
     clean = [cell for cell in own if cell.kind == "normal" and cell.network == teacher]
     if clean:
@@ -84,24 +84,24 @@ def _fill(table: Table, teacher: str, students: Sequence[Cell], own: Sequence[Ce
 
 
 def _method(cell: Cell) -> str:
-    """The method without data, or `DATA`."""
+    """Data-free method, or `DATA`."""
     return DATA if cell.description.uses_data else cell.description.method
 
 
 def _teacher(cell: Cell) -> Path | None:
-    """The experiment of its teacher, or its own if it is one."""
+    """Experiment of a student's teacher, or of the teacher itself."""
     return cell.source if cell.kind == "student" else cell.experiment
 
 
 def _column(method: str, student_method: StudentMethod, answers: str = "") -> Header:
-    """Students that learn in one way, with data or without, from one kind of answers."""
+    """Column of students that learn in one way, with or without data, from one kind of answers."""
     words = ["with data" if method == DATA else "", student_method_name(student_method),
              f"answers {answers}" if answers else ""]
     return Header((method, *student_method[method != DATA:], *filter(None, [answers])), ", ".join(filter(None, words)))
 
 
 def _order(column: Header) -> tuple[bool, bool, int]:
-    """The teacher, the student with data, the method, the method with each backdoor defense."""
+    """Sort key: teacher, student with data, method, method with each backdoor defense."""
     defense = column.key[1] if len(column.key) > 1 else ""
     return (column != TEACHER, column.key[0] != DATA,
             list(DEFENSES).index(defense) if defense in DEFENSES else len(DEFENSES))

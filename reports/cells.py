@@ -1,4 +1,4 @@
-"""What runs are in a paper's table: which network, trained how, by which teacher. Several seeds are one cell."""
+"""Cells of a paper's tables: experiments with their network, training and teacher. All seeds are one cell."""
 from __future__ import annotations
 
 import contextlib
@@ -21,19 +21,19 @@ NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": 
          "mobilenetv2": "MobileNetV2"}
 DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
-PARTS = ("baseline", "abd", "ablations", "attacks", "defenses")  # and kd*: parts of a directory of experiments
-CONTINUED = "continued"  # kind of a normal network that starts from the weights of another one of the report
-KINDS = ("normal", CONTINUED, "", "poisoned", "student", "unknown")  # in the order of rows; "": trained-in defenses
-StudentMethod = tuple[str, ...]  # how a student learns: (), plainly from data; (method,) or (method, backdoor defense)
+PARTS = ("baseline", "abd", "ablations", "attacks", "defenses")  # and kd*: subdirectories of a collection
+CONTINUED = "continued"  # a normal network that starts from the weights of another one of the report
+KINDS = ("normal", CONTINUED, "", "poisoned", "student", "unknown")  # row order; "": trained-in defenses
+StudentMethod = tuple[str, ...]  # (): plain distillation with data; (method,) or (method, backdoor defense)
 
 
 def network(name: str, channels: int) -> str:
-    """A name of the zoo that tells widths of `net` apart: `net`, `net16`."""
+    """Network name with the width of `net` if it is not the default: `net`, `net16`."""
     return f"{name}{channels}" if name == "net" and channels != 32 else name
 
 
 def network_display_name(name: str) -> str:
-    """As papers write it: `ResNet-18`."""
+    """Network name as in papers: `ResNet-18`."""
     for short, prefix in (("preresnet", "ResNetC-"), ("resnet", "ResNet-"), ("densenet", "DenseNet-"), ("wrn", "WRN-")):
         if name.startswith(short):
             return prefix + name.removeprefix(short).replace("_", "-")
@@ -43,12 +43,12 @@ def network_display_name(name: str) -> str:
 
 
 def student_method_name(method: StudentMethod) -> str:
-    """`OoD + SV`: a method and its backdoor defense."""
+    """Display name of a method and its backdoor defense: `OoD + SV`."""
     return " + ".join([*map(display_name, method[:1]), *(DEFENSES.get(defense, defense) for defense in method[1:])])
 
 
 def rank(kind: str) -> tuple[int, str]:
-    """The order of kinds of networks: normal, protected, poisoned, students."""
+    """Sort key of network kinds: normal, protected, poisoned, students."""
     return KINDS.index(kind if kind in KINDS else ""), kind
 
 
@@ -62,15 +62,15 @@ def kind_of(run: Run, runs: Sequence[Run]) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """All runs of one experiment, one a seed."""
+    """All runs of one experiment, one per seed."""
 
     experiment: Path
     runs: Sequence[Run]
     kind: str = ""  # see `kind_of`
-    source: Path | None = None  # of a student: the experiment of its teacher
-    origin: Path | None = None  # of a nasty teacher: the experiment of the normal one that it was made from
-    teacher_kind: str = ""  # of a student: as `kind`, or `unknown` without a source
-    victim: Path | None = None  # of a student: the experiment of the network that is no student at the root of a chain
+    source: Path | None = None  # students: experiment of the teacher
+    origin: Path | None = None  # nasty teachers: experiment of the normal teacher that it was made from
+    teacher_kind: str = ""  # students: `kind` of the teacher, or `unknown` without a source
+    victim: Path | None = None  # students: experiment of the first teacher of a chain
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def teacher(self) -> str | None:
-        """The network of a student's teacher."""
+        """Network of a student's teacher; None for other kinds."""
         return network(self.params["teacher_model"], self.params["teacher_num_channels"]) \
             if self.kind == "student" else None
 
@@ -92,29 +92,28 @@ class Cell:
 
     @property
     def student_method(self) -> StudentMethod:
-        """How a student learns."""
+        """Method and backdoor defense of a student."""
         method, defense = self.description.method, self.description.backdoor_defense
         return () if self.description.plain else (method,) if defense == "none" else (method, defense)
 
     @property
     def answers(self) -> str:
-        """What a student's teacher lets out; empty for its logits."""
+        """Answers of a student's teacher; empty for logits."""
         return self.description.answers
 
     @property
     def backdoor(self) -> str | None:
-        """The trigger of a poisoned teacher, or of a student of one."""
+        """Trigger of a poisoned teacher, or of a student of one."""
         return self.params.get("trigger") if "poisoned" in (self.kind, self.teacher_kind) else None
 
     @property
     def ablation(self) -> bool:
-        """Whether it is there for a figure and not for a table: a run below a directory `ablations`."""
+        """Whether the experiment is below a directory `ablations`: shown in figures, not in tables."""
         return _parts(self.experiment)[1] == "ablations"
 
     @property
     def subset(self) -> int | None:
-        """The number of images that a network is trained on, of a student those that are sent to its teacher; None for
-        all of them, or a fraction."""
+        """Number of training images or, for a student, of images sent to its teacher; None for all or a fraction."""
         counts = [count for count in (self.description.budget, self.params.get("subset_size")) if count]
         return min(counts, default=None)
 
@@ -123,21 +122,21 @@ class Cell:
         return [run for run in self.runs if run.finished]
 
     def values(self, epoch: str, key: str = "test_accuracy") -> dict[int, float]:
-        """Of the finished runs at their `best` or their `last` epoch, by seed."""
+        """Metric of the finished runs at their `best` or `last` epoch, by seed."""
         rows = {run.params.seed: getattr(run.results, epoch) for run in self.finished}
         return {seed: row[key] for seed, row in rows.items() if is_number(row.get(key))}
 
 
 class DeployedTeacher(Cell):
-    """The teacher of a cell's students as a client meets it: behind its interface and answer defense."""
+    """Teacher of a cell's students, behind its interface and answer defense."""
 
     @classmethod
     def of(cls, students: Cell) -> DeployedTeacher:
         return cls(**{each.name: getattr(students, each.name) for each in fields(students)})
 
     def values(self, epoch: str, key: str = "test_accuracy") -> dict[int, float]:
-        """As the students evaluated it before they were trained, by seed; the same at either epoch. Answers that depend
-        on the order of the queries are not evaluated in batches: their accuracy is that of the profile of answers."""
+        """Metric that the students logged before training, by seed; the same for both epochs. Answers that depend on
+        the order of queries are not evaluated in batches; their accuracy comes from the profile of answers."""
         found = {}
         for run, results in ((run, run.results) for run in self.finished):
             if results is None:
@@ -153,7 +152,7 @@ class DeployedTeacher(Cell):
 
 @dataclass(frozen=True)
 class Collection:
-    """The cells of one data set that are compared with each other."""
+    """Cells of one data set that are compared with each other."""
 
     name: str  # for files
     title: str
@@ -162,15 +161,15 @@ class Collection:
 
 
 def mean_std(values: Iterable[float], sign: str = "", digits: int = 2) -> str:
-    """`mean`, or `mean ± standard deviation` of several."""
+    """`mean`, or `mean ± standard deviation` of several values."""
     values = list(values)
     mean = f"{statistics.mean(values):{sign}.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
-    """Runs by experiment, and remarks: on runs that lie where a seed would but are of another recipe than the others,
-    or of a seed that is there already, which are left out; on what deserves a doubt."""
+    """Group runs by experiment. Returns the cells and warnings, about seed directories that are left out (another
+    recipe, or a seed that exists already) and about runs that may differ from what they seem."""
     groups: dict[Path, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (is_seed(run.directory), run.directory)):
         groups.setdefault(run.experiment, []).append(run)
@@ -191,7 +190,7 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
 
 
 def _seeds(members: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The runs of an experiment that have the recipe of the first, one for each seed, and a remark on each other."""
+    """Runs of an experiment with the recipe of the first run, one per seed, and a warning about each other run."""
     first, kept, warnings = members[0], {members[0].params.seed: members[0]}, []
     recipe = _recipe(first)
     for run in members[1:]:
@@ -208,7 +207,7 @@ def _seeds(members: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def _warnings(run: Run, runs: Sequence[Run]) -> list[str]:
-    """What may make a run another than it seems: its teacher's seed, parameters or checkpoints that changed since."""
+    """Warnings about a run: its teacher has another seed, or parameters or checkpoints have changed since."""
     warnings = []
     teacher = _source(run, runs)
     if teacher and teacher.params.seed != run.params.seed and any(
@@ -216,32 +215,32 @@ def _warnings(run: Run, runs: Sequence[Run]) -> list[str]:
         warnings.append(f"its teacher is {teacher.directory}, of another seed than its own")
     if run.stale:
         warnings.append(f"params.json was changed since it was run ({', '.join(run.stale)}); shown as run")
-    warnings += [f"{path} is by now another than the one that it read" for path in _replaced(run)]
+    warnings += [f"{path} has changed since this run read it" for path in _replaced(run)]
     return [f"{run.directory}: {text}" for text in warnings]
 
 
 def _replaced(run: Run) -> list[str]:
-    """The checkpoints that a finished run has read, as far as there is something else in their place."""
+    """Checkpoints that have been replaced since a finished run read them."""
     replaced = []
     for read in run.results.checkpoints_read.values() if run.results else ():
         file = Path(read["path"]) if isinstance(read, dict) and isinstance(read.get("path"), str) else None
-        with contextlib.suppress(OSError):  # somebody else's, for example
+        with contextlib.suppress(OSError):  # for example, no permission
             if file and file.stat().st_mtime > (run.directory / "results.json").stat().st_mtime and \
                     sha256(file) != read.get("sha256"):
                 replaced.append(str(file))
-    return list(dict.fromkeys(replaced))  # one that was read in two roles
+    return list(dict.fromkeys(replaced))  # a checkpoint may be read in two roles
 
 
 def _recipe(run: Run) -> dict[str, Any]:
-    """What the seeds of an experiment have in common: parameters, checkpoints by the experiment that they are of."""
+    """Parameters that all seeds of an experiment share; a checkpoint is identified by its experiment."""
     left_out = {"seed", *run.params.changeable} - {"num_epochs"}
     sources = {key: experiment(Path(name).parent) for key, name in run.params.checkpoints().items()}
     return {key: value for key, value in run.params.model_dump().items() if key not in left_out} | sources
 
 
 def _source(run: Run, runs: Sequence[Run], key: str = "teacher_resume") -> Run | None:
-    """The run whose checkpoint a run read, if it is among these. Directories may have been moved or copied together:
-    it is the nearest of those that the path could mean."""
+    """Run whose checkpoint a run read, if it is among `runs`. Directories may have been moved or copied together, so
+    the nearest run that matches the path is taken."""
     path = Path(run.params.checkpoints().get(key, "")).parent
     if not path.name:
         return None
@@ -252,13 +251,13 @@ def _source(run: Run, runs: Sequence[Run], key: str = "teacher_resume") -> Run |
 
 
 def shared(one: Path, other: Path) -> int:
-    """How many directories two paths have in common."""
+    """Number of leading directories that two paths share."""
     return len(Path(os.path.commonpath([absolute(one), absolute(other)])).parts)
 
 
 def baseline_score(cell: Cell, others: Sequence[Cell]) -> tuple[int, int, bool, bool]:
-    """Which of several networks from labels is the one to compare others with: the one that has most directories in
-    common with them, most of their recipe, that lies among baselines, that is a teacher of theirs."""
+    """Sort key to select the baseline of `others`: shared directories, shared recipe, below `baseline`, teacher of
+    one of them."""
     common = max((shared(cell.experiment, other.experiment) for other in others), default=0)
     recipe = max((sum(cell.params.get(key) == other.params.get(key) for key in RECIPE) for other in others
                   if other.network == cell.network), default=0)
@@ -267,9 +266,9 @@ def baseline_score(cell: Cell, others: Sequence[Cell]) -> tuple[int, int, bool, 
 
 
 def collections(cells: Sequence[Cell]) -> list[Collection]:
-    """What lies in one directory that holds `baseline`, `kd*`, `abd`, `ablations`; where there is nothing of the kind,
-    what lies side by side."""
-    from utils.datasets import DATASETS  # with torch, of which a report without runs has no need
+    """Group cells by the directory that contains `baseline`, `kd*`, `abd` or `ablations`, or else by the parent
+    directory, and by data set."""
+    from utils.datasets import DATASETS  # imports torch, which a report without runs does not need
 
     groups: dict[tuple[str, Path], list[Cell]] = {}
     for cell in cells:
@@ -284,7 +283,7 @@ def collections(cells: Sequence[Cell]) -> list[Collection]:
 
 
 def _parts(place: Path) -> tuple[Path, str]:
-    """The directory of a collection, and the part of it in which an experiment lies."""
+    """Directory of a collection, and the subdirectory that contains an experiment."""
     parts = place.parent.parts
     marks = [at for at, part in enumerate(parts) if part in PARTS or part == "kd" or part.startswith("kd_")]
     return (Path(*parts[:marks[-1]]), parts[marks[-1]]) if marks else (place.parent, "")

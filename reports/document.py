@@ -1,4 +1,4 @@
-"""A report: what is told of directories of runs, as report.md, results.csv, figures, and text for the terminal."""
+"""Report on run directories: report.md, results.csv, figures, and text for the terminal."""
 from __future__ import annotations
 
 import csv
@@ -28,19 +28,19 @@ RATES = ("asr", "triggered_accuracy", "base_rate", "target_recall")
 
 @dataclass(frozen=True)
 class Report:
-    """All that is told of some directories."""
+    """Tables, figures and warnings about run directories."""
 
     collections: Sequence[Collection]
     tables: Sequence[Table]
     sweeps: Sequence[Sweep]
     prices: Sequence[Prices]
     tradeoffs: Sequence[Tradeoff]
-    unfinished: Sequence[Run]  # in the order in which they need each other
+    unfinished: Sequence[Run]  # in the order of their dependencies
     warnings: Sequence[str]
 
     @classmethod
     def of(cls, directories: Iterable[Path]) -> Report:
-        """Read the runs at and below directories. Raises UserError where there are none."""
+        """Read the runs at and below directories. Raises UserError if there are none."""
         runs, warnings = find(directories)
         if not runs:
             raise UserError("; ".join(warnings))
@@ -66,33 +66,33 @@ class Report:
 
     @property
     def others(self) -> list[Cell]:
-        """Those that are in no table."""
+        """Cells that are in no table."""
         placed = {cell.experiment for table in self.tables for cell in table.cells.values()}
         return [cell for cell in self.cells if cell.experiment not in placed]
 
     @property
     def hidden(self) -> list[Cell]:
-        """The finished ones that are in no table and in no figure but the curves."""
+        """Finished cells that are in no table, and in no figure except the training curves."""
         swept = {place for sweep in self.sweeps for line in sweep.lines.values() for _, cell in line
                  for place in (cell.experiment, cell.source)}
         return [cell for cell in self.others if cell.finished and cell.experiment not in swept]
 
     def missing(self, table: Table) -> list[str]:
-        """The commands that fill a table, teachers first."""
+        """Commands that complete a table, teachers first."""
         of_table = {run.directory for cell in table.cells.values() for run in cell.runs}
         return [run.command for run in self.unfinished if run.directory in of_table]
 
     def write(self, out: Path) -> tuple[list[Path], list[str]]:
-        """report.md, results.csv and the figures: the paths, and a remark on each figure that could not be drawn."""
+        """Write report.md, results.csv and figures. Returns the files, and a warning per figure that failed."""
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "results.csv", _csv(self))
-        write_text(out / "report.md", self.markdown())  # whatever becomes of the figures
+        write_text(out / "report.md", self.markdown())  # first without figures, which may fail
         figure_files, failures = figures.draw(self.tables, self.tradeoffs, self.sweeps, self.collections, out)
         write_text(out / "report.md", self.markdown(figure_files, failures))
         return [out / "report.md", out / "results.csv", *figure_files], failures
 
     def markdown(self, figure_files: Sequence[Path] = (), failures: Sequence[str] = ()) -> str:
-        """All of it; pictures: files that lie beside it; failures: remarks on those that are missing."""
+        """Text of report.md. figure_files: images in the same directory; failures: warnings about missing figures."""
         parts = ["# Results", f"{_progress(self)} {_legend(self)}"]
         named: set[str] = set()
         for table in self.tables:
@@ -119,7 +119,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def text(self) -> str:
-        """For the terminal: the tables in which something is finished, and what else there is."""
+        """Text for the terminal: tables with finished runs, and a summary of the remainder."""
         blocks = ["\n\n".join([table.title, *format_table(table)]) for table in self.tables if table.finished]
         blocks += [f"{price.title}\n\n{markdown(price.lines())}" for price in self.prices]
         blocks += [f"{tradeoff.title}\n\n{markdown(tradeoff.table())}" for tradeoff in self.tradeoffs]
@@ -134,32 +134,32 @@ class Report:
 
 
 def _legend(report: Report) -> str:
-    """What the tables need to be understood."""
-    texts = ["Percent of the test images, mean ± standard deviation where there are several seeds."]
+    """Explanation of the tables."""
+    texts = ["Percent of the test images; mean ± standard deviation if there are several seeds."]
     if any(table.references for table in report.tables):
-        texts.append("In brackets, seed by seed: a student against the same network without a teacher, a teacher "
-                     "against the normal one.")
+        texts.append("In parentheses, differences by seed: a student minus the same network without a teacher, a "
+                     "teacher minus the normal one.")
     if any("asr" in table.keys for table in report.tables if table.finished):
-        texts.append("Attack success rate: images of other classes that are taken for the target once the trigger is "
-                     "on them; base rate: without it. Target recall: images of the target that are recognised.")
+        texts.append("Attack success rate: images of other classes that are classified as the target with the trigger; "
+                     "base rate: without the trigger. Target recall: images of the target classified as the target.")
     if any(table.summary for table in report.tables):
-        texts.append("Controls: the same attack on answers that know nothing of the image; what they reach is label "
-                     "smoothing, not theft. The strongest attack is the best of those tried, which errs on the thief's "
-                     "side, as one of many is the best by chance. Headroom: the strongest attack on the normal teacher "
-                     "less its floor: the student of hard labels or, where the thief has labels, the best without a "
-                     "teacher; none if it is within the standard deviation of the seeds. "
-                     "Efficiency: the part of the headroom that a defense takes; above 1 its students are worse "
-                     "than the normal teacher's floor.")
+        texts.append("Controls: the same attack on answers that do not depend on the image; their gain is label "
+                     "smoothing, not theft. The strongest attack is the best of those tried, which favors the thief. "
+                     "Headroom: the strongest attack on the normal teacher minus its floor (the student of hard labels "
+                     "or, for a thief with labels, the best student without a teacher); no headroom if it is within "
+                     "the standard deviation over seeds. Efficiency: the fraction of the headroom that a defense "
+                     "takes; above 1, its students are below the normal teacher's floor.")
     if report.prices:
         texts.append("Price and profile: `python evaluate.py --help` defines the columns; L1 change and rank "
-                     "correlation are against the normal teacher or, behind an answer defense, against the network's "
+                     "correlation compare with the normal teacher or, behind an answer defense, with the network's "
                      "own answers.")
     if report.tradeoffs:
-        texts.append("Protection and its price: a teacher's accuracy is that of the answers that its clients get; a "
-                     "good defense keeps it high and the strongest attack's student low. The "
-                     "floor is the student of hard labels, which no answer defense that keeps the top class changes; a "
-                     "network that is trained to protect itself has other top classes.")
-    texts.append("The best epoch was chosen on the test images (unless `validation_fraction` was set), so it flatters.")
+        texts.append("Protection and its price: a teacher's accuracy is that of the answers that clients get; a good "
+                     "defense keeps it high and the strongest attack's student low. The floor is the student of hard "
+                     "labels; an answer defense that keeps the top class does not change it, but a trained-in defense "
+                     "has other top classes.")
+    texts.append("The best epoch is selected on the test images (unless `validation_fraction` is set), so it is "
+                 "optimistic.")
     if not all(run.finished for run in report.runs):
         texts.append("`–`: not run yet; `epoch N`: not finished.")
     if any(table.published for table in report.tables):
@@ -179,7 +179,7 @@ def _all_warnings(report: Report) -> list[str]:
 
 
 def _runs(runs: Sequence[Run]) -> list[list[str]]:
-    """Heads, then what stands behind each number: a line a run."""
+    """Header, then one row per run: accuracy, time, device and versions."""
     lines = [["run", "last epoch", "best epoch", "time", "device", "arithmetic", "torch", "commit"]]
     for results, run in ((run.results, run) for run in runs):
         if results is None:
@@ -203,7 +203,7 @@ def _commands(missing: Sequence[str]) -> list[str]:
 
 
 def _csv(report: Report) -> str:
-    """A line for each cell of each table, and for each that is in none."""
+    """Text of results.csv: one line per cell of each table, and per cell that is in no table."""
     heads = ["table", "row", "column", "experiment", "dataset", "network", "kind", "teacher", "method", "answers",
              "trigger", "runs", "finished", *(f"{epoch}_{key}{what}" for epoch in ("last", "best")
                                    for key in ("test_accuracy", *RATES) for what in ("", "_sd")), "published",

@@ -1,4 +1,4 @@
-"""The figures of a report: what students learn from normal and nasty teachers, by what, and training curves."""
+"""Figures of a report: students by teacher and attack, tradeoffs, sweeps, and training curves."""
 from __future__ import annotations
 
 import itertools
@@ -34,11 +34,10 @@ plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.rig
 
 def draw(tables: Sequence[Table], tradeoffs: Sequence[Tradeoff], sweeps: Sequence[Sweep],
          collections: Sequence[Collection], out: Path) -> tuple[list[Path], list[str]]:
-    """Bars for each table of students in which something is finished, points for each tradeoff, lines for each sweep,
-    curves for each collection.
+    """Draw every table of students with finished runs, every tradeoff and sweep, and the curves of every collection.
 
-    Returns the paths of the files, and a remark on each figure that could not be drawn: a figure shows what the tables
-    say already, so it is no reason to go without them.
+    Returns the files, and a warning per figure that could not be drawn; the tables have the same numbers, so this is no
+    error.
     """
     figures: list[tuple[str, Callable[[], plt.Figure]]] = [
         (table.name, partial({"bars": _bar_plot, "dots": _dot_plot, "heat": _heat_map_figure}[table.figure], table))
@@ -56,16 +55,16 @@ def draw(tables: Sequence[Table], tradeoffs: Sequence[Tradeoff], sweeps: Sequenc
         try:
             save(figure(), file)
             made.append(file)
-        except Exception as error:  # whatever it is that matplotlib cannot draw
+        except Exception as error:  # any failure of matplotlib
             plt.close("all")
-            file.unlink(missing_ok=True)  # of an earlier report, or half a file
+            file.unlink(missing_ok=True)  # from an earlier report, or partly written
             warnings.append(f"{file} was not drawn: {first_line(error)}")
     return made, warnings
 
 
 def _file_names(texts: Iterable[str]) -> list[str]:
-    """A name for the file of each text: lower-case ASCII, at most about 100 characters, all distinct. Texts that become
-    the same name are numbered, and of a long text a hash stands for the end."""
+    """Distinct file name for each text: lower-case ASCII, at most about 100 characters. Equal names are numbered; the
+    end of a long name is replaced by a hash."""
     names: list[str] = []
     for text in texts:
         name = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")
@@ -77,12 +76,12 @@ def _file_names(texts: Iterable[str]) -> list[str]:
 
 
 def _dot_plot(table: Table) -> plt.Figure:
-    """A line a row, a marker a column: the last epoch and its standard deviation; the first row is at the top."""
+    """Last epoch with standard deviation: one line per row, first row at the top, and one marker per column."""
     rows = [row for row in table.rows if any(table.is_finished(Place(row, column)) for column in table.columns)]
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.3 * len(rows)))
     handles = []
     for number, (column, marker) in enumerate(zip(table.columns, itertools.cycle("os^Dvx"), strict=False)):
-        offset = 0.12 * (number - (len(table.columns) - 1) / 2)  # markers of equal values lie side by side
+        offset = 0.12 * (number - (len(table.columns) - 1) / 2)  # draw markers of equal values side by side
         heights, means, deviations = [], [], []
         for height, row in enumerate(rows):
             if values := list(table.cells[Place(row, column)].values("last").values()) if table.is_finished(
@@ -103,7 +102,7 @@ def _dot_plot(table: Table) -> plt.Figure:
 
 
 def _heat_map_figure(table: Table) -> plt.Figure:
-    """The mean of the last epoch in each cell."""
+    """Heat map of the mean test accuracy at the last epoch."""
     means = [[_mean(table, Place(row, column)) for column in table.columns] for row in table.rows]
     return heat_map([row.label for row in table.rows], [column.label for column in table.columns], means,
                     f"{table.title}: test accuracy, last epoch, %")
@@ -121,12 +120,12 @@ def _dot_color(column: Header) -> str:
 
 
 def _bar_plot(table: Table) -> plt.Figure:
-    """A group a column, a bar a row: the last epoch, its standard deviation, and the published value as a line."""
+    """Last epoch with standard deviation, and published value as a line: one group per column, one bar per row."""
     columns = [column for column in table.columns
                if any(place.column == column and cell.finished for place, cell in table.cells.items())]
     figure, axes = plt.subplots(figsize=(2 + 0.45 * len(columns) * (len(table.rows) + 1), 4.5))
     width = 0.85 / len(table.rows)
-    ticks: list[float] = []  # amid the bars that there are
+    ticks: list[float] = []  # centered on the existing bars
     for group, column in enumerate(columns):
         there = [number for number, row in enumerate(table.rows)
                  if table.is_finished(Place(row, column)) or Place(row, column) in table.published]
@@ -151,18 +150,18 @@ def _bar_plot(table: Table) -> plt.Figure:
         handles.append(plt.Line2D([], [], color="black", lw=2))
         words.append("paper, unchecked")
     axes.set_xticks(ticks, [drawable(column.label).replace(", ", ",\n") for column in columns])
-    axes.set(ylabel="test accuracy in percent, last epoch", ylim=(0, 105), xlim=(-0.5, len(columns) - 0.5))
+    axes.set(ylabel="test accuracy, last epoch, %", ylim=(0, 105), xlim=(-0.5, len(columns) - 0.5))
     axes.set_title(drawable(table.title), pad=14)
     legend(axes, handles, words, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
 def _colors(rows: Sequence[Header]) -> list[tuple[float, float, float]]:
-    """One a row, by the kind of the teacher; several of a kind in lighter and lighter shades."""
+    """RGB color of each row, by the kind of the teacher; further rows of a kind get lighter shades."""
     kinds = [row.key[1] if len(row.key) > 1 else row.label for row in rows]
     colors = []
     for number, kind in enumerate(kinds):
-        share = kinds[:number].count(kind) / kinds.count(kind)  # of white
+        share = kinds[:number].count(kind) / kinds.count(kind)  # fraction of white
         red, green, blue = (part + (1 - part) * 0.8 * share for part in to_rgb(_color(kind)))
         colors.append((red, green, blue))
     return colors
@@ -173,39 +172,39 @@ def _color(kind: str) -> str:
 
 
 def _line_plot(sweep: Sweep) -> plt.Figure:
-    """Test accuracy at the last epoch against the parameter, with the standard deviation of the seeds."""
+    """Test accuracy at the last epoch against the parameter, with the standard deviation over seeds."""
     figure, axes = plt.subplots(figsize=(6.5, 4.5))
     kinds: list[str] = []
     for line_label, line in sweep.lines.items():
         kind = line[0][1].teacher_kind or "no teacher"
-        style = STYLES[kinds.count(kind) % len(STYLES)]  # of lines of one kind, which have one color
+        style = STYLES[kinds.count(kind) % len(STYLES)]  # distinguishes lines of one kind, which share a color
         kinds.append(kind)
         values = [list(cell.values("last").values()) for _, cell in line]
         axes.errorbar([x for x, _ in line], [statistics.mean(value) for value in values],
                       [statistics.stdev(value) if len(value) > 1 else 0 for value in values], marker="o", capsize=3,
                       color=_color(kind), linestyle=style, label=sweep.label(line_label))
-    axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy in percent, last epoch")
+    axes.set(xlabel=KEYS[sweep.key], ylabel="test accuracy, last epoch, %")
     ticks = sorted({x for line in sweep.lines.values() for x, _ in line})
     if sweep.key == "query_budget":
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set_title(drawable(f"{network_display_name(sweep.network)}, {sweep.where}"), fontsize=12)
-    if len(sweep.lines) > 2:  # below, where no line is
+    if len(sweep.lines) > 2:  # below the lines
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
     else:
         axes.legend()
     return figure
 
 
-MARKERS = "oD^vsPX<>p"  # told apart in grayscale: filled where the training defends, hollow where the answers do
+MARKERS = "oD^vsPX<>p"  # distinct in grayscale; filled: trained-in defenses, hollow: answer defenses
 REFERENCE_STYLES = ("--", ":", "-.")
-MIN_RANGE = 2  # percentage points on an axis, lest a difference of some images look like a large one
+MIN_RANGE = 2  # of an axis, percentage points, so that a few images do not look like a large difference
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """Where a point of a tradeoff is drawn: at its means, and so many printer's points to the right of them."""
+    """Position of a tradeoff's point: its means, and an offset to the right in points (1/72 inch)."""
 
     point: Point
     x: float
@@ -214,8 +213,8 @@ class _Mark:
 
 
 def _scatter_plot(tradeoff: Tradeoff) -> plt.Figure:
-    """Accuracy of the strongest attack's student against that of the teacher: a marker a series, a point a teacher, the
-    strength of its defense beside it. Points of equal values lie side by side."""
+    """Accuracy of the strongest attack's student against accuracy of the teacher: one marker per series, one point per
+    teacher with the strength of its defense beside it. Points of equal values are drawn side by side."""
     figure, axes = plt.subplots(figsize=(7, 5.5))
     handles: list[Artist] = []
     words = []
@@ -243,9 +242,9 @@ def _scatter_plot(tradeoff: Tradeoff) -> plt.Figure:
         lacking = max(MIN_RANGE - (limits[1] - limits[0]), 0) / 2
         set_limits(limits[0] - lacking, limits[1] + lacking)
     axes.grid(axis="both", alpha=0.3)
-    axes.set(xlabel="test accuracy of the teacher, as its clients meet it, %",
+    axes.set(xlabel="test accuracy of the teacher's answers to clients, %",
              ylabel="test accuracy of the strongest attack's student, %")
-    hint = "A good defense lies right and down." + (
+    hint = "Better defenses are further right and down." + (
         " Points of equal values are drawn side by side." * any(mark.right for mark in marks.values()))
     axes.set_title(f"{drawable(tradeoff.title)}\n{hint}", fontsize=10, loc="left", wrap=True)
     legend(axes, handles, words, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=10)
@@ -255,7 +254,7 @@ def _scatter_plot(tradeoff: Tradeoff) -> plt.Figure:
 
 
 def _marks(series: Sequence[Series]) -> dict[int, _Mark]:
-    """By the identity of the point."""
+    """Mark of each point, by `id(point)`."""
     places: dict[tuple[float, float], list[Point]] = {}
     for point in (point for each in series for point in each.points):
         place = statistics.mean(point.teacher), statistics.mean(point.verdict.student)
@@ -265,8 +264,8 @@ def _marks(series: Sequence[Series]) -> dict[int, _Mark]:
 
 
 def _write_strengths(axes: plt.Axes, marks: Sequence[_Mark], written: Sequence[_Mark]) -> None:
-    """The strength beside each of some marks, where no other mark or text is."""
-    size, gap = 9, 7  # of the text, and from the mark, in printer's points, in which all distances here are
+    """Write the strength beside marks, where it overlaps other marks and texts least."""
+    size, gap = 9, 7  # font size, and distance from the mark; all distances here are in points (1/72 inch)
     scale = 72 / axes.figure.dpi
 
     def center(mark: _Mark) -> tuple[float, float]:
@@ -292,13 +291,13 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def _overlap(one: Box, other: Box) -> float:
-    """The area that two boxes share."""
+    """Area of the intersection of two boxes."""
     width, height = (min(one[end], other[end]) - max(one[start], other[start]) for start, end in ((0, 2), (1, 3)))
     return max(width, 0.0) * max(height, 0.0)
 
 
 def _training_curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
-    """Test accuracy by epoch, a plot for each kind of run, a line a cell: the mean of its seeds."""
+    """Test accuracy by epoch, mean over seeds: one plot per kind of run, one line per cell."""
     groups: dict[str, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.kind == "student", rank(cell.teacher_kind or cell.kind))):
         what = f"students of {cell.teacher_kind} teachers" if cell.kind == "student" else \
@@ -322,7 +321,7 @@ def _training_curves(title: str, cells: Sequence[Cell]) -> plt.Figure:
         legend(plot, plot.get_lines(), ["/".join(cell.experiment.parts[-2:]) for cell in members],
                fontsize=9 if len(members) <= 12 else 6)
     for plot in axes[:, 0]:
-        plot.set_ylabel("test accuracy in percent")
+        plot.set_ylabel("test accuracy, %")
     figure.suptitle(drawable(title))
     figure.tight_layout()
     return figure

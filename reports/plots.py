@@ -1,7 +1,7 @@
-"""Matplotlib as all figures here use it: files instead of windows, names drawn as they are written.
+"""Matplotlib setup of all figures: files instead of windows, and names drawn literally.
 
-Class and folder names come from users, and matplotlib reads two things in a text: `$...$` as a formula, and a leading
-underscore as "not in the legend".
+Class and folder names come from users, and matplotlib interprets two things in a text: `$...$` as a formula, and a
+leading underscore as "not in the legend".
 """
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 
 plt.rcParams["text.parse_math"] = False
-SPAN = 10.0  # percentage points that a heat map tells apart
+SPAN = 10.0  # range of gray shades in a heat map, percentage points
 
 
 def drawable(text: str) -> str:
-    """A text as a font can draw it: a byte of a file name that is not UTF-8 is escaped, `\\udcb9`."""
+    """Escape bytes of a file name that are not UTF-8, so that a font can draw the text: `\\udcb9`."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> None:
-    """A legend of these handles, with labels of any text. options: as matplotlib's `legend` takes them."""
+    """Draw a legend with labels of any text. options: keyword arguments of matplotlib's `legend`."""
     drawn = where.legend(handles, [str(number) for number in range(len(labels))], **options)
     for text, label in zip(drawn.get_texts(), labels, strict=True):
         text.set_text(drawable(label))
@@ -34,8 +34,8 @@ def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequ
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]],
              title: str, *, largest: bool = False) -> plt.Figure:
-    """Each value as a number; NaN: an empty cell. The darker, the higher, down to `SPAN` below the highest: what lies
-    further below is white alike. largest: whether the largest of each column is bold."""
+    """Heat map with each value as a number; NaN: an empty cell. Higher is darker; values more than `SPAN` below the
+    highest are white. largest: whether the largest value of each column is bold."""
     figure, axes = plt.subplots(figsize=(3 + 0.75 * len(columns), 1.5 + 0.3 * len(rows)))
     found = [value for line in values for value in line if not math.isnan(value)]
     highest, lowest = max(found), max(min(found), max(found) - SPAN)
@@ -56,7 +56,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
 
 
 def save(figure: plt.Figure, file: Path) -> None:
-    """Write a figure as a PNG and free it, whether or not it can be written."""
+    """Write a figure as a PNG, and close it even if writing fails."""
     try:
         figure.savefig(file, dpi=110, bbox_inches="tight")
     finally:

@@ -1,4 +1,4 @@
-"""What defended teachers cost those who ask honestly, and what their answers still hold for a student."""
+"""Price of defended teachers for honest clients, and profile of their answers for students."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from reports.cells import CONTINUED, Cell, Collection, mean_std, network_display_name, rank
 from utils.results import is_number
 
-# Metrics of `utils.quality`, with the digits that are shown.
+# Metrics of `utils.quality`: column title, and number of decimals.
 COLUMNS = {"accuracy": ("accuracy, %", 2), "cross_entropy": ("cross-entropy", 3), "calibration_error": ("ECE, %", 2),
            "risk_coverage_area": ("AURC, %", 2), "l1_change": ("L1 change", 3), "entropy": ("entropy", 3),
            "non_target_mass": ("non-target mass, %", 2), "peaks": ("peaks", 2), "cmi": ("CMI", 3),
@@ -19,20 +19,20 @@ UNPROTECTED = ("normal", "smoothed", CONTINUED)
 
 @dataclass
 class Prices:
-    """A table: a row a teacher, or a teacher behind an answer defense or interface; a column a metric."""
+    """Table with one row per teacher, answer defense and interface, and one column per metric."""
 
     title: str
     rows: dict[str, dict[str, str]]
 
     def lines(self) -> list[list[str]]:
-        """Heads, then a line a teacher; columns without a number are left out."""
+        """Header, then one line per teacher; empty columns are left out."""
         keys = [key for key in COLUMNS if any(key in row for row in self.rows.values())]
         return [["", *(COLUMNS[key][0] for key in keys)],
                 *([name, *(row.get(key, "") for key in keys)] for name, row in self.rows.items())]
 
 
 def prices(collections: Sequence[Collection]) -> list[Prices]:
-    """A table for each collection in which a teacher is defended, by its training or by what becomes of its answers."""
+    """One table per collection with a defended teacher (trained-in defense, answer defense or interface)."""
     made = []
     for collection in collections:
         students = [cell for cell in collection.cells if cell.kind == "student"]

@@ -1,4 +1,4 @@
-"""The Nasty Teacher paper's tables: a row a teacher, a column a student, with data (tables 1 to 3) or without."""
+"""Nasty Teacher tables: one row per teacher, one column per student, with data (Tables 1 to 3) or without."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -21,22 +21,24 @@ TEACHER_ITSELF = Header(("itself",), "the teacher's own network")
 
 
 class Group(NamedTuple):
-    """What makes a row: students of one teacher that lie side by side."""
+    """Row of a table: students of one teacher in one directory."""
 
-    network: str  # of the teacher
+    network: str  # network of the teacher
     kind: str
-    directory: Path | None = None  # where the students lie; None: nowhere, it is the paper's row
-    source: Path | None = None  # the teacher's experiment
-    answers: str = ""  # what the teacher lets out, where that is not its logits
+    directory: Path | None = None  # directory of the students; None for a row of published values only
+    source: Path | None = None  # experiment of the teacher
+    answers: str = ""  # answers of the teacher; empty for logits
 
 
 def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], published: dict[str, Any]) -> Table:
-    """Fill a table: a row for networks without a teacher and one for each group of students; a column for the teachers
-    and one for each student. Differences: of a student to the same network without a teacher, of a teacher to the
-    normal one; and of a student that is its teacher's network to the normal teacher, where the paper has no other."""
+    """Fill a table. Rows: networks without a teacher, then groups of students. Columns: teachers, then students.
+
+    Differences are a student minus the same network without a teacher (or minus the normal teacher, if it has the
+    teacher's network and the paper no other baseline), and a teacher minus the normal teacher.
+    """
     teachers = {name: kinds for name, kinds in published.items() if name != "baseline"}
     if not teachers.keys() & {*(cell.network for cell in networks), *(cell.teacher for cell in students)}:
-        teachers, published = {}, {}  # other teachers than the paper's: its values are no measure of these
+        teachers, published = {}, {}  # not the teachers of the paper, so its values do not apply
     baselines = published.get("baseline", {})
     groups = _groups(students, networks)
     published_groups = _published_groups(groups, teachers)
@@ -89,8 +91,8 @@ def _groups(students: Sequence[Cell], networks: Sequence[Cell]) -> dict[Group, l
 
 
 def _published_groups(groups: Iterable[Group], teachers: dict[str, Any]) -> dict[Group, dict[str, float]]:
-    """The published values of each group that is the paper's: of several of one teacher the one that lies where the
-    published experiments do, `kd_nasty_resnet18`; of none a group of the paper alone."""
+    """Published values by group: the only group of a teacher, or the one in the directory of the published experiments
+    (`kd_nasty_resnet18`), or else a new group without directory."""
     found = {}
     for name, kinds in teachers.items():
         for kind, values in kinds.items():
@@ -109,7 +111,7 @@ def _in_order(groups: Iterable[Group]) -> list[Group]:
 
 
 def _headers(groups: Sequence[Group]) -> dict[Group, Header]:
-    """With the directory where teachers are told apart by it, and with the teacher where even that is the same."""
+    """Row headers, with the directory if groups have equal teachers, and the teacher's path if these are too."""
     heads = {}
     for group in groups:
         words = f"{group.kind} {network_display_name(group.network)}"
@@ -125,7 +127,7 @@ def _headers(groups: Sequence[Group]) -> dict[Group, Header]:
 
 
 def _distinguish(path: Path | None, others: Sequence[Path | None]) -> str:
-    """Its name, if no other one has it."""
+    """Name of a path or, if another path has the same name, the whole path."""
     if path is None:
         return "the paper's"
     alike = {other for other in others if other and other.name == path.name}
@@ -133,8 +135,8 @@ def _distinguish(path: Path | None, others: Sequence[Path | None]) -> str:
 
 
 def _set_references(table: Table, rows: dict[Group, Header]) -> None:
-    """A student to the network without a teacher; a teacher to the normal one, where that is known that it was made
-    from."""
+    """Set the reference of each cell: for a student the network without a teacher, for a teacher the normal one (the
+    one that it was made from, if known)."""
     for group, row in rows.items():
         normal = [Place(rows[other], TEACHER) for other in rows if other[:2] == (group.network, "normal")]
         for column in table.columns:
@@ -150,13 +152,13 @@ def _set_references(table: Table, rows: dict[Group, Header]) -> None:
 
 
 def _column(network: str, method: StudentMethod = ()) -> Header:
-    """Students of one network that learn in one way."""
+    """Column of students of one network that learn in one way."""
     return Header((network, *method),
                   ", ".join(filter(None, [network_display_name(network), student_method_name(method)])))
 
 
 def _published_column(name: str) -> Header:
-    """The column of a published value: `net`, from data; `net dafl`, by a method without."""
+    """Column of a published value: `net`, with data; `net dafl`, by a data-free method."""
     if name in ("teacher", "itself"):
         return TEACHER if name == "teacher" else TEACHER_ITSELF
     network, *method = name.split()

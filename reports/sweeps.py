@@ -1,5 +1,5 @@
-"""Runs that differ in one parameter alone: what a student learns against `weight`, `temperature`, `alpha` or the
-fraction of the training data, the figures of the Nasty Teacher paper."""
+"""Sweeps: runs that differ in only one parameter. Accuracy of students against `weight`, `temperature`, `alpha` or the
+fraction of the training data, as in the figures of the Nasty Teacher paper."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from reports.attacks import row_labels
 from reports.cells import Cell, Collection, mean_std, network_display_name, student_method_name
 
-# Parameters that are swept, in words; `weight` is that of a student's teacher, nasty or otherwise defended.
+# Swept parameters and their display names; `weight` is read from a student's teacher (trained-in defense).
 KEYS = {"weight": "weight of the teacher's defense", "temperature": "temperature of the student",
         "alpha": "weight alpha of the student's KL term", "subset_fraction": "fraction of the training images",
         "query_budget": "number of images sent to the teacher"}
-LENGTH = ("num_epochs", "batch_size", "schedule")  # of a training, which fits the number of images
-MIN_VALUES = 3  # values that make a sweep
-Line = list[tuple[float, Cell]]  # by value
+LENGTH = ("num_epochs", "batch_size", "schedule")  # training length, which depends on the number of images
+MIN_VALUES = 3  # minimum number of values in a sweep
+Line = list[tuple[float, Cell]]  # (value, cell), sorted
 
 
 @dataclass
 class Sweep:
-    """One figure: a line for each kind of teacher, or `no teacher`, and for each interface and attack other than the
-    default: `nasty`, `nasty teacher, answers label, DKD`."""
+    """One figure, with one line per kind of teacher (or `no teacher`) and non-default interface or attack, such as
+    `nasty` or `nasty teacher, answers label, DKD`."""
 
     name: str  # for files
     where: str  # the collection
@@ -34,11 +34,11 @@ class Sweep:
 
     @staticmethod
     def label(line_label: str) -> str:
-        """A line's name in words."""
+        """Display name of a line."""
         return line_label if "teacher" in line_label else f"{line_label} teacher"
 
     def table(self) -> list[list[str]]:
-        """Heads, then accuracies at the last epoch: a line for each kind of teacher, a column a value."""
+        """Header, then accuracies at the last epoch: one row per line, one column per value."""
         values = sorted({value for line in self.lines.values() for value, _ in line})
         table = [["", *(f"{value:g}" for value in values)]]
         for line_label, line in self.lines.items():
@@ -48,7 +48,7 @@ class Sweep:
 
 
 def sweeps(collections: Sequence[Collection]) -> list[Sweep]:
-    """All that the finished cells make."""
+    """All sweeps of the finished cells."""
     return [sweep for collection in collections for sweep in _sweeps(collection)]
 
 
@@ -80,13 +80,13 @@ def _sweeps(collection: Collection) -> list[Sweep]:
             sweep = found.setdefault((key, network), Sweep(f"{key} {collection.name} {network}", collection.title,
                                                            key, network))
             line = sorted(values.items())
-            if len(line) > len(sweep.lines.get(line_label, [])):  # of several the longest
+            if len(line) > len(sweep.lines.get(line_label, [])):  # keep the longest
                 sweep.lines[line_label] = line
     return list(found.values())
 
 
 def _other_settings(cell: Cell, key: str) -> Hashable:
-    """The other parameters that make a result."""
+    """All other parameters that affect a result."""
     left_out = {key, "seed", "teacher_resume", "adversarial_resume", "init_from", "num_workers", "cuda", "cuda_graph",
                 "compile", "teacher_cache", *(LENGTH if key == "query_budget" else ())}
     return tuple(sorted((name, str(value)) for name, value in cell.params.items() if name not in left_out))

@@ -1,4 +1,4 @@
-"""A table of cells by row and column: last and best epoch, differences, and the published value below them."""
+"""Table of cells by row and column: last and best epoch, differences, and published values below them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ EPOCHS = {"last": "last epoch", "best": "best epoch"}
 
 
 class Header(NamedTuple):
-    """Of a row or a column. What it is about comes first, so that heads are equal where that is."""
+    """Header of a row or column: `key` identifies its contents, `label` is displayed."""
 
     key: tuple[str, ...]
     label: str
@@ -22,38 +22,38 @@ class Place(NamedTuple):
     column: Header
 
 
-TEACHER = Header(("teacher",), "teacher")  # the column of the teachers themselves
+TEACHER = Header(("teacher",), "teacher")  # column of the teachers themselves
 
 
 @dataclass
 class Table:
-    """Cells by row and column, with what was published there."""
+    """Cells by row and column, and the published values."""
 
     name: str  # for files
     title: str
-    keys: tuple[str, ...] = ("test_accuracy",)  # what stands in a cell
-    more: tuple[str, ...] = ()  # and below it, of the last epoch
+    keys: tuple[str, ...] = ("test_accuracy",)  # metrics in a cell
+    more: tuple[str, ...] = ()  # metrics on a line below, at the last epoch
     rows: list[Header] = field(default_factory=list)
     columns: list[Header] = field(default_factory=list)
     cells: dict[Place, Cell] = field(default_factory=dict)
     published: dict[Place, tuple[float, ...]] = field(default_factory=dict)
-    references: dict[Place, list[Place]] = field(default_factory=dict)  # the first that is there is subtracted
-    published_references: dict[Place, list[Place]] = field(default_factory=dict)  # likewise, of the published values
-    notes: list[str] = field(default_factory=list)  # sentences below it
-    summary: list[list[str]] = field(default_factory=list)  # a smaller table below these
+    references: dict[Place, list[Place]] = field(default_factory=dict)  # the first existing one is subtracted
+    published_references: dict[Place, list[Place]] = field(default_factory=dict)  # the first one is subtracted
+    notes: list[str] = field(default_factory=list)  # sentences below the table
+    summary: list[list[str]] = field(default_factory=list)  # smaller table below the notes
     figure: str = "bars"  # or "dots", for many rows, or "heat", for many rows and columns
-    epochs: tuple[str, ...] = tuple(EPOCHS)  # that are shown; results.csv has both
+    epochs: tuple[str, ...] = tuple(EPOCHS)  # epochs shown; results.csv has both
 
     @property
     def finished(self) -> bool:
         return any(cell.finished for cell in self.cells.values())
 
     def is_finished(self, place: Place) -> bool:
-        """Whether a cell is there and has finished runs."""
+        """Whether a cell exists and has finished runs."""
         return place in self.cells and bool(self.cells[place].finished)
 
     def put(self, place: Place, cell: Cell) -> Place:
-        """Where the cell stands: if the place is taken, in a column of its own, by its directory."""
+        """Add a cell. Returns its place: if the given one is taken, a new column named by the cell's directory."""
         key, label = place.column
         for name in (cell.experiment.name, str(cell.experiment)):
             if self.cells.get(place, cell) is not cell:
@@ -62,7 +62,7 @@ class Table:
         return place
 
     def transposed(self) -> Table:
-        """The table with its rows as columns."""
+        """The table with rows and columns exchanged."""
         def swap(place: Place) -> Place:
             return Place(place.column, place.row)
 
@@ -75,7 +75,7 @@ class Table:
                                           for place, others in self.published_references.items()})
 
     def lines(self) -> list[list[str]]:
-        """Heads, then up to four lines a row: what of the cells, and a text for each column."""
+        """Header, then up to four lines per row: name of the values, and one text per column."""
         lines = [["", "", *(column.label for column in self.columns)]]
         for row in self.rows:
             places = [Place(row, column) for column in self.columns]
@@ -101,12 +101,12 @@ class Table:
         if cell is None:
             return ""
         rates = [mean_std(values.values()) if (values := cell.values(epoch, key)) else "" for key in keys]
-        if any(rates) and cell.backdoor:  # asked for, and undefined where the test images lack what it is of
+        if any(rates) and cell.backdoor:  # undefined if the test images lack the required class
             rates = [rate or "n/a" for rate in rates]
         return " / ".join(filter(None, rates))
 
     def _difference(self, place: Place, epoch: str) -> str:
-        """To the reference, over the seeds that both have."""
+        """Difference to the reference, over the seeds that both have."""
         other = next((self.cells[other] for other in self.references.get(place, ()) if other in self.cells), None)
         if other is None:
             return ""
@@ -128,7 +128,7 @@ class Table:
 
 
 def format_table(table: Table) -> list[str]:
-    """The table, the sentences and the summary below it, as blocks of Markdown."""
+    """Table, notes and summary, as blocks of Markdown."""
     blocks = [markdown(table.lines())]
     if table.notes:
         blocks.append("\n".join(table.notes))
@@ -142,7 +142,7 @@ def _missing(cell: Cell) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table, the first line its heads."""
+    """Markdown table; the first line is the header."""
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"

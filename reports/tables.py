@@ -1,4 +1,4 @@
-"""The papers' tables, filled with what was measured, and what was published (published.json) below it."""
+"""The papers' tables, with measured values above the published ones (published.json)."""
 from __future__ import annotations
 
 import json
@@ -16,7 +16,7 @@ PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json"
 
 
 def tables(collections: Sequence[Collection]) -> list[Table]:
-    """All tables in which these cells have a place; ablations have none."""
+    """All tables with cells; ablations are left out."""
     return [table for collection in collections for table in _tables(collection) if table.cells]
 
 

@@ -1,4 +1,4 @@
-"""What protection costs: the accuracy of a defended teacher against that of the strongest attack's student."""
+"""Tradeoffs of protection: accuracy of a defended teacher against accuracy of the strongest attack's student."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
@@ -12,25 +12,25 @@ from reports.verdicts import Verdict, format_efficiency
 from runs.stages import answer_defense_name, display_name
 from utils.results import is_number
 
-NOT_DEFENSES = ("poisoned", "student", "unknown")  # kinds of attacked networks that nothing is known to protect
+NOT_DEFENSES = ("poisoned", "student", "unknown")  # kinds of attacked networks without a known defense
 
 
 @dataclass(frozen=True)
 class Point:
-    """A teacher that was attacked."""
+    """An attacked teacher."""
 
-    strength: float | None  # of its defense
-    teacher: Sequence[float]  # accuracy in percent as its clients meet it, one a seed
+    strength: float | None  # strength of its defense
+    teacher: Sequence[float]  # accuracy of its answers to clients in percent, one value per seed
     verdict: Verdict[Header]
 
 
 @dataclass
 class Series:
-    """Teachers that differ only in the strength of their defense, in its order."""
+    """Teachers that differ only in the strength of their defense, by strength."""
 
-    name: str  # of the defense; `no defense`
-    parameter: str  # that is its strength; empty for an answer defense and where there is none
-    answers: bool  # whether it changes the answers, not the training
+    name: str  # name of the defense; empty without defense
+    parameter: str  # parameter that is the strength; empty for an answer defense or without one
+    answers: bool  # whether the defense changes the answers, not the training
     points: list[Point]
 
     @property
@@ -39,7 +39,7 @@ class Series:
 
     @property
     def title(self) -> str:
-        """The name, with the strength if all points have the same: with several, each point has its own."""
+        """Name of the series, with the strength if there is one point; several points show their own."""
         name, strength = self.name or "no defense", self.points[0].strength
         if len(self.points) > 1:
             return f"{name}, by {self.parameter}" if self.parameter else name
@@ -50,15 +50,15 @@ class Series:
 
 @dataclass
 class Tradeoff:
-    """One figure and one table: the defenses that were attacked by one kind of thief, for one student network."""
+    """One figure and one table: the defenses that one thief attacked, for one student network."""
 
     name: str  # for files
     title: str
     series: list[Series]  # undefended teachers first
-    references: dict[str, list[float]]  # accuracies of students, by what they learned from
+    references: dict[str, list[float]]  # accuracies of reference students, by their training signal
 
     def table(self) -> list[list[str]]:
-        """Heads, then a line a teacher."""
+        """Header, then one line per teacher."""
         lines = [["defense", "strength", "teacher, %", "strongest attack", "its student, %",
                   "floor, %", "efficiency"]]
         unprotected = next((series.points[0].verdict for series in self.series if series.unprotected), None)
@@ -74,7 +74,7 @@ class Tradeoff:
 
 
 def tradeoffs(collections: Sequence[Collection]) -> list[Tradeoff]:
-    """One for each student network and kind of thief that attacked a defended teacher."""
+    """One tradeoff per student network and thief that attacked a defended teacher."""
     found = []
     for collection in collections:
         own = [cell for cell in collection.cells if not cell.ablation and not cell.backdoor]
@@ -113,8 +113,8 @@ def _tradeoff(collection: Collection, own: Sequence[Cell], theft: Theft) -> Trad
 
 
 def _accuracies(teacher: Teacher, students: Sequence[Cell], network: Cell | None) -> list[float]:
-    """Of a teacher as its clients meet it, by seed: of the network at its last epoch or, behind an answer defense, of
-    its answers, which students evaluate before they are trained."""
+    """Accuracy of a teacher's answers to clients, by seed: of the network at its last epoch or, behind an answer
+    defense, as its students evaluated it before training."""
     if teacher[1] == "none":
         return list(network.values("last").values()) if network else []
     found: dict[int, float] = {}
@@ -126,7 +126,7 @@ def _accuracies(teacher: Teacher, students: Sequence[Cell], network: Cell | None
 
 
 def _split_strength(teacher: Teacher, network: Cell | None) -> tuple[Hashable, float | None]:
-    """What teachers of one series have in common, and the strength of a teacher's defense."""
+    """Key that teachers of one series share, and the strength of a teacher's defense."""
     place, defense = teacher
     if defense != "none":
         name, _, strength = defense.partition(":")
@@ -152,8 +152,8 @@ def _is_number(text: str) -> bool:
 
 def _names(teachers: Sequence[Teacher], kinds: dict[Teacher, str],
            by_experiment: dict[Any, Cell]) -> dict[Teacher, str]:
-    """A series is called by its defense, with the settings in which series of one defense differ, words only where they
-    are not the default; an undefended one by nothing."""
+    """Name of each series: its defense, with the settings that differ between series of that defense (text settings
+    only if not the default); empty without a defense."""
     def settings(teacher: Teacher) -> dict[str, Any]:
         cell = by_experiment.get(teacher[0])
         return {key: value for key, value in cell.description.settings if key != cell.description.strength} \
@@ -184,7 +184,7 @@ def _names(teachers: Sequence[Teacher], kinds: dict[Teacher, str],
 
 
 def _answer_defense(specification: str) -> str:
-    """What tables call an answer defense, without its strength if that is a number."""
+    """Display name of an answer defense, without its strength if that is a number."""
     name, _, strength = specification.partition(":")
     if name == "none":
         return ""

@@ -1,4 +1,4 @@
-"""Verdicts on defenses, from plain numbers: the strongest attack, the floor, headroom and efficiency."""
+"""Verdicts on defenses, from plain numbers: strongest attack, floor, headroom and efficiency."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,17 +11,17 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attack's students of one teacher."""
+    """Students of one attack on one teacher."""
 
-    accuracies: Sequence[float]  # in percent, one a seed; at least one
-    top_class_only: bool = False  # whether the students learn no more of an answer than its top class
+    accuracies: Sequence[float]  # percent, one value per seed; at least one
+    top_class_only: bool = False  # whether the students only use the top class of an answer
 
 
 @dataclass(frozen=True)
 class Verdict(Generic[Name]):
-    """The strongest of the attacks on one teacher, by the mean of its seeds, and the floor.
+    """Strongest attack on one teacher, by the mean over seeds, and the floor.
 
-    The strongest is the best of those tried: one of many is the best by chance, which errs on the thief's side.
+    The strongest attack is the maximum over those tried, which favors the thief.
     """
 
     attack: Name
@@ -30,25 +30,25 @@ class Verdict(Generic[Name]):
 
     @property
     def headroom(self) -> float | None:
-        """Points that the strongest attack gains over the floor."""
+        """Strongest attack minus floor, percentage points; None without a floor."""
         return mean(self.student) - mean(self.floor) if self.floor else None
 
     @property
     def noise(self) -> float:
-        """The larger standard deviation of the two that make the headroom; 0 for one seed."""
+        """Larger of the standard deviations of student and floor over seeds, percentage points; 0 for one seed."""
         return max((stdev(values) for values in (self.student, self.floor) if len(values) > 1), default=0.0)
 
     @property
     def has_headroom(self) -> bool:
-        """Whether the strongest attack gains more over the floor than seeds differ."""
+        """Whether the headroom exceeds the noise."""
         return self.headroom is not None and self.headroom > self.noise
 
 
 def judge(attempts: Mapping[Name, Attempt], floor: Sequence[float] = ()) -> Verdict[Name] | None:
-    """The verdict on one teacher, given the attacks on it by name; None without an attack.
+    """Verdict on one teacher, given the attacks on it by name; None without an attack.
 
-    floor: what protection cannot take, accuracies of a student of the thief's own labels, without a teacher. A thief
-    without labels has the best student of the top classes alone, which no defense that keeps them changes.
+    floor: accuracies of a student without a teacher, for a thief with labels. If empty, the floor is the best student
+    that only uses top classes, which a defense that keeps the top classes cannot change.
     """
     if not attempts:
         return None
@@ -58,9 +58,10 @@ def judge(attempts: Mapping[Name, Attempt], floor: Sequence[float] = ()) -> Verd
 
 
 def efficiency(unprotected: Verdict, protected: Verdict) -> float | None:
-    """The part of the undefended teacher's headroom that a defense takes; None without headroom.
+    """Fraction of the unprotected teacher's headroom that a defense takes; None without headroom.
 
-    Above 1, its students are worse than the floor of the undefended teacher, as where it is a worse teacher itself.
+    Above 1, the students are below the floor of the unprotected teacher, for example because the protected teacher is
+    less accurate.
     """
     if unprotected.headroom is None or not unprotected.has_headroom:
         return None
@@ -68,7 +69,7 @@ def efficiency(unprotected: Verdict, protected: Verdict) -> float | None:
 
 
 def format_efficiency(unprotected: Verdict | None, protected: Verdict) -> str:
-    """`0.50`, `no headroom`, or nothing where there is no undefended teacher with a floor."""
+    """`0.50`, `no headroom`, or empty without an unprotected teacher with a floor."""
     if unprotected is None or unprotected is protected or unprotected.headroom is None:
         return ""
     found = efficiency(unprotected, protected)

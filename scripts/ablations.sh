@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The ablations of the Nasty Teacher paper on CIFAR-10: the students CNN and ResNetC-20 against the weight of the nasty
-# teacher's KL term, their temperature, their alpha and the fraction of the training data; and the report.
+# Ablations of the Nasty Teacher paper on CIFAR-10: accuracy of the students CNN and ResNetC-20 against the weight of
+# the nasty teacher's KL term, the temperature, alpha and the fraction of the training data; and a report.
 #
 #     bash scripts/ablations.sh
 #     bash scripts/ablations.sh --jobs 4                  # any option of scripts/run_all.py
-#     EXPERIMENTS=experiments/demo bash scripts/ablations.sh    # a small one, on the demo's images
+#     EXPERIMENTS=experiments/demo bash scripts/ablations.sh    # a small version on the demo's images
 #
-# What is finished is not run again. The exit status is that of the runs; the report is written in any case.
+# Finished runs are skipped. The report is always written; the exit status is that of the runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt

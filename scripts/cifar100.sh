@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Table 2 (CIFAR-100) of the Nasty Teacher paper: baselines, nasty teachers, students of both, and the report.
+# Table 2 (CIFAR-100) of the Nasty Teacher paper: baselines, nasty teachers, students of all teachers, and a report.
 #
 #     bash scripts/cifar100.sh
 #     bash scripts/cifar100.sh --seeds 0 1 2 --jobs 4            # any option of scripts/run_all.py
 #
-# What is finished is not run again. The exit status is that of the runs; the report is written in any case.
+# Finished runs are skipped. The report is always written; the exit status is that of the runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A backdoor, inherited and stopped, on two CPU cores: a poisoned teacher and a clean one, a student with a fifth of the
-# data, a student without data, the same with the vaccine of ABD, and one table.
+# A backdoor that students inherit, and a defense, on two CPU cores: a poisoned and a clean teacher, a student with a
+# fifth of the data, a student without data, a student without data with ABD's vaccine, and a table.
 #
 #     bash scripts/demo_abd.sh           # seed 0
-#     bash scripts/demo_abd.sh 0 1 2     # three teachers; seed N > 0 of an experiment in DIR/seedN
+#     bash scripts/demo_abd.sh 0 1 2     # three teachers; seed N > 0 of an experiment is in DIR/seedN
 #
-# Makes .venv and installs requirements.txt there first. What is finished is not run again.
+# Creates .venv and installs requirements.txt there first. Finished runs are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Theft without data, on two CPU cores: images are dreamt up from a normal and from a nasty teacher (DeepInversion), a
-# student learns from each, and one table and one picture compare them.
+# Theft without data, on two CPU cores: DeepInversion inverts images from a normal and from a nasty teacher, a student
+# learns from each, and a table and an image grid compare them.
 #
 #     bash scripts/demo_theft.sh           # seed 0
-#     bash scripts/demo_theft.sh 0 1 2     # three seeds; seed N > 0 of an experiment in DIR/seedN
+#     bash scripts/demo_theft.sh 0 1 2     # three seeds; seed N > 0 of an experiment is in DIR/seedN
 #
-# Makes .venv and installs requirements.txt there first. What is finished, of demo.sh too, is not run again.
+# Creates .venv and installs requirements.txt there first. Finished runs, including those of demo.sh, are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt

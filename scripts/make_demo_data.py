@@ -1,11 +1,11 @@
-"""Make demo_data/: a subset of Fashion-MNIST that is small enough to come with the code.
+"""Create demo_data/: a subset of Fashion-MNIST that is small enough to ship with the code.
 
     python -m scripts.make_demo_data --data_dir data
 
-Chooses 1,000 training and 200 test images of each class with a fixed seed, from the official training and test file,
-and keeps them in their official order. Fashion-MNIST is taken from DATA_DIR/data-fashion-mnist and downloaded when it
-is not there. Running this again gives the same arrays. Each file is an uint8 .npy array in an .xz container: images
-(N, 28, 28) with x before y (clothes hang vertically, which packs a few per cent tighter that way), labels (N,).
+Draws 1,000 training and 200 test images per class with a fixed seed from the official training and test files, and
+keeps the official order. Fashion-MNIST is read from DATA_DIR/data-fashion-mnist, and downloaded there if missing. The
+arrays are reproducible. Each file is an xz-compressed uint8 .npy array: images (N, 28, 28) with x before y (clothes
+hang vertically, so this is a few percent smaller), labels (N,).
 """
 
 import argparse
@@ -17,12 +17,12 @@ from utils.cli import main
 from utils.datasets import DEMO_DIR, load_dataset
 
 TRAIN_PER_CLASS, TEST_PER_CLASS = 1000, 200
-# Literal context of four bits: neighbouring grey values agree in their upper bits and in little else.
+# Literal context of four bits: neighboring gray values mostly agree in their upper bits only.
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]
 
 
 def choose(labels: np.ndarray, per_class: int, random: np.random.RandomState) -> np.ndarray:
-    """Sorted positions of `per_class` random images of each class."""
+    """Sorted indices of `per_class` random images of each class."""
     chosen = [random.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen))
 
@@ -36,9 +36,9 @@ def write(name: str, values: np.ndarray) -> None:
 
 def make_demo_data() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="data", help="holds data-fashion-mnist (default: data)")
+    parser.add_argument("--data_dir", default="data", help="directory that contains data-fashion-mnist (default: data)")
     dataset = load_dataset("fashion_mnist", parser.parse_args().data_dir)
-    random = np.random.RandomState(0)  # the generator whose stream NumPy promises never to change
+    random = np.random.RandomState(0)  # NumPy guarantees that the stream of this generator never changes
     DEMO_DIR.mkdir(exist_ok=True)
     for part, images, labels, per_class in (
         ("train", dataset.train_images, dataset.train_labels, TRAIN_PER_CLASS),

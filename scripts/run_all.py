@@ -1,16 +1,17 @@
-"""Run experiments in the order in which they need each other, several at a time if asked.
+"""Run experiments in the order of their dependencies, optionally several at a time.
 
     python scripts/run_all.py experiments/CIFAR10/baseline experiments/CIFAR10/kd_normal_resnet18
     python scripts/run_all.py experiments/CIFAR10 --jobs 4                # four runs share one GPU (or the CPU)
-    python scripts/run_all.py experiments/CIFAR10 --jobs 8 --gpus 0 1    # four on each of two
-    python scripts/run_all.py experiments/CIFAR10 --seeds 0 1 2          # and DIR/seed1, DIR/seed2 of each
+    python scripts/run_all.py experiments/CIFAR10 --jobs 8 --gpus 0 1    # four per GPU
+    python scripts/run_all.py experiments/CIFAR10 --seeds 0 1 2          # also DIR/seed1, DIR/seed2 of each
 
-Takes the directories named and all experiments below them; what they read of others must be among them, or be there.
-One at a time, each run shows its log; of several at a time, only what begins and ends is told, and they share the
-threads of the CPU (unless OMP_NUM_THREADS is set).
-What is finished is skipped and what was interrupted goes on, so the same command can be given again. After a failure
-the runs that do not need the failed one go on, and so do those that need none whose params.json cannot be read. The
-exit status is 0 if all is finished in the end, 1 if all is that could be read, and 2 if a run failed.
+Takes the given directories and all experiments below them. Checkpoints that they read must exist, or come from runs
+among them. With one job, each run prints its log. With several, only starts and ends are printed, and the jobs share
+the CPU threads (unless OMP_NUM_THREADS is set).
+
+The same command skips finished runs and continues interrupted ones. If a run fails, or its params.json cannot be read,
+the runs that do not depend on it still run. Exit status: 0 if everything is finished, 1 if everything that can be read
+is finished, 2 if a run failed.
 """
 from __future__ import annotations
 
@@ -31,20 +32,22 @@ from utils.errors import UserError
 
 def run_all() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="experiments, or directories of them")
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR",
+                        help="experiments, or directories of experiments")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N",
-                        help="0: the experiments as they are; others: made as by scripts/seeds.py (default: all there)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one, or one a GPU)")
+                        help="0: the experiments themselves; others: as in scripts/seeds.py (default: all existing)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one, or one per GPU)")
     parser.add_argument("--gpus", nargs="+", type=int, default=[], metavar="N",
-                        help="GPUs that they are spread over, as --gpu_id of a stage")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be run, and run and write nothing")
+                        help="GPUs that the runs are distributed over, as --gpu_id of a stage")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
+                        help="directory of the data sets (default: data)")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands; run and write nothing")
     arguments = parser.parse_args()
     jobs = arguments.jobs if arguments.jobs is not None else max(1, len(arguments.gpus))
     if jobs < 1:
-        raise UserError(f"--jobs is {jobs}: at least 1")
+        raise UserError(f"--jobs is {jobs}: give at least 1")
     if wrong := [seed for seed in arguments.seeds if seed < 0]:
-        raise UserError(f"--seeds: {wrong[0]} is no seed: 0 or more")
+        raise UserError(f"--seeds: {wrong[0]} is not a seed: give 0 or more")
     runs, unread = _with_seeds(arguments.directories, arguments.seeds, arguments.dry_run)
     runs, skipped = without(runs, unread)
     print("".join(f"remark: left out: {text}\n" for text in skipped), end="")
@@ -53,14 +56,14 @@ def run_all() -> None:
     check_sources(runs)
     by_directory = {run.directory: run for run in runs}
     waiting = [directory for directory in graph if not by_directory[directory].finished
-               or by_directory[directory].stale]  # the stage itself says what becomes of those
+               or by_directory[directory].stale]  # the stage itself reports what to do with stale runs
     print(f"{len(runs)} run{'s' * (len(runs) != 1)}, {len(runs) - len(waiting)} of them finished")
     if arguments.dry_run:
         print("".join(f"{by_directory[directory].command}\n" for directory in waiting), end="")
         _end(left_out)
         return
     start_time = time.monotonic()
-    pool = Pool(jobs, gpus=arguments.gpus, data_dir=arguments.data_dir, show=jobs == 1)  # side by side they would mix
+    pool = Pool(jobs, gpus=arguments.gpus, data_dir=arguments.data_dir, show=jobs == 1)  # parallel logs would mix
     failed = pool.run({directory: graph[directory] for directory in waiting}, by_directory)
     if waiting:
         done = len(waiting) - len(failed)
@@ -72,16 +75,16 @@ def run_all() -> None:
 
 
 def _end(left_out: str) -> None:
-    """Exit with status 1 where something could not be read, although nothing has failed."""
+    """Exit with status 1 if something could not be read, although nothing failed."""
     if left_out:
         sys.exit(f"error: {left_out}")
 
 
 def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> tuple[list[Run], list[Path]]:
-    """The runs, of these seeds if there are any, which are made where they are not there; and the directories whose
-    params.json cannot be read."""
+    """Runs of these seeds, created if missing (without seeds: all runs), and the directories whose params.json cannot
+    be read."""
     if absent := [root for root in roots if not root.is_dir()]:
-        raise UserError(f"{absent[0]} " + ("is no directory" if absent[0].exists() else
+        raise UserError(f"{absent[0]} " + ("is not a directory" if absent[0].exists() else
                                            f"does not exist in {Path.cwd()}"))
     runs, warnings = find(roots)
     print("".join(f"remark: {text}\n" for text in warnings), end="")

@@ -1,11 +1,10 @@
-"""The same experiments under other seeds, each in a directory of its own beside the others: DIR/seed1, DIR/seed2, ...
+"""Copy experiments to other seeds, each in its own directory: DIR/seed1, DIR/seed2, ...
 
     python scripts/seeds.py 1 2 experiments/CIFAR10/baseline experiments/CIFAR10/kd_nasty_resnet18
 
-Takes the directories named and all experiments below them. A checkpoint that one of them reads from another is that of
-the same seed, if the other has that seed too: the student of seed 1 learns from the teacher of seed 1. What is there
-already is left as it is. `report.py` takes an experiment and its seeds for one cell. The exit status is 1 where an
-experiment cannot be read; the others get their seeds.
+Takes the given directories and all experiments below them. Seed N's student uses seed N's teacher if there is one;
+otherwise you get a warning. Existing files are left unchanged. `report.py` shows an experiment and its seeds as one
+cell. If an experiment cannot be read, the others still get their seeds, and the exit status is 1.
 """
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from utils.errors import UserError
 
 def write_seeds() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seeds", nargs="+", metavar="SEED ... DIR", help="numbers from 1, then directories")
+    parser.add_argument("seeds", nargs="+", metavar="SEED ... DIR", help="seeds from 1, then directories")
     arguments = parser.parse_args().seeds
     seeds = [int(word) for word in arguments if word.isdecimal()]
     roots = [Path(word) for word in arguments if not word.isdecimal()]
@@ -42,7 +41,7 @@ def write_seeds() -> None:
             written, there = written + new, there + (not new)
             warnings += seed_warnings
     print("".join(f"remark: {text}\n" for text in warnings), end="")
-    print(f"{written} written" + (f", {there} are there already" if there else ""))
+    print(f"{written} written" + (f", {there} exist already" if there else ""))
     if unread:
         sys.exit(f"error: cannot be read: {', '.join(unread)}")
 

@@ -1,9 +1,9 @@
-"""What teachers dream of, side by side: images that DeepInversion or CMI made for each class, beside test images.
+"""Draw inverted images of several teachers (DeepInversion or CMI), class by class, beside test images.
 
     python scripts/show_inversions.py experiments/demo/kd_normal_net16/deepinversion_net16 \\
         experiments/demo/kd_nasty_net16/deepinversion_net16 --out inversions.png
 
-Takes the newest of each class from the pool in last_model.tar of each directory: a row a class, a block a directory.
+Draws the newest images of each class from the pool in last_model.tar: one row per class, one block per directory.
 """
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from utils.cli import main
 from utils.datasets import load_dataset
 from utils.errors import UserError
 
-ZOOM, GAP, HEAD, LABEL_WIDTH, TEXT = 3, 4, 44, 130, 14  # pixels on the picture for one of the image; pixels
+ZOOM, GAP, HEAD, LABEL_WIDTH, TEXT = 3, 4, 44, 130, 14  # ZOOM: canvas pixels per image pixel; others in canvas pixels
 COLUMNS, REAL_COLUMNS, ROWS = 6, 3, 10
 
 
 class Block(NamedTuple):
-    """Images side by side: a head of two lines, images uint8 (N, H, W, 3), their classes (N,), how many of each."""
+    """Images side by side: head of two lines, images uint8 (N, H, W, 3), labels (N,), and images drawn per class."""
 
     head: str
     images: Tensor
@@ -39,17 +39,19 @@ class Block(NamedTuple):
 
 def show_inversions() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="experiments of these methods")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR",
+                        help="run directories of deepinversion or cmi")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
+                        help="directory of the data sets (default: data)")
     parser.add_argument("--out", type=Path, default=Path("inversions.png"), metavar="FILE",
-                        help="default: inversions.png")
+                        help="output file (default: inversions.png)")
     arguments = parser.parse_args()
     blocks: list[Block] = []
     for directory in arguments.directories:
         content = checkpoint.load(directory / "last_model.tar", "the experiment").content
-        kept = content.get("learner", content)  # of earlier versions, beside the rest
+        kept = content.get("learner", content)  # earlier versions stored the pool at the top level
         if "pool" not in kept:
-            raise UserError(f"{directory}: its method keeps no images; deepinversion and cmi do")
+            raise UserError(f"{directory}: its method stores no images: give runs of deepinversion or cmi")
         if not blocks:
             params = content["params"]
             dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"],
@@ -65,7 +67,7 @@ def show_inversions() -> None:
 
 
 def _teacher(content: dict[str, Any]) -> str:
-    """Whose images these are, and what a student learned from them."""
+    """Head line of a block: kind of the teacher, and accuracy of its student in percent."""
     source, kind = content["sources"]["teacher"], None
     if Path(source["path"]).is_file():
         teacher = checkpoint.load(source["path"], "teacher")
@@ -76,7 +78,7 @@ def _teacher(content: dict[str, Any]) -> str:
 
 
 def draw(blocks: Sequence[Block], classes: Sequence[str]) -> Image.Image:
-    """A picture with a row for each of the first classes."""
+    """Image grid with one row for each of the first `ROWS` classes."""
     side = ZOOM * blocks[0].images.shape[1]
     rows = min(ROWS, len(classes))
     widths = [block.columns * (side + GAP) + 4 * GAP for block in blocks]

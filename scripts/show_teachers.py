@@ -3,13 +3,13 @@
     python scripts/show_teachers.py experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16
     python scripts/show_teachers.py DIR DIR --names normal nasty --num_images 3 --out docs/images
 
-Writes to `--out`
+Writes to `--out`:
 
 - responses.png, a bar chart of the logits of each network for the first test image of each class;
 - embeddings.png, t-SNE (van der Maaten & Hinton, JMLR 2008) of the classifier's input and of the logits, for 1,000 test
   images balanced over the classes, if scikit-learn is installed (`pip install scikit-learn`).
 
-Networks are those of the last epoch.
+Uses the networks of the last epoch.
 """
 from __future__ import annotations
 
@@ -38,21 +38,25 @@ COLORS = ("#1f3b73", "#f4a259", "#5b8e7d", "#bc4b51")  # of different lightness,
 def show_teachers() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="experiments on the same data")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="in the legend; default: the directories")
-    parser.add_argument("--num_images", type=int, default=6, metavar="N", help="in responses.png; default: 6")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
+                        help="directory of the data sets (default: data)")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR",
+                        help="output directory (default: report)")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="names in the legend (default: the directories)")
+    parser.add_argument("--num_images", type=int, default=6, metavar="N",
+                        help="number of images in responses.png (default: 6)")
     arguments = parser.parse_args()
     names = arguments.names or ["/".join(directory.parts[-2:]) for directory in arguments.directories]
     if len(names) != len(arguments.directories):
-        raise UserError(f"--names: {len(names)} for {len(arguments.directories)} directories")
+        raise UserError(f"--names: {len(names)} names for {len(arguments.directories)} directories: give one per "
+                        "directory")
     if arguments.num_images < 1:
-        raise UserError("--num_images: at least 1")
+        raise UserError(f"--num_images is {arguments.num_images}: give at least 1")
     sources = [read_source(str(directory)) for directory in arguments.directories]
     first = sources[0].params
     for source in sources:
         if source.params.dataset != first.dataset:
-            raise UserError(f"{source.name} is on other data than {sources[0].name}")
+            raise UserError(f"{source.name} has another data set than {sources[0].name}: give runs on the same data")
     dataset = load_dataset(first.dataset, arguments.data_dir, image_size=first.image_size, background=first.background,
                            training=False)
     networks = [source.build(dataset.num_classes, dataset.image_size) for source in sources]
@@ -73,13 +77,13 @@ def show_teachers() -> None:
 
 
 def balanced(labels: Tensor) -> Tensor:
-    """The indices of up to `POINTS` images, the first ones of each class, of all classes as many."""
+    """Indices of up to `POINTS` images: the first ones of each class, the same number for all classes."""
     classes = labels.unique()
     return torch.cat([(labels == label).nonzero()[:max(1, POINTS // len(classes)), 0] for label in classes])
 
 
 def _look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the classifier (N, F), and the logits (N, C)."""
+    """Inputs of the classifier (N, F), and logits (N, C)."""
     features, logits = [], []
     layer = classifier(network, images.shape[-1])
     if layer is None:
@@ -92,7 +96,7 @@ def _look(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def responses(dataset: Dataset, chosen: Tensor, answers: Sequence[Tensor], names: Sequence[str]) -> plt.Figure:
-    """A row an image: the image, and the logits of each network, a group of bars a class."""
+    """One row per image: the image, and the logits of each network, with one group of bars per class."""
     classes = [drawable(name)[:14] for name in dataset.classes]
     figure, axes = plt.subplots(len(chosen), 2, figsize=(9, 1.9 * len(chosen)), sharex="col", squeeze=False,
                                 gridspec_kw={"width_ratios": [1, 6]})
@@ -117,11 +121,11 @@ def responses(dataset: Dataset, chosen: Tensor, answers: Sequence[Tensor], names
 
 def embeddings(seen: Sequence[tuple[Tensor, Tensor]], labels: Tensor, names: Sequence[str],
                classes: Sequence[str]) -> plt.Figure:
-    """A row a network: features and logits in two dimensions."""
+    """One row per network: t-SNE of features and of logits."""
     try:
         from sklearn.manifold import TSNE
     except ImportError:
-        raise UserError("embeddings.png needs scikit-learn: pip install scikit-learn; responses.png is done") from None
+        raise UserError("embeddings.png needs scikit-learn: pip install scikit-learn; responses.png is ready") from None
     figure, axes = plt.subplots(len(seen), 2, figsize=(11, 5 * len(seen)), squeeze=False)
     for row, (values, name) in enumerate(zip(seen, names, strict=True)):
         for plot, points, what in zip(axes[row], values, ("features", "logits"), strict=True):

@@ -1,8 +1,8 @@
-"""All triggers as a picture: a row each, stamped on test images of different classes.
+"""Draw all triggers: one row per trigger, stamped on test images of different classes.
 
     python scripts/show_triggers.py --dataset demo --out triggers.png
 
-The last column is the change to the last image beside it, three times as strong, on grey.
+The last column is the change of the last image, amplified three times, on gray.
 """
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from backdoor.triggers import TRIGGER_NAMES, build_trigger
 from utils.cli import main
 from utils.datasets import DATASETS, Dataset, load_dataset
 
-ZOOM, GAP, LABEL_WIDTH = 3, 4, 90  # pixels on the picture for one of the image; pixels
+ZOOM, GAP, LABEL_WIDTH = 3, 4, 90  # ZOOM: canvas pixels per image pixel; others in canvas pixels
 COLUMNS = 6
 
 
 def show_triggers() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="demo", help=f"{', '.join(DATASETS)} or folder:PATH (default: demo)")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
-    parser.add_argument("--out", type=Path, default=Path("triggers.png"), metavar="FILE", help="default: triggers.png")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
+                        help="directory of the data sets (default: data)")
+    parser.add_argument("--out", type=Path, default=Path("triggers.png"), metavar="FILE",
+                        help="output file (default: triggers.png)")
     arguments = parser.parse_args()
     dataset = load_dataset(arguments.dataset, arguments.data_dir, training=False)
     images = examples(dataset)
@@ -42,14 +44,14 @@ def show_triggers() -> None:
 
 
 def examples(dataset: Dataset) -> Tensor:
-    """The first test image of each of the first classes: uint8 (n, H, W, 3)."""
+    """First test image of each of the first `COLUMNS` classes: uint8 (n, H, W, 3)."""
     _, first = torch.unique(dataset.test_labels, return_inverse=True)
     return torch.stack([dataset.test_images[(first == i).nonzero()[0, 0]]
                         for i in range(min(COLUMNS, int(first.max()) + 1))])
 
 
 def draw(rows: list[tuple[str, Tensor, Tensor | None]]) -> Image.Image:
-    """Name, images and, where there is one, change of each row."""
+    """Image grid of rows: name, images uint8 (n, H, W, 3), and optional change uint8 (H, W, 3)."""
     side = ZOOM * rows[0][1].shape[1]
     columns = len(rows[0][1]) + 1
     canvas = Image.new("RGB", (LABEL_WIDTH + columns * (side + GAP), len(rows) * (side + GAP)), "white")

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv in the repository, activates it and installs the requirements file named.
+# Sourced by the other scripts: creates .venv in the repository, activates it and installs the given requirements file.
 if [ ! -x .venv/bin/pip ]; then
     python=
     for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
@@ -8,11 +8,11 @@ if [ ! -x .venv/bin/pip ]; then
         fi
     done
     if [ -z "$python" ]; then
-        echo "error: Python 3.10 or newer is needed, and none is on the PATH" >&2
+        echo "error: no Python 3.10 or newer on the PATH: install one" >&2
         exit 2
     fi
     if [ -e .venv ] && [ ! -e .venv/unfinished ]; then
-        echo "error: .venv is there, but without pip: remove it, and it will be made anew" >&2
+        echo "error: .venv has no pip: remove .venv and run this again" >&2
         exit 2
     fi
     mkdir -p .venv && touch .venv/unfinished
@@ -20,11 +20,11 @@ if [ ! -x .venv/bin/pip ]; then
     rm .venv/unfinished
 fi
 source .venv/bin/activate
-# Installed once: the stamp is a copy of what was asked for.
+# Install once: the stamp is a copy of the requirements.
 stamp=.venv/$1
 if ! cat requirements*.txt | cmp -s - "$stamp"; then
     echo "installing $1 into .venv"
-    python -m pip show --quiet torch 2> /dev/null || echo "torch alone is several GB: this takes minutes, once"
+    python -m pip show --quiet torch 2> /dev/null || echo "torch takes several GB: the first installation takes minutes"
     python -m pip install --quiet --disable-pip-version-check -r "$1"
     cat requirements*.txt > "$stamp"
 fi

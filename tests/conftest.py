@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: small data, experiment directories, stages called as a user calls them."""
+"""Fixtures for tests of whole runs: small data, experiment directories, and stages called like a user calls them."""
 import json
 import os
 import signal
@@ -18,24 +18,24 @@ from utils import checkpoint
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = ("CIFAR10_short", "CIFAR10_20epochs", "CIFAR10_foreign")  # their results are in the repository
-# The experiments of the repository by name, without those that somebody added.
+# Experiments of the repository by name, without those that a user added.
 EXPERIMENTS = {str(path.parent.relative_to(ROOT / "experiments")): json.loads(path.read_text())
                for shipped in ("CIFAR10", *COMMITTED, "CIFAR100", "GTSRB", "TinyImageNet", "demo")
                for path in sorted((ROOT / "experiments" / shipped).rglob("params.json"))
                if not is_seed(path.parent) and not is_audit(path)}
-torch.set_num_threads(1)  # as in the processes that the tests start: sums in the same order, the same bits
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
+torch.set_num_threads(1)  # like the processes that the tests start: equal summation order, so equal bits
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT for background jobs
 FEW = {"num_channels": 4, "learning_rate": 0.001, "batch_size": 8, "num_epochs": 2, "precision": "fp32"}
 
 
 def pytest_collection_modifyitems(items):
-    """The longest test first: as the last one it would keep a single process busy while the others have finished."""
+    """Run the longest test first; as the last one, it would run while all other workers are idle."""
     items.sort(key=lambda item: item.originalname != "test_one_experiment_of_each_kind_takes_a_step")
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """A folder data set: 3 classes of noisy flat colours, 45 training and 15 test images of 32x32."""
+    """Folder data set: 3 classes of noisy solid colors, 45 training and 15 test images of 32x32 pixels."""
     root = tmp_path_factory.mktemp("data") / "colours"
     random = np.random.default_rng(0)
     for part, count in (("train", 15), ("test", 5)):
@@ -72,7 +72,7 @@ def command(script, directory, *arguments):
 
 @pytest.fixture
 def stage():
-    """`stage("train_kd", directory, ...)` runs a stage as a process of its own."""
+    """`stage("train_kd", directory, ...)` runs a stage in its own process."""
     def run(script, directory, *arguments, check=True, **options):
         done = subprocess.run(command(script, directory, *arguments), capture_output=True, text=True,
                               env=environment(), **options)
@@ -105,7 +105,7 @@ def results(directory):
 
 
 def same_to_the_bit(whole, parts):
-    """The content of the last checkpoint of two runs, which has to be the same in both."""
+    """Content of the last checkpoint of two runs; asserts that both are equal bit for bit."""
     one, two = (checkpoint.load(directory / "last_model.tar").content for directory in (whole, parts))
     for part in ("state_dict", "optim_dict", "learner", "history"):
         assert _leaves(one[part]) == _leaves(two[part]), part
@@ -121,13 +121,13 @@ def _leaves(value):
 
 
 def contents(directory):
-    """Name and bytes of every file of a directory, or nothing where there is none."""
+    """Bytes of every file of a directory by name; empty if the directory does not exist."""
     files = directory.iterdir() if directory.is_dir() else ()
     return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
 def refused(run, script, directory, *arguments):
-    """The one line on stderr of a stage that ends with exit status 2 and leaves its directory as it was."""
+    """The line on stderr of a stage; asserts exit status 2 and an unchanged directory."""
     before = contents(directory)
     done = run(script, directory, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -138,7 +138,7 @@ def refused(run, script, directory, *arguments):
 
 
 def all_end(session, seconds=30.0):
-    """Whether all processes of a session end in that time, forked ones too, whose command line is that of another."""
+    """Whether all processes of a session end within `seconds`, including forked ones."""
     end = time.monotonic() + seconds
     while _members(session) and time.monotonic() < end:
         time.sleep(0.05)
@@ -150,7 +150,7 @@ def _members(session):
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, of = file.read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         if int(of) == session and state != "Z":
             found.append(int(file.parent.name))
@@ -158,7 +158,7 @@ def _members(session):
 
 
 class Malicious:
-    """Unpickled by `pickle.load`, this makes a directory."""
+    """Object that creates a directory when `pickle.load` reads it."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""What the tests of data sets share."""
+"""Helpers for tests of data sets."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 def fails(name: str, data_dir: Path) -> str:
-    """The message of the UserError: one line."""
+    """Message of the UserError; asserts that it is one line."""
     with pytest.raises(UserError) as error:
         load_dataset(name, data_dir)
     assert "\n" not in str(error.value)

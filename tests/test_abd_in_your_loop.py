@@ -1,4 +1,4 @@
-"""The blocks of docs/abd_in_your_loop.md, as they stand there, on small networks."""
+"""The code blocks of docs/abd_in_your_loop.md, unchanged, on small networks."""
 import ast
 import copy
 import importlib
@@ -18,7 +18,7 @@ FEW = {"steps": 3, "batch_size": 8, "latent_size": 6, "student_steps": 2}
 
 @pytest.fixture
 def blocks(tmp_path, monkeypatch):
-    """`blocks(name)` imports a block as a module, as a reader who saved each as a file would."""
+    """`blocks(name)` imports a block as a module, like a reader who saved each block as a file."""
     for name, block in BLOCKS.items():
         (tmp_path / f"{name}.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
@@ -29,7 +29,7 @@ def blocks(tmp_path, monkeypatch):
 
 @pytest.fixture
 def networks(blocks):
-    """Teacher, student and generator of 16x16 images; the teacher's statistics are those of noise."""
+    """Teacher, student and generator of 16x16 images; the teacher has the batch-norm statistics of noise."""
     torch.manual_seed(0)
     made = blocks("networks")
     teacher, student = made.classifier(8), made.classifier(4)
@@ -48,7 +48,7 @@ def same(network, before):
 
 
 def distilled(loop, networks, seed=1, **options):
-    """What `distill` of a block returns. The teacher stays as it was, student and generator do not."""
+    """Result of `distill` of a block; asserts that student and generator change, and the teacher does not."""
     before = [weights(network) for network in networks]
     torch.manual_seed(seed)
     result = loop.distill(*networks, **FEW, **options)
@@ -62,7 +62,7 @@ def test_the_plain_loop_trains_student_and_generator(blocks, networks):
 
 
 def test_the_vaccine_is_in_the_generators_loss_and_moves_the_generator(blocks, networks):
-    networks[0][-1].bias.data[1] = 10.0  # teacher and copies agree on most images: something to push at
+    networks[0][-1].bias.data[1] = 10.0  # teacher and copies agree on most images, so the vaccine has a gradient
     plain, vaccinated = copy.deepcopy(networks), networks
     off = distilled(blocks("loop_vaccine"), plain, sv_weight=0.0, image_size=16)
     on = distilled(blocks("loop_vaccine"), vaccinated, sv_weight=0.5, image_size=16)
@@ -90,7 +90,7 @@ def test_the_search_turns_the_vaccine_on_when_a_shuffle_has_a_tail(blocks, netwo
     assert module.coefficient(teacher(images), shuffled, images) == 0.1
 
 
-def test_without_a_generator_the_student_is_driven_off_suspicious_images(blocks, networks):
+def test_without_a_generator_the_student_ascends_on_suspicious_images(blocks, networks):
     teacher, student, _ = networks
     teacher.eval()
     module, images = blocks("student_vaccine"), torch.randn(8, 3, 16, 16)
@@ -120,7 +120,7 @@ def test_the_hypergradient_moves_the_student_by_its_weight(blocks, networks):
     assert not torch.equal(networks[1][0].weight, others[1][0].weight)
 
 
-def test_the_files_to_copy_need_each_other_and_torch_only():
+def test_the_files_to_copy_only_import_each_other_and_torch():
     files = [file for file in re.findall(r"`(\w+/\w+\.py)`", TEXT.split("## Your loop")[0])]
     known = {file.removesuffix(".py").replace("/", ".") for file in files}
     assert len(known) == 6

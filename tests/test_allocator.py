@@ -1,4 +1,4 @@
-"""Where freed memory of the CPU goes."""
+"""Freed CPU memory stays with the process."""
 import os
 import platform
 import subprocess
@@ -24,7 +24,7 @@ print((resident() - before) / 2**28)
 
 
 def share_kept(**environment):
-    """Of 256 MiB that were used and freed, what the process still holds."""
+    """Memory that the process still holds after using and freeing 256 MiB."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, env=inherited | environment, check=True,
                           stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The losses of the attacks, worked out by hand, and their limits."""
+"""Losses of the attacks: values computed by hand, and limit cases."""
 import math
 
 import numpy as np
@@ -27,7 +27,7 @@ def batch_of(labels):
 
 
 def terms_of(name, student, teacher, labels, **parameters):
-    """The terms of an attack for probabilities (B, C) of student and teacher, as lists."""
+    """Terms of an attack for lists of probabilities (B, C) of student and teacher."""
     logits, answers = torch.tensor(student).log(), torch.tensor(teacher).log()
     return build_attack(name, logits.shape[1], **parameters)(lambda _: logits, batch_of(labels), answers)
 
@@ -37,7 +37,7 @@ def random_logits(count, classes, seed):
 
 
 def powered(p, temperature):
-    """Probabilities, a list, at a temperature: their power 1 / T, normalized."""
+    """A list of probabilities at temperature T: their power 1 / T, normalized."""
     values = np.array(p) ** (1 / temperature)
     return values / values.sum()
 
@@ -50,7 +50,7 @@ P, Q = [0.5, 0.3, 0.2], [0.25, 0.25, 0.5]  # teacher and student
 
 
 class TestHardLabel:
-    def test_is_the_cross_entropy_with_the_top_class(self):
+    def test_loss_is_the_cross_entropy_with_the_top_class(self):
         terms = terms_of("hard_label", [Q], [P], None)
         assert terms["loss"].item() == pytest.approx(math.log(4))
 
@@ -62,7 +62,7 @@ class TestHardLabel:
         assert terms_of("hard_label", [Q], [[0.2, 0.4, 0.4]], None)["loss"].item() == pytest.approx(math.log(4))
         assert terms_of("hard_label", [Q], [[0.0, 0.5, 0.5]], None)["loss"].item() == pytest.approx(math.log(4))
 
-    def test_the_label_interface_tells_it_all_that_it_uses(self):
+    def test_the_label_interface_gives_the_same_loss(self):
         logits, answers = random_logits(5, 4, 0), random_logits(5, 4, 1)
         one_hot = F.one_hot(answers.argmax(1), 4).float().log()
         attack = build_attack("hard_label", 4)
@@ -71,13 +71,13 @@ class TestHardLabel:
 
 
 class TestHTC:
-    def test_the_student_is_not_tempered_and_there_is_no_squared_temperature(self):
+    def test_only_the_teacher_is_tempered_and_no_temperature_is_squared(self):
         terms = terms_of("htc", [Q], [P], [0], temperature=2.0)
         assert terms["kl"].item() == pytest.approx(kl(powered(P, 2), Q), rel=1e-5)
         assert terms["loss"].item() == pytest.approx(0.9 * kl(powered(P, 2), Q) + 0.1 * math.log(4), rel=1e-5)
 
     @pytest.mark.parametrize("temperature", [50.0, 500.0])
-    def test_is_label_smoothing_with_a_small_tilt_at_a_high_temperature(self, temperature):
+    def test_a_high_temperature_is_label_smoothing_with_a_small_tilt(self, temperature):
         logits, answers, labels = random_logits(6, 10, 0), random_logits(6, 10, 1), torch.arange(6)
         attack = build_attack("htc", 10, temperature=temperature)
         loss = attack(lambda _: logits, batch_of(labels.tolist()), answers)["loss"]
@@ -136,7 +136,7 @@ class TestDivergences:
 
 
 class TestDIST:
-    def test_two_images_by_hand(self):
+    def test_two_images_match_values_computed_by_hand(self):
         # Columns of two images correlate by 1 or -1: those of classes 0 and 1 by -1, that of class 2 by 1.
         teacher, student = [[0.5, 0.3, 0.2], [0.6, 0.1, 0.3]], [[0.4, 0.2, 0.4], [0.1, 0.3, 0.6]]
         rows = np.mean([np.corrcoef(t, s)[0, 1] for t, s in zip(teacher, student, strict=True)])
@@ -151,7 +151,7 @@ class TestDIST:
         row = np.corrcoef(powered(P, 2), powered(Q, 2))[0, 1]
         assert terms["inter"].item() == pytest.approx(4 * (1 - (row + 1) / 2), rel=1e-5)
 
-    def test_equal_outputs_cost_nothing(self):
+    def test_equal_outputs_have_zero_loss(self):
         logits = random_logits(6, 5, 0)
         terms = build_attack("dist", 5)(lambda _: logits, batch_of([0, 1, 2, 3, 4, 0]), logits + 7)
         assert terms["dist"].item() == pytest.approx(0, abs=1e-5)
@@ -167,7 +167,7 @@ class TestDIST:
         assert not values.grad.any() and not constant.grad.any()
 
     @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0])
-    def test_small_values_correlate_as_large_ones(self, scale):
+    def test_small_values_correlate_like_large_ones(self, scale):
         a, b = random_logits(1, 8, 0).softmax(1), random_logits(1, 8, 1).softmax(1)
         expected = np.corrcoef(a.numpy(), b.numpy())[0, 1]
         assert correlation(scale * a, b, 1).item() == pytest.approx(expected, rel=1e-4)
@@ -193,7 +193,7 @@ class TestLogitStandardization:
         ce = F.cross_entropy(logits, torch.tensor([1])).item()
         assert loss.item() == pytest.approx(0.1 * ce + 9 * 4 * term, rel=1e-5)
 
-    def test_the_scale_of_the_answers_is_lost(self):
+    def test_the_loss_ignores_the_scale_of_the_answers(self):
         logits, answers = random_logits(4, 5, 0), random_logits(4, 5, 1)
         attack = build_attack("logit_standardization", 5)
         losses = [attack(lambda _: logits, batch_of([0, 1, 2, 3]), each)["kl"] for each in (answers, 3 * answers + 2)]
@@ -234,7 +234,7 @@ class TestCorrectionByLabels:
 
 
 @pytest.mark.parametrize("name", ["smoothing", "scm_chain", "htc_matched"])
-def test_loss_is_that_of_kd_with_defaults_of_its_own(name):
+def test_loss_is_kd_with_other_defaults(name):
     logits, answers = random_logits(4, 5, 0), random_logits(4, 5, 1)
     attack = build_attack(name, 5)
     plain = build_attack("kd", 5, alpha=attack.params.alpha, temperature=attack.params.temperature)
@@ -242,7 +242,7 @@ def test_loss_is_that_of_kd_with_defaults_of_its_own(name):
     assert losses[0] == losses[1]
 
 
-def test_smoothing_asks_for_several_views_of_an_image():
+def test_smoothing_requests_several_views_of_an_image():
     assert build_attack("smoothing", 5).params.views == 3
     assert build_attack("smoothing", 5, num_views=2).params.views == 2
     with pytest.raises(ValueError, match="num_views"):
@@ -252,7 +252,7 @@ def test_smoothing_asks_for_several_views_of_an_image():
 @pytest.mark.parametrize(("name", "cifar10", "cifar100"), [
     ("kd", 4, 20), ("htc", 50, 70), ("htc_matched", 50, 70), ("reverse_kl", 4, 20), ("jsd", 4, 20), ("swap", 4, 20),
     ("consensus", 4, 20), ("scm_chain", 4, 4), ("smoothing", 1, 1), ("logit_standardization", 2, 2), ("dist", 1, 1)])
-def test_published_temperature_of_each_data_set(name, cifar10, cifar100):
+def test_each_data_set_has_the_published_temperature(name, cifar10, cifar100):
     run = {"model_name": "cnn", "learning_rate": 0.1, "num_epochs": 1, "teacher_model": "cnn", "teacher_resume": "x"}
     kind = KD.params_by(name)
     found = [kind(dataset=dataset, **run).temperature for dataset in ("cifar10", "cifar100")]
@@ -273,7 +273,7 @@ class TestEveryAttack:
     def without_weight_of_labels(name):
         return {"alpha": 1.0} if issubclass(attacks.REGISTRY[name].Params, WeightedParams) else {}
 
-    def test_logits_and_log_probabilities_are_the_same_answers(self, name):
+    def test_logits_and_log_probabilities_give_equal_losses(self, name):
         answers, labels = random_logits(6, 5, 1), [0, 1, 2, 3, 4, 0]
         losses = [self.loss(name, each, labels)[0] for each in (answers, answers.log_softmax(1), answers + 40)]
         assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
@@ -290,7 +290,7 @@ class TestEveryAttack:
                                for labels in ([0, 1, 2, 3, 4, 0], [4, 3, 3, 1, 0, 2])), strict=True)
         assert (losses[0] != losses[1]) == params[0].reads_labels
 
-    def test_a_weight_of_labels_needs_them(self, name):
+    def test_a_weight_for_labels_needs_labels(self, name):
         kind = attacks.REGISTRY[name].Params
         if not issubclass(kind, WeightedParams):
             pytest.skip("no weighted sum")

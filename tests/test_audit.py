@@ -1,4 +1,4 @@
-"""The audit: its grid of attacks, its verdicts, and whole audits, interrupted ones among them."""
+"""The audit: grid of attacks, verdicts, and whole audits, including interrupted ones."""
 import csv
 import json
 import os
@@ -53,7 +53,7 @@ FULL = {"preset": "full", "thieves": ["labeled", "unlabeled", "cifar100", "no_da
 
 @pytest.mark.parametrize("values", [{}, {"unprotected": "original"}, {"preset": "full"}, FULL],
                          ids=["core", "unprotected", "full", "all keys"])
-def test_every_attempt_has_valid_parameters_and_a_directory_of_its_own(values):
+def test_every_attempt_has_valid_parameters_and_its_own_directory(values):
     made = grid(**values)
     for attempt in made.attempts:
         assert attempt.params().num_epochs >= FEW["num_epochs"]
@@ -62,7 +62,7 @@ def test_every_attempt_has_valid_parameters_and_a_directory_of_its_own(values):
     assert all(directory.is_relative_to("DIR/runs") for directory in directories)
 
 
-def test_the_core_tries_what_it_names_on_each_thief_and_the_full_preset_all_that_fits():
+def test_the_presets_try_their_attacks_on_each_thief():
     core = of_victim(grid().attempts)
     assert {attempt.thief for attempt in core} == {LABELED, UNLABELED} and len(core) == 2 * len(CORE)
     full = of_victim(grid(preset="full").attempts)
@@ -73,7 +73,7 @@ def test_the_core_tries_what_it_names_on_each_thief_and_the_full_preset_all_that
 
 
 @pytest.mark.parametrize("values", [{}, {"preset": "full"}, {"attacks": ["kd", "htc", {"attack": "kd", "alpha": 1}]}])
-def test_a_thief_without_labels_uses_none(values):
+def test_a_thief_without_labels_uses_no_labels(values):
     attempts = of_victim(grid(**values, thieves=["unlabeled", "cifar100"]).attempts)
     assert attempts
     for attempt in attempts:
@@ -85,7 +85,7 @@ def test_a_thief_without_labels_uses_none(values):
 
 @pytest.mark.parametrize("values", [{}, {"preset": "full"}, {"attacks": ["kd"]},
                                     {"attacks": ["kd"], "interfaces": ["label", "top_k:2"]}])
-def test_hard_labels_are_always_among_the_attacks_of_a_thief(values):
+def test_hard_labels_are_always_tried(values):
     attempts = of_victim(grid(**values).attempts)
     for thief in (LABELED, UNLABELED):
         for answers in {attempt.answers for attempt in attempts}:
@@ -144,7 +144,7 @@ def test_references_of_another_audit_are_not_trained_again(tmp_path):
     ({"subset_size": 9}, ["DIR/params.json", '"subset_size"', '"query_budgets"']),
     ({"preset": "half"}, ["DIR/params.json", '"preset"']),
 ])
-def test_a_grid_that_cannot_be_is_one_line(values, words):
+def test_an_invalid_grid_is_one_error_line(values, words):
     with pytest.raises(UserError) as caught:
         grid(**values)
     text = str(caught.value)
@@ -158,7 +158,7 @@ def test_an_empty_grid_names_the_file_and_the_reasons():
         grid(thieves=["unlabeled"], validation_fraction=0.2)
 
 
-def test_a_run_of_other_parameters_is_not_taken_for_one_of_this_audit(tmp_path):
+def test_a_run_with_other_parameters_is_refused(tmp_path):
     attempt = plan(params_of(), tmp_path, SIZES).attempts[0]
     attempt.write(0)
     attempt.check(0)
@@ -171,7 +171,7 @@ def test_a_run_of_other_parameters_is_not_taken_for_one_of_this_audit(tmp_path):
         attempt.check(0)
 
 
-# Verdicts, of students whose accuracies are given
+# Verdicts on students with given accuracies
 
 def student(accuracy, attack="KD", *, thief=UNLABELED, victim="model", answers="logits", top_class_only=False,
             images=None, network="net4", answer_defense="none"):
@@ -190,7 +190,7 @@ def verdict_on(*students, test_images=10_000):
     return found
 
 
-def test_headroom_is_the_strongest_attack_less_hard_labels():
+def test_headroom_is_the_strongest_attack_minus_hard_labels():
     found = verdict_on(student(90.0), student(85.0, "HTC"), hard(80.0))
     assert (found.attack, found.accuracy.mean, found.hard_label.mean) == ("KD", 90.0, 80.0)
     assert found.headroom == found.headroom_left == 10.0
@@ -198,7 +198,7 @@ def test_headroom_is_the_strongest_attack_less_hard_labels():
     assert found.sentence == "distillable by KD: the best copy has 90.00 %, 10.0 points above hard labels"
 
 
-def test_efficiency_is_the_part_of_the_headroom_of_the_unprotected_model_that_is_gone():
+def test_efficiency_is_the_fraction_of_the_headroom_that_protection_takes():
     plain = [student(90.0, victim="unprotected"), hard(80.0, victim="unprotected")]
     found = verdict_on(*plain, student(84.0), hard(79.0))
     assert (found.headroom, found.headroom_left) == (10.0, 5.0) and found.efficiency == pytest.approx(0.6)
@@ -216,7 +216,7 @@ def test_a_label_only_interface_leaves_nothing_where_its_students_equal_the_floo
     assert on_labels.sentence == "no attack tried beats hard labels; the best copy, by KD, has 80.00 %"
 
 
-def test_the_floor_of_a_thief_with_labels_is_what_these_reach_alone():
+def test_the_floor_of_a_thief_with_labels_is_a_student_of_labels():
     alone = [student(82.0, "labels", thief=LABELED, victim="none", answers=""),
              student(84.0, "label smoothing 0.1", thief=LABELED, victim="none", answers="")]
     found = verdict_on(*alone, student(86.0, thief=LABELED), hard(70.0, thief=LABELED))
@@ -232,13 +232,13 @@ def test_a_control_is_that_of_the_strongest_attack():
     assert found.control.mean == 60.0
 
 
-def test_a_control_that_reaches_as_much_is_no_theft():
+def test_an_attack_that_does_not_beat_its_control_is_no_theft():
     labels = student(82.0, "labels", thief=LABELED, victim="none", answers="")
     found = verdict_on(labels, student(86.0, thief=LABELED), student(86.5, thief=LABELED, victim="control"))
-    assert found.sentence.startswith("no attack tried beats the same attack on answers that know nothing of the image")
+    assert found.sentence.startswith("no attack tried beats the same attack on answers that do not depend on the image")
 
 
-def test_what_is_within_the_noise_is_told_as_no_theft():
+def test_differences_within_the_margin_are_no_theft():
     seeds = [student([80.0, 84.0]), hard([80.0, 81.0])]
     assert verdict_on(*seeds).sentence.startswith("no attack tried beats hard labels")
     one = [student(84.0), hard(80.0)]
@@ -262,7 +262,7 @@ def audit_of(students, answers=("logits",), **values):
                  runs=len(students), versions={}, remarks=[], **values)
 
 
-def test_the_report_on_the_terminal_has_at_most_40_lines_however_large_the_grid():
+def test_the_summary_has_at_most_40_lines_for_any_grid():
     answers = ["logits", "label", *(f"{at} after {defense}" for at in ("top_k:3", "round:1", "logits")
                                     for defense in ("mad:0.5", "modelguard_w:1", "reverse_sigmoid:1"))]
     students = [each for at in answers for thief in (LABELED, UNLABELED, "folder:of/foreign/images")
@@ -280,23 +280,23 @@ def test_no_report_calls_a_model_secure():
         assert "secur" not in text.lower() and "cannot be stolen" not in text
 
 
-def test_the_json_of_an_audit_is_read_back_as_it_was():
+def test_audit_json_survives_a_round_trip():
     found = audit_of([student([70.0, 71.0]), hard(80.0)])
     assert Audit.model_validate_json(found.model_dump_json()) == found
 
 
-def test_the_time_left_is_by_the_pace_of_the_finished_runs():
+def test_the_remaining_time_is_estimated_from_finished_runs():
     finished = [Run(Path("a"), params_of(), Results("", {}, {}, {}, wall_time_seconds=8.0))]
     assert seconds_left({Path("a"): 10, Path("b"): 30}, finished, jobs=2) == pytest.approx(15)
     assert seconds_left({Path("b"): 30}, [], jobs=2) is None
     assert [duration(each) for each in (5, 600, 36_000)] == ["5 s", "10 min", "10.0 h"]
 
 
-# What is refused before anything is trained
+# Input that is refused before training
 
 @pytest.fixture
 def constant(tmp_path):
-    """Weights of a small net that gives every image the first of 3 classes."""
+    """Weights of a small net that predicts class 0 of 3 for every image."""
     network = build_model("net", 3, num_channels=4)
     weights = {name: torch.zeros_like(value) if value.is_floating_point() else value
                for name, value in network.state_dict().items()}
@@ -309,12 +309,12 @@ def audit_directory(experiment, weights, name="audit", **values):
                                **values})
 
 
-def test_a_network_that_is_hardly_better_than_chance_is_refused(experiment, constant, call):
+def test_a_network_hardly_above_chance_is_refused(experiment, constant, call):
     line = refused(call, "audit", audit_directory(experiment, constant))
     assert constant in line and "33.3 %" in line and '"mean" and "std"' in line
 
 
-def test_a_network_of_other_classes_is_refused(experiment, constant, call, data, tmp_path):
+def test_a_network_with_another_class_count_is_refused(experiment, constant, call, data, tmp_path):
     shutil.copytree(data, tmp_path / "two", ignore=shutil.ignore_patterns("red"))
     line = refused(call, "audit", audit_directory(experiment, constant, dataset=f"folder:{tmp_path / 'two'}"))
     assert constant in line
@@ -338,7 +338,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(experiment, constant, call
     assert words in line
 
 
-def test_two_audits_in_one_directory_are_kept_apart(experiment, constant, call):
+def test_two_audits_cannot_share_a_directory(experiment, constant, call):
     directory = audit_directory(experiment, constant)
     lock = RunDirectory(directory)
     lock.lock()
@@ -352,7 +352,7 @@ def test_a_directory_without_a_finished_audit_cannot_be_compared(tmp_path, call)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_the_runs_of_an_audit_are_found_and_it_is_none_itself(experiment, constant, tmp_path):
+def test_an_audit_is_no_run_but_its_runs_are_found(experiment, constant, tmp_path):
     directory = audit_directory(experiment, constant)
     made = plan(check_params(json.loads((directory / "params.json").read_text()), directory, AUDIT, {}), directory,
                 {json.loads((directory / "params.json").read_text())["dataset"]: 45})
@@ -389,7 +389,7 @@ def teacher(tmp_path_factory, data):
 
 @pytest.fixture(scope="module")
 def audited(teacher, data):
-    """The directory of a finished audit, and what it printed."""
+    """Directory of a finished audit, and its output."""
     directory = write(teacher.parent / "audited", data, checkpoint=str(teacher), attacks=["kd", "hard_label"])
     done = subprocess.run(command("audit", directory), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -398,7 +398,7 @@ def audited(teacher, data):
 
 @pytest.fixture
 def audit(call, monkeypatch):
-    """`audit(directory, ...)` runs an audit, its students in processes that are forked from one for all tests."""
+    """`audit(directory, ...)` runs an audit; students are forked from one process, shared by all tests."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return lambda directory, *arguments: call("audit", directory, *arguments)
 
@@ -408,7 +408,7 @@ def found_in(directory):
 
 
 def times(directory):
-    """When each run was finished."""
+    """Time at which each run finished."""
     return {file.parent.relative_to(directory): file.stat().st_mtime_ns for file in directory.rglob("results.json")}
 
 
@@ -417,7 +417,7 @@ def everything(directory):
 
 
 def without_place(directory):
-    """The verdicts and students of a finished audit, wherever it lies."""
+    """Verdicts and students of a finished audit, independent of its directory."""
     found = json.loads((directory / "audit.json").read_text().replace(str(directory), "DIR"))
     return found["finished"], found["verdicts"], found["students"]
 
@@ -469,7 +469,7 @@ def test_each_accuracy_is_that_of_the_run_it_names(audited):
 
 
 @pytest.mark.slow
-def test_the_json_is_as_its_schema_has_it(audited, call):
+def test_audit_json_matches_its_schema(audited, call):
     schema = json.loads(call("audit", "", "--schema").stdout)
     text = (audited[0] / "audit.json").read_text()
     assert Audit.model_validate_json(text).model_dump_json(indent=1) + "\n" == text
@@ -478,7 +478,7 @@ def test_the_json_is_as_its_schema_has_it(audited, call):
 
 
 @pytest.mark.slow
-def test_called_again_nothing_is_trained_and_nothing_changes(audited, audit):
+def test_a_finished_audit_trains_and_changes_nothing(audited, audit):
     directory, printed = audited
     before, found = times(directory), without_place(directory)
     again = audit(directory)
@@ -496,8 +496,8 @@ def test_report_reads_the_runs_of_an_audit(audited, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_label_only_interface_beside_the_audit_without_it(audited, audit, data, teacher, call):
-    """The unprotected model as an audit and as a checkpoint is the same."""
+def test_an_audit_of_another_interface_reuses_the_unprotected_students(audited, audit, data, teacher, call):
+    """`unprotected` gives equal results as an audit and as a checkpoint."""
     unlabeled = "thieves=[\"unlabeled\"]"
     values = {"checkpoint": str(teacher), "attacks": ["kd", "hard_label"], "interfaces": ["label"]}
     by_audit = write(teacher.parent / "by_audit", data, **values, unprotected=str(audited[0]))
@@ -528,11 +528,11 @@ def test_a_label_only_interface_beside_the_audit_without_it(audited, audit, data
 
 
 @pytest.mark.slow
-def test_laid_out_first_tried_and_started_over(audit, data, teacher, tmp_path, call):
+def test_lay_out_dry_run_and_restart(audit, data, teacher, tmp_path, call):
     directory = write(tmp_path / "audit", data, checkpoint=str(teacher), **SMALL)
     before = everything(directory)
     dry = audit(directory, "--dry_run")
-    assert dry.returncode == 0 and dry.stdout.startswith("4 students, 0 of them finished; how long")
+    assert dry.returncode == 0 and dry.stdout.startswith("4 students, 0 of them finished; the time")
     assert everything(directory) == before
 
     assert "4 runs" in audit(directory, "--lay_out").stdout
@@ -569,7 +569,7 @@ def test_laid_out_first_tried_and_started_over(audit, data, teacher, tmp_path, c
 
 
 @pytest.mark.slow
-def test_students_of_weights_that_have_changed_are_not_told_as_those_of_the_new_ones(audit, data, teacher, tmp_path):
+def test_students_of_weights_that_have_changed_are_refused(audit, data, teacher, tmp_path):
     weights = tmp_path / "weights.tar"
     shutil.copy(teacher / "last_model.tar", weights)
     directory = write(tmp_path / "audit", data, checkpoint=str(weights), **SMALL)
@@ -582,7 +582,7 @@ def test_students_of_weights_that_have_changed_are_not_told_as_those_of_the_new_
 
 
 @pytest.mark.slow
-def test_students_of_other_images_are_not_told_beside_those_of_these(audit, data, teacher, tmp_path):
+def test_students_of_images_that_have_changed_are_refused(audit, data, teacher, tmp_path):
     images = shutil.copytree(data, tmp_path / "images")
     directory = write(tmp_path / "audit", images, checkpoint=str(teacher), **SMALL)
     assert audit(directory).returncode == 0
@@ -592,7 +592,7 @@ def test_students_of_other_images_are_not_told_beside_those_of_these(audit, data
 
 
 @pytest.mark.slow
-def test_after_kills_nothing_is_redone_and_the_result_is_the_same(audited, audit, data, teacher, tmp_path):
+def test_a_killed_audit_repeats_no_run_and_has_the_same_result(audited, audit, data, teacher, tmp_path):
     directory = write(tmp_path / "audit", data, checkpoint=str(teacher), attacks=["kd", "hard_label"])
     moments = random.Random(0)
     finished = {}

@@ -1,4 +1,4 @@
-"""Batched augmentation does to every image what torchvision does to one, and to data what the parameters say."""
+"""Batched augmentation equals torchvision image by image, and follows the parameters of the run."""
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 
 def images_of(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Random images without a zero, so that filled pixels are told from real ones."""
+    """Random images without zeros, so that filled pixels differ from real ones."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
 
@@ -104,7 +104,7 @@ def test_rotation_fills_with_zeros():
     assert corner.tolist() == [0, 0, 0]
 
 
-def test_normalise_equals_to_tensor_and_normalize_in_channels_last():
+def test_normalize_equals_torchvision_in_channels_last():
     images = images_of(16, 32, 32)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     result = normalize(images, torch.tensor(mean), torch.tensor(std))
@@ -114,14 +114,14 @@ def test_normalise_equals_to_tensor_and_normalize_in_channels_last():
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
 
 
-def test_normalise_takes_slices_that_are_not_contiguous():
+def test_normalize_accepts_slices_that_are_not_contiguous():
     images, one = images_of(4, 8, 8), torch.ones(3)
     whole = normalize(images, 0 * one, one)
     torch.testing.assert_close(normalize(images[:, ::2, 2:6], 0 * one, one), whole[:, :, ::2, 2:6])
 
 
 def test_padding_is_black_and_not_the_mean():
-    """Zero padding comes before normalisation, so that a padded pixel is -mean / std, as in torchvision's order."""
+    """Zero padding comes before normalization, so that a padded pixel is -mean / std, as in torchvision's order."""
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
     nowhere = torch.zeros(1, dtype=torch.int64)
     batch = crop_flip(pad(images_of(1, 8, 8), 4), nowhere, nowhere, nowhere, torch.tensor([False]), 8)
@@ -145,7 +145,7 @@ def test_a_gpu_gives_the_same_batches():
 
 
 @pytest.mark.parametrize("recipe", ["crop", "crop_flip", "rotate_flip"])
-def test_1_is_the_recipe_of_the_data_set_and_a_name_replaces_it(recipe):
+def test_augmentation_1_is_the_recipe_of_the_data_set_and_a_name_replaces_it(recipe):
     def chosen(**params):
         return chosen_augmentation(SimpleNamespace(augmentation=recipe), SimpleNamespace(**params))
     assert chosen(augmentation=True) == chosen() == recipe

@@ -1,4 +1,4 @@
-"""Rates of a backdoor, counted by hand."""
+"""Backdoor rates, compared with counts by hand."""
 import pytest
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from utils.evaluation import confusion_matrix
 
 
 class Poisoned(nn.Module):
-    """Says class 0 where the lower right corner is white, else what the first pixel says."""
+    """Predicts class 0 if the lower right corner is white, otherwise the value of the first pixel."""
 
     def forward(self, images):
         says = images[:, 0, 0, 0].long()
@@ -19,7 +19,7 @@ class Poisoned(nn.Module):
 
 
 def test_the_rates_of_a_backdoor_are_exact_counts():
-    # True labels 0 0 1 1 1 2 2 2 3 3; the network says of the clean images:
+    # True labels 0 0 1 1 1 2 2 2 3 3; predictions on the clean images:
     says = [0, 1, 1, 0, 1, 2, 2, 0, 3, 3]
     labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 3, 3])
     images = torch.zeros(10, 32, 32, 3, dtype=torch.uint8)
@@ -47,7 +47,7 @@ def some(labels):
     ([1, 2, 3], {"asr": 100.0, "triggered_accuracy": 0.0, "base_rate": 0.0}, "target_recall"),
     ([0, 0], {"target_recall": 100.0}, "asr, triggered_accuracy and base_rate"),
 ])
-def test_a_rate_of_images_that_the_test_part_lacks_is_left_out(labels, expected, left_out):
+def test_a_rate_without_test_images_is_left_out(labels, expected, left_out):
     part = some(labels)
     test = BackdoorTest(part, build_trigger("badnet_sq"), 0, torch.float32)
     clean, _ = confusion_matrix(Poisoned(), part, torch.float32)

@@ -25,19 +25,19 @@ def assert_refused(run, script, directory, *arguments, words):
 
 @pytest.fixture
 def teacher(tmp_path):
-    """A checkpoint of a `net` with 4 channels for 3 classes, as the published code writes it."""
+    """Checkpoint of a `net` with 4 channels for 3 classes, in the format of the published code."""
     path = tmp_path / "teacher.tar"
     torch.save({"epoch": 1, "state_dict": build_model("net", 3, num_channels=4).state_dict(), "optim_dict": {}}, path)
     return str(path)
 
 
 @pytest.mark.parametrize("script", ["train_scratch", "train_nasty", "train_kd"])
-def test_a_missing_params_json(call, tmp_path, script):
+def test_a_missing_params_json_is_named(call, tmp_path, script):
     assert_refused(call, script, tmp_path, words=[str(tmp_path / "params.json"), "does not exist"])
     assert_refused(call, script, tmp_path / "nowhere", words=["params.json", "does not exist"])
 
 
-def test_as_a_process_too(stage, tmp_path):
+def test_errors_of_a_process_are_one_line(stage, tmp_path):
     assert_refused(lambda *a: stage(*a, check=False), "train_scratch", tmp_path, words=["params.json"])
 
 
@@ -48,36 +48,36 @@ def test_invalid_json_names_the_line(call, tmp_path):
     assert_refused(call, "train_scratch", tmp_path, words=["params.json", "line 1", "Expecting ','"])
 
 
-def test_an_unknown_key_names_the_nearest(call, experiment):
+def test_an_unknown_key_names_the_nearest_key(call, experiment):
     assert_refused(call, "train_scratch", experiment(lerning_rate=1), words=['"lerning_rate"', '"learning_rate"'])
     assert_refused(call, "train_scratch", experiment(), "--set", "batchsize=4", words=['"batchsize"', '"batch_size"'])
 
 
-def test_a_wrong_type_and_a_wrong_range_name_key_value_and_what_is_allowed(call, experiment):
+def test_a_wrong_value_names_key_value_and_allowed_values(call, experiment):
     assert_refused(call, "train_scratch", experiment(num_epochs="ten"), words=['"num_epochs"', '"ten"', "integer"])
     assert_refused(call, "train_scratch", experiment(learning_rate=-1), words=['"learning_rate"', "-1", "greater than"])
 
 
-def test_what_is_wrong_on_the_command_line_is_not_blamed_on_the_file(call, experiment):
+def test_errors_on_the_command_line_do_not_name_the_file(call, experiment):
     line = refused(call, "train_scratch", experiment(), "--set", "schedule=3,4", "num_epochs=no")
     assert "params.json" not in line
     assert all(word in line for word in ("--set", '"3,4"', "[1,2]", '"no"'))
 
 
-def test_the_params_json_of_another_stage_says_whose_it_is(call, experiment, teacher):
+def test_the_params_json_of_another_stage_names_that_stage(call, experiment, teacher):
     directory = experiment(**KD, teacher_resume=teacher)
     assert_refused(call, "train_nasty", directory, words=["is for train_kd.py, not for train_nasty.py"])
     assert_refused(call, "train_kd", experiment(), words=["is for train_scratch.py, not for train_kd.py"])
     assert_refused(call, "train_scratch", experiment(), "--set", "alpha=1", words=["train_kd.py would read it"])
 
 
-def test_a_path_to_the_file_instead_of_the_directory(call, experiment):
+def test_a_path_to_params_json_instead_of_its_directory_is_refused(call, experiment):
     assert_refused(call, "train_scratch", experiment() / "params.json", words=["names the directory"])
 
 
 @pytest.mark.parametrize("arguments, words", [(("--gpu_id", "0,1"), ["--gpu_id", "'0,1'"]),
                                               (("--sett", "x=1", "y"), ["--sett"])])
-def test_a_command_line_that_is_wrong(call, experiment, arguments, words):
+def test_a_wrong_command_line_is_refused(call, experiment, arguments, words):
     assert_refused(call, "train_scratch", experiment(), *arguments, words=[*words, "--help"])
 
 
@@ -97,7 +97,7 @@ def test_an_unknown_data_set_names_the_choices(call, experiment):
                           "folder:"])
 
 
-def test_missing_data_says_what_was_looked_for_where_and_how_to_get_it(call, experiment):
+def test_missing_data_names_the_files_their_place_and_their_source(call, experiment):
     directory = experiment(dataset="tiny_imagenet")
     assert_refused(call, "train_scratch", directory,
                    words=[str(directory.parent / "data" / "tiny-imagenet-200"), "http://", "unpack"])
@@ -105,12 +105,12 @@ def test_missing_data_says_what_was_looked_for_where_and_how_to_get_it(call, exp
                    words=["/no/such/place", "PATH/train"])
 
 
-def test_a_network_that_cannot_take_the_images_says_so(call, experiment):
+def test_a_network_that_does_not_fit_the_images_is_refused(call, experiment):
     assert_refused(call, "train_scratch", experiment(image_size=64),
                    words=["model_name", "3x32x32", "3x64x64", "image_size"])
 
 
-def test_a_missing_checkpoint(call, experiment):
+def test_a_missing_checkpoint_is_named(call, experiment):
     assert_refused(call, "train_kd", experiment(**KD, teacher_resume="no/best_model.tar"),
                    words=["teacher_resume", "no/best_model.tar", "does not exist"])
     assert_refused(call, "train_nasty", experiment(**NASTY, adversarial_resume="no/best_model.tar"),
@@ -118,12 +118,12 @@ def test_a_missing_checkpoint(call, experiment):
     assert_refused(call, "train_scratch", experiment(), "--resume", "no/best_model.tar", words=["no/best_model.tar"])
 
 
-def test_a_missing_checkpoint_to_start_from(call, experiment, teacher):
+def test_a_missing_init_checkpoint_is_named(call, experiment, teacher):
     assert_refused(call, "train_nasty", experiment(**NASTY, adversarial_resume=teacher, init_from="no.tar"),
                    words=["init_from", "no.tar", "does not exist"])
 
 
-def test_a_truncated_checkpoint(call, experiment, teacher, tmp_path):
+def test_a_truncated_checkpoint_is_refused(call, experiment, teacher, tmp_path):
     cut = tmp_path / "cut.tar"
     cut.write_bytes((tmp_path / "teacher.tar").read_bytes()[:-200])
     assert_refused(call, "train_kd", experiment(**KD, teacher_resume=teacher), "--teacher_resume", cut,
@@ -137,14 +137,14 @@ def test_a_mismatching_checkpoint_names_file_name_and_shapes(call, experiment, t
     assert_refused(call, "train_kd", directory, words=[teacher, "fc1.weight", "(512, 3072)"])
 
 
-def test_a_teacher_of_another_class_count(call, experiment, tmp_path):
+def test_a_teacher_with_another_class_count_is_refused(call, experiment, tmp_path):
     torch.save({"state_dict": build_model("net", 100, num_channels=4).state_dict()}, tmp_path / "hundred.tar")
     assert_refused(call, "train_kd", experiment(**KD, teacher_resume=str(tmp_path / "hundred.tar")),
                    words=["teacher", "hundred.tar", "100 classes", "has 3"])
 
 
 @pytest.mark.parametrize("name", ["teacher", "resume", "init_from", "last"])
-def test_a_malicious_checkpoint_executes_nothing_whatever_it_is_used_as(call, experiment, teacher, tmp_path, name):
+def test_a_malicious_checkpoint_executes_nothing_in_any_role(call, experiment, teacher, tmp_path, name):
     evil, victim = tmp_path / "evil.tar", tmp_path / "executed"
     torch.save({"epoch": 1, "state_dict": Malicious(victim)}, evil)
     if name == "teacher":
@@ -159,7 +159,7 @@ def test_a_malicious_checkpoint_executes_nothing_whatever_it_is_used_as(call, ex
         evil.rename(directory / "last_model.tar")
         assert_refused(call, "train_scratch", directory, words=["last_model.tar", "not executed", "--restart"])
     assert not victim.exists()
-    with pytest.raises(FileNotFoundError):  # the pickle itself is armed: outside, it would have made a directory
+    with pytest.raises(FileNotFoundError):  # the pickle is malicious: `pickle.load` would create a directory
         pickle.loads(pickle.dumps(Malicious(tmp_path / "no" / "parent")))
 
 
@@ -167,18 +167,18 @@ def test_a_malicious_checkpoint_executes_nothing_whatever_it_is_used_as(call, ex
 @pytest.mark.parametrize("arguments", [("--device", "cuda"), ("--device", "cuda:1"),
                                        ("--device", "auto", "--gpu_id", "0"),
                                        ("--device", "auto", "--gpu_id", "0", "1")])
-def test_no_cuda_where_it_was_asked_for(call, experiment, arguments):
+def test_cuda_without_a_gpu_is_refused(call, experiment, arguments):
     asked = " ".join(arguments[2:] or arguments)
     assert_refused(call, "train_scratch", experiment(), *arguments, words=["no CUDA device", asked])
 
 
 @pytest.mark.parametrize("arguments, word", [(("--device", "tpu"), "tpu"), (("--device", "cuda:x"), "cuda:x"),
                                              (("--device", "cpu", "--gpu_id", "0"), "contradict")])
-def test_a_device_that_is_none(call, experiment, arguments, word):
+def test_an_unknown_device_is_refused(call, experiment, arguments, word):
     assert_refused(call, "train_scratch", experiment(), *arguments, words=[word])
 
 
-def test_a_word_of_set_without_a_value(call, experiment):
+def test_set_without_a_value_is_refused(call, experiment):
     assert_refused(call, "train_scratch", experiment(), "--set", "num_epochs", words=["KEY=VALUE", "num_epochs"])
 
 
@@ -193,7 +193,7 @@ def test_a_teacher_whose_outputs_are_not_finite_is_refused_before_anything_is_re
                    words=["teacher", "not finite"])
 
 
-def test_no_run_to_resume(call, experiment):
+def test_resume_without_a_run_is_refused(call, experiment):
     assert_refused(call, "train_scratch", experiment(), "--resume", words=["last_model.tar", "no run to continue"])
     assert_refused(call, "train_scratch", experiment(), "--resume", "--restart", words=["contradict"])
 
@@ -205,12 +205,12 @@ def test_a_foreign_best_model_is_not_overwritten(call, experiment, teacher):
 
 
 def _without_the_right_to_write_anywhere():
-    """In the child: even as root, permissions count (drops CAP_DAC_OVERRIDE from what exec may grant)."""
+    """Run in the child: enforce permissions even for root (drops CAP_DAC_OVERRIDE from the bounding set)."""
     ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
 @pytest.mark.slow
-def test_an_unwritable_directory(stage, experiment):
+def test_an_unwritable_directory_is_refused(stage, experiment):
     directory = experiment()
     directory.chmod(0o555)
     try:
@@ -240,7 +240,7 @@ def _with_small_files():
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_for_the_curves_ends_in_one_line_too(stage, experiment):
+def test_a_full_disk_for_tensorboard_is_one_line(stage, experiment):
     done = stage("train_scratch", experiment(num_channels=2, batch_size=40), check=False,
                  preexec_fn=_with_small_files)
     assert done.returncode == 2
@@ -255,12 +255,12 @@ def test_a_bad_restart_removes_nothing(call, experiment):
                    words=["/no/such/place"])
 
 
-def test_help_explains_without_a_traceback(stage, tmp_path):
+def test_help_prints_no_traceback(stage, tmp_path):
     done = stage("train_kd", tmp_path, "--help")
     assert all(word in done.stdout for word in ("KL(", "--save_path", "--teacher_resume", "--restart", "--set"))
 
 
-def test_the_experiment_that_these_tests_spoil_is_valid(call, experiment):
+def test_the_base_experiment_of_these_tests_is_valid(call, experiment):
     directory = experiment(num_epochs=1)
     assert call("train_scratch", directory).returncode == 0
     names = {path.name for path in directory.iterdir()}
@@ -269,7 +269,7 @@ def test_the_experiment_that_these_tests_spoil_is_valid(call, experiment):
 
 
 def test_control_characters_of_a_file_are_escaped(call, experiment, tmp_path):
-    """Keys and names come from files of anyone: no line of ours is theirs, and no terminal obeys them."""
+    """Keys and names come from untrusted files: they must not forge lines or control the terminal."""
     torch.save({"a\nerror: fake\x1b[31m\x9b\u2028\u202e": 1}, tmp_path / "x.tar")
     line = refused(call, "train_kd", experiment(**KD, teacher_resume=str(tmp_path / "x.tar")))
     assert "a\\nerror: fake\\x1b[31m\\x9b\\u2028\\u202e" in line and line.isprintable()

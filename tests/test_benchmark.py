@@ -1,4 +1,4 @@
-"""The benchmark runs: what it measures is for people to look at."""
+"""The benchmark runs; its timings are not checked."""
 import json
 import subprocess
 import sys

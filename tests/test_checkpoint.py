@@ -1,4 +1,4 @@
-"""Checkpoints: nothing is executed, nothing half-written is left, and what does not fit is named."""
+"""Checkpoints: loading executes no code, writing is atomic, and mismatches are named."""
 import argparse
 import io
 import pickle
@@ -73,7 +73,7 @@ def test_half_precision_loads_into_a_network_of_float32(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.tar"])
-def test_safetensors_load_whatever_their_name(tmp_path, name):
+def test_safetensors_load_with_any_file_name(tmp_path, name):
     save_file(prefixed("module."), tmp_path / name)
     assert equal(loaded(tmp_path / name))
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
@@ -98,7 +98,7 @@ def test_numpy_scalars_keep_type_and_value(tmp_path):
     assert checkpoint.load(tmp_path / "old.tar").content["values"] == values
 
 
-def test_what_torch_loads_elsewhere_in_the_process_stays_as_it_was(tmp_path):
+def test_torch_load_elsewhere_in_the_process_is_unchanged(tmp_path):
     torch.save({"state_dict": WEIGHTS, "value": np.float64(0.5)}, tmp_path / "x.tar")
     (tmp_path / "bad.tar").write_bytes(b"PK")
     earlier = torch.serialization.get_safe_globals()
@@ -155,14 +155,14 @@ def test_a_pickle_of_objects_names_them_and_the_command_that_saves_its_weights(t
     assert_converts(message(checkpoint.load, tmp_path / "it's.tar"), kind, tmp_path / "it's.tar.weights")
 
 
-@pytest.mark.filterwarnings("ignore")  # torch deprecates TorchScript, of which there are many files
+@pytest.mark.filterwarnings("ignore")  # torch deprecates TorchScript, but many files exist
 def test_torchscript_names_the_command_that_saves_its_weights(tmp_path):
     torch.jit.save(torch.jit.trace(net().eval(), torch.zeros(1, 3, 32, 32)), tmp_path / "x.tar")
     assert_converts(message(checkpoint.load, tmp_path / "x.tar"), "TorchScript", tmp_path / "x.tar.weights")
 
 
 def assert_converts(text, kind, result):
-    """The message names the kind, and its command writes weights that fit."""
+    """The message names the kind of file, and its command writes weights that load."""
     assert kind in text
     python, option, code = shlex.split(text[text.index("`") + 1:text.rindex("`")])
     assert (python, option) == ("python", "-c")
@@ -211,7 +211,7 @@ def test_a_malicious_pickle_executes_nothing(tmp_path, write, words):
     assert not victim.exists()
 
 
-def test_the_malicious_pickle_of_these_tests_would_execute(tmp_path):
+def test_the_malicious_pickle_of_these_tests_works(tmp_path):
     pickle.loads(pickle.dumps(Malicious(tmp_path / "executed")))
     assert (tmp_path / "executed").exists()
 
@@ -266,12 +266,12 @@ def test_the_first_shape_that_differs_is_named_with_both_shapes(tmp_path):
     assert "conv1.weight has shape (4, 3, 3, 3) there and (8, 3, 3, 3) here" in text
 
 
-def test_another_class_count_is_called_so(tmp_path):
+def test_another_class_count_is_named(tmp_path):
     text = mismatch(tmp_path, net(num_classes=100).state_dict(), net())
     assert "it knows 100 classes, the data set has 10" in text
 
 
-def test_a_missing_and_a_surplus_name_are_named(tmp_path):
+def test_missing_and_unexpected_entries_are_named(tmp_path):
     fewer = {name: tensor for name, tensor in WEIGHTS.items() if name != "bn2.bias"}
     assert "no bn2.bias (shape (8,))" in mismatch(tmp_path, fewer, net())
     assert "extra (shape (1,))" in mismatch(tmp_path, {**WEIGHTS, "extra": torch.ones(1)}, net())
@@ -284,7 +284,7 @@ def test_the_checkpoint_knows_the_hash_of_what_it_read(tmp_path):
     assert checkpoint.load(tmp_path / "x.tar").source == {"path": str(tmp_path / "x.tar"), "sha256": expected}
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     path = tmp_path / "last_model.tar"
     checkpoint.save({"epoch": 1, "state_dict": WEIGHTS}, path)
     before = path.read_bytes()
@@ -305,7 +305,7 @@ def test_a_copy_keeps_its_bytes_when_the_original_is_saved_again(tmp_path):
     assert checkpoint.load(best).content["epoch"] == 2
 
 
-def test_best_and_last_model_are_two_files_though_they_are_the_same_epoch(call, experiment):
+def test_best_and_last_model_of_one_epoch_are_two_files(call, experiment):
     directory = experiment(num_epochs=1)
     assert call("train_scratch", directory).returncode == 0
     with open(directory / "best_model.tar", "r+b") as file:
@@ -314,7 +314,7 @@ def test_best_and_last_model_are_two_files_though_they_are_the_same_epoch(call, 
 
 
 def test_a_network_without_a_classifier_of_its_own_still_loads(tmp_path):
-    """A user's network of vectors only, where no entry is a matrix."""
+    """A user's network whose parameters are all vectors."""
     network = nn.BatchNorm2d(3)
     torch.save(network.state_dict(), tmp_path / "x.tar")
     checkpoint.load_weights(nn.BatchNorm2d(3), checkpoint.load(tmp_path / "x.tar"))

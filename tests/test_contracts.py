@@ -128,7 +128,7 @@ class TestEveryMethod:
         assert all(value.isfinite() for value in terms.values())
         assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
-    def test_leaves_batch_and_answers_as_they_are(self, kind, name, batch, answers):
+    def test_does_not_modify_batch_or_answers(self, kind, name, batch, answers):
         before = [tensor.clone() for tensor in (*batch, answers)]
         loss, _ = loss_of(kind, name, answers)
         loss(Small(), batch)["loss"].backward()
@@ -292,7 +292,7 @@ class TestEveryDataFreeMethod:
         learner.setup(print)
         return student, teacher, learner
 
-    def test_trains_the_student_and_leaves_the_teacher_as_it_is(self, name):
+    def test_trains_the_student_and_not_the_teacher(self, name):
         student, teacher, learner = self.build(name)
         before, of_teacher = copy.deepcopy(student.state_dict()), copy.deepcopy(teacher.state_dict())
         row = learner.epoch(0, "")
@@ -318,7 +318,7 @@ class TestEveryDataFreeMethod:
         assert epoch(learner, 1) == row
 
 
-def test_probabilities_are_the_logits_up_to_a_constant_however_sure_the_network_is():
+def test_log_probabilities_equal_logits_up_to_a_constant():
     logits = torch.tensor([[2000.0, 0.0, -300.0]])
     torch.testing.assert_close(Answers("probabilities")(logits), logits - 2000)
 
@@ -335,7 +335,7 @@ def test_a_frozen_network_stays_in_eval_mode_behind_an_interface():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_zeros_of_an_interface_are_no_fault_of_the_network(monkeypatch):
+def test_zeros_of_an_interface_do_not_count_as_non_finite_outputs(monkeypatch):
     def top_1(strength):
         return lambda probabilities: nn.functional.one_hot(probabilities.argmax(1), CLASSES).float()
 
@@ -351,12 +351,12 @@ def test_zeros_of_an_interface_are_no_fault_of_the_network(monkeypatch):
 @pytest.mark.parametrize(("build", "specification", "words"), [
     (build_interface, "logit", "did you mean 'logits'"), (build_interface, "logits:2", "takes no strength"),
     (build_answer_defense, "nothing", "unknown answer defense 'nothing'"), (build_answer_defense, "none:1", "none:1")])
-def test_an_unknown_or_badly_given_transform_is_named(build, specification, words):
+def test_an_unknown_or_malformed_transform_is_named(build, specification, words):
     with pytest.raises(ValueError, match=words):
         build(specification)
 
 
-def test_an_attack_takes_its_own_parameters_only():
+def test_an_attack_accepts_only_its_own_parameters():
     assert build_attack("kd", 10, temperature=2.0).params.temperature == 2.0
     with pytest.raises(ValueError, match="beta"):
         build_attack("kd", 10, beta=8.0)
@@ -364,7 +364,7 @@ def test_an_attack_takes_its_own_parameters_only():
         build_attack("DKD", 10)
 
 
-def test_own_parameters_of_a_method_are_trained_with_a_rate_of_their_own():
+def test_parameters_of_a_method_have_their_own_learning_rate():
     class Scaled(attacks.REGISTRY["kd"]):
         def __init__(self, params, num_classes):
             super().__init__(params, num_classes)

@@ -1,4 +1,4 @@
-"""Weight gradients by matrix products are those of autograd."""
+"""Weight gradients by matrix products equal those of autograd."""
 import pytest
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ def test_only_wide_convolutions_that_learn_are_replaced(monkeypatch):
 
 @pytest.mark.parametrize("device, dtype, capability", [
     ("cuda", torch.float32, "AVX2"), ("cpu", torch.bfloat16, "AVX2"), ("cpu", torch.float32, "AVX512")])
-def test_nothing_is_replaced_where_it_was_not_measured_to_be_faster(monkeypatch, device, dtype, capability):
+def test_convolutions_are_only_replaced_on_measured_devices(monkeypatch, device, dtype, capability):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     with fast_convolutions(torch.device(device), dtype) as mode:
         assert mode is None

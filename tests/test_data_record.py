@@ -1,4 +1,4 @@
-"""Record of a run's data: what counts as changed under a run, and what a checkpoint from other data leads to."""
+"""Record of a run's data: detection of changed data, and checkpoints trained on other data."""
 import shutil
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ def test_a_change_of_the_data_is_named(now, changed):
     assert data_record.changes(then, now) == changed
 
 
-def test_what_earlier_versions_did_not_record_is_not_compared():
+def test_records_of_earlier_versions_are_compared_in_part():
     then = without(record(test=part()), "sha256", "image_size")
     assert data_record.changes(then, record(test=part(pixel=8))) == []
     assert data_record.changes(record(("pe\u0302che", "b")), record(("p\u00eache", "b"))) == []
@@ -74,13 +74,13 @@ def test_the_same_classes_in_another_order_are_an_error(theirs, ours, difference
      ["teacher: trained on images of 16x16 pixels, here 8x8"]),
     ({"data": without(record(), "image_size"), "params": {"dataset": "tiny_imagenet", "image_size": 32}}, []),
 ])
-def test_other_differences_from_the_data_of_a_checkpoint_are_remarks(content, remarks):
+def test_other_differences_from_the_data_of_a_checkpoint_are_warnings(content, remarks):
     assert data_record.compare_origin(origin(**content), record(), "teacher") == remarks
 
 
 @pytest.fixture
 def mine(data, tmp_path):
-    """The small data set, for a test to change."""
+    """Copy of the small data set that a test may change."""
     return shutil.copytree(data, tmp_path / "mine")
 
 
@@ -104,7 +104,7 @@ def test_class_folders_exchanged_under_a_run_are_an_error(call, experiment, mine
     assert changed in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
 
 
-def test_a_run_without_the_hash_continues_and_has_it_from_then_on(call, experiment):
+def test_a_run_without_a_data_hash_continues_and_records_it(call, experiment):
     directory = experiment(num_epochs=1)
     assert call("train_scratch", directory).returncode == 0
     content = checkpoint.load(directory / "last_model.tar").content

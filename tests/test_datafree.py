@@ -1,4 +1,4 @@
-"""Students without data: what a run writes, that it sees no image of the data set, that it goes on where it stopped."""
+"""Students without data: files of a run, no access to images of the data set, and resuming."""
 import dataclasses
 import json
 import math
@@ -37,7 +37,7 @@ FEW = {"zskt": ZSKT_FEW, "ood": OOD_FEW, "dafl": {**ROUNDS, "method": "dafl", "l
 
 @pytest.fixture
 def distil(call, experiment):
-    """`distil("zskt", "name", **params)` makes a poisoned teacher, once, and the directory of a student."""
+    """`distil("zskt", "name", **params)` creates a poisoned teacher, once, and the directory of a student."""
     def make(kind, name="student", **params):
         model = FEW[kind]["teacher_model"]
         teacher = experiment(f"teacher-{model}", model_name=model, num_epochs=1, trigger="badnet_sq", poison_rate=0.5)
@@ -49,13 +49,13 @@ def distil(call, experiment):
 
 
 def networks():
-    """A random student and a random teacher, the same at each call."""
+    """Random student and random teacher, equal at each call."""
     torch.manual_seed(0)
     return build_model("wrn16_1", 4), build_model("wrn16_1", 4).eval().requires_grad_(False)
 
 
 def zskt(student=None, teacher=None, **params):
-    """A learner on a random teacher, and its latent numbers. Networks that are not given are those of `networks`."""
+    """Learner with a random teacher, and its latent vectors. Missing networks come from `networks`."""
     drawn = networks()
     student, teacher = student or drawn[0], teacher or drawn[1]
     params = ZSKT.Params(**ZSKT_FEW, **{"dataset": "demo", "teacher_resume": "x", "batch_size": 8, **params})
@@ -77,7 +77,7 @@ def test_a_student_without_data_is_trained_and_measured(call, distil, method):
 
 
 def stop_in_second(epoch):
-    """A learner's epoch that is interrupted if it is the second of a run."""
+    """Epoch of a learner that is interrupted if it is the second of a run."""
     def interrupted(self, number, title):
         if number == 1:
             raise KeyboardInterrupt
@@ -92,7 +92,7 @@ def stop_in_second(epoch):
     ("ood", {"backdoor_defense": "sr", "sr_epochs": 3, "sr_rounds": 1, "optimizer": "sgd"}),
     ("cmi", {}), ("cmi", {"backdoor_defense": "auto", "sv_batches": 3, "sr_epochs": 1, "sr_rounds": 1}), ("dafl", {}),
     ("dfq", {"backdoor_defense": "sv"}), ("deepinversion", {"backdoor_defense": "sr", "sr_epochs": 1, "sr_rounds": 1})])
-def test_two_calls_make_what_one_makes(call, distil, method, params):
+def test_a_continued_run_equals_an_uninterrupted_one(call, distil, method, params):
     whole, parts = distil(method, "whole", num_epochs=3, **params), distil(method, "parts", num_epochs=3, **params)
     assert call("train_datafree", whole).returncode == 0
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +105,7 @@ def test_two_calls_make_what_one_makes(call, distil, method, params):
 
 
 class Guarded(torch.Tensor):
-    """A tensor that must not be touched while `armed`."""
+    """Tensor that raises on any operation while `armed`."""
 
     armed = False
 
@@ -148,7 +148,7 @@ def test_a_method_sees_no_image_of_the_data_set(call, distil, monkeypatch, metho
     assert type(touched[0]) is Guarded
 
 
-def test_the_teachers_answers_that_are_kept_give_the_gradients_of_those_computed_anew():
+def test_stored_teacher_answers_give_the_same_gradients():
     student, teacher = networks()
     learner, latent = zskt(student, teacher)
     images, logits, groups = learner.query_teacher(latent)
@@ -196,7 +196,7 @@ def test_the_generator_learns_to_make_images_on_which_student_and_teacher_differ
 
 def test_a_vaccine_rewards_the_generator_and_is_logged():
     student, teacher = networks()
-    teacher.fc.bias.data[1] = 3  # agreement on all samples, so that the vaccine has something to push at
+    teacher.fc.bias.data[1] = 3  # agreement on all samples, so that the vaccine has a gradient
     learner, latent = zskt(student, teacher, backdoor_defense="sv")
     same, _ = zskt(student, teacher, backdoor_defense="none")
     terms, plain = learner.generator_step(latent), same.generator_step(latent)
@@ -209,7 +209,7 @@ def test_a_vaccine_rewards_the_generator_and_is_logged():
 
 
 @pytest.mark.slow
-def test_retrospection_is_on_in_the_last_epochs_with_an_optimiser_of_its_own():
+def test_retrospection_runs_in_the_last_epochs_with_its_own_optimizer():
     learner, _ = zskt(backdoor_defense="sr", num_epochs=4, sr_epochs=2, sr_rounds=1, sr_learning_rate=1e-4)
 
     def steps():
@@ -263,14 +263,14 @@ def test_poisoned_images_are_numbered_as_in_the_data_set(call, experiment):
     assert (dataset.train_labels[images] != 1).all()
 
 
-def test_the_length_of_a_run_may_not_change_where_its_learning_rates_depend_on_it(call, experiment, distil):
+def test_num_epochs_is_fixed_if_the_learning_rate_depends_on_it(call, experiment, distil):
     for script, directory in (("train_scratch", experiment("cosine", annealing="cosine")),
                               ("train_datafree", distil("ood"))):
         assert call(script, directory).returncode == 0
         assert "num_epochs (2 -> 3)" in refused(call, script, directory, "--set", "num_epochs=3")
 
 
-def test_what_is_trained_on_is_the_poisoned_set(call, experiment, monkeypatch):
+def test_training_uses_the_poisoned_images(call, experiment, monkeypatch):
     seen = []
     train = run_module.Run.train
     monkeypatch.setattr(run_module.Run, "train", lambda self, *a, **options: seen.append(self.parts["train"]) or
@@ -302,7 +302,7 @@ def test_a_poisoned_teacher_has_its_backdoor_and_is_otherwise_a_good_network(cal
 
 
 @pytest.mark.parametrize("change", [{"trigger": "cl"}, {"trigger": "badnet_sq", "surrogate_resume": "clean.tar"}])
-def test_a_clean_classifier_is_for_adversarial_images_and_no_others(call, experiment, change):
+def test_a_surrogate_is_only_accepted_for_adversarial_images(call, experiment, change):
     clean = experiment("clean", num_epochs=1)
     assert call("train_scratch", clean).returncode == 0
     if "surrogate_resume" in change:
@@ -320,7 +320,7 @@ def test_retrospection_and_the_vaccine_act_on_patches(call, distil):
     assert (directory / "perturbation.png").exists()
 
 
-def test_a_run_reports_what_its_vaccine_could_have_told_and_the_success_by_class(call, distil):
+def test_a_run_reports_the_diagnosis_of_its_vaccine_and_success_by_class(call, distil):
     directory = distil("ood", backdoor_defense="sv", num_epochs=1)
     assert call("train_datafree", directory).returncode == 0
     details = results(directory)["details"]
@@ -344,13 +344,13 @@ def test_a_nasty_teacher_is_a_teacher_like_any_other(call, experiment):
     assert "asr" in results(student)["last"]
 
 
-def test_a_teacher_with_a_weak_backdoor_is_remarked(call, distil):
+def test_a_teacher_with_a_weak_backdoor_is_warned_about(call, distil):
     done = call("train_datafree", distil("ood", trigger="l0_inv", num_epochs=1))
     assert "the trigger fails on most images: the network lacks this backdoor" in done.stdout
 
 
 @pytest.mark.parametrize("classes, accuracy, doubted", [(10, 18.9, True), (10, 19.1, False), (2, 54, True)])
-def test_a_teacher_that_hardly_beats_a_guess_is_remarked(classes, accuracy, doubted):
+def test_a_teacher_hardly_above_chance_is_warned_about(classes, accuracy, doubted):
     assert bool(run_module.warn_about_chance(classes)("teacher", {"test_accuracy": accuracy})) == doubted
 
 
@@ -368,7 +368,7 @@ def test_another_picture_under_a_run_is_refused(call, distil, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_vaccine_in_time_auto_retrospects(call, distil):
+def test_auto_uses_retrospection_if_no_vaccine_is_found_in_time(call, distil):
     directory = distil("zskt", backdoor_defense="auto", sv_batches=50, sr_epochs=1, sr_rounds=1)
     assert call("train_datafree", directory).returncode == 0
     row = results(directory)["last"]
@@ -377,7 +377,7 @@ def test_without_a_vaccine_in_time_auto_retrospects(call, distil):
 
 
 class Recorder(nn.Module):
-    """A network that keeps the images it has seen."""
+    """Network that stores its input images."""
 
     def __init__(self, network):
         super().__init__()
@@ -389,7 +389,7 @@ class Recorder(nn.Module):
 
 
 def patches(**params):
-    """A learner from patches with a random teacher that prefers a few classes, and its student."""
+    """Learner on patches with a random teacher that prefers a few classes, and its student."""
     torch.manual_seed(0)
     student, teacher = Recorder(build_model("net", 4, num_channels=4)), build_model("net", 4, num_channels=4)
     params = OoD.Params(**OOD_FEW | {"dataset": "demo", "teacher_resume": "x", "batch_size": 8, "num_channels": 4,
@@ -398,7 +398,7 @@ def patches(**params):
     return OoD(student, teacher.eval().requires_grad_(False), spec, params, torch.float32), student
 
 
-def test_a_search_that_is_not_over_when_retrospection_begins_is_given_up(call, distil):
+def test_an_unfinished_vaccine_search_ends_when_retrospection_begins(call, distil):
     directory = distil("ood", backdoor_defense="auto", sv_batches=2, sv_tail=0.99, num_epochs=3, sr_epochs=2,
                        sr_rounds=1, batch_size=24)
     done = call("train_datafree", directory)
@@ -414,13 +414,13 @@ def test_a_search_that_is_not_over_when_retrospection_begins_is_given_up(call, d
     ({"epoch_steps": 5, "student_steps": 2}, ["epoch_steps", "multiple"]),
     ({"epoch_steps": 3, "student_steps": 5}, ["epoch_steps", "multiple"]),
     ({"one_hot_weight": 0, "activation_weight": 0, "balance_weight": 0}, ["one_hot_weight", "are 0"])])
-def test_what_a_method_in_rounds_cannot_do_is_one_line(call, distil, change, words):
+def test_unsupported_options_of_a_method_in_rounds_are_one_line(call, distil, change, words):
     line = refused(call, "train_datafree", distil("dafl", **change))
     assert all(word in line for word in words), line
 
 
 @pytest.mark.parametrize("weight, words", [(1.0, "batch_norm_weight"), (0.0, "cmi")])
-def test_a_teacher_without_batch_norms_is_refused_by_methods_that_look_at_them(weight, words):
+def test_methods_that_use_batch_norms_refuse_a_teacher_without(weight, words):
     params = CMI.Params(**FEW["cmi"] | {"dataset": "demo", "teacher_resume": "x", "teacher_model": "mlp",
                                        "batch_norm_weight": weight})
     with pytest.raises(UserError, match=f"{words}.*mlp"):
@@ -438,7 +438,7 @@ def test_patches_are_mixed_in_pairs_unless_that_is_off():
 
 
 class Brightness(nn.Module):
-    """Says 1 of bright images, which are few among patches of a picture, and 0 of all others."""
+    """Predicts 1 for bright images, which are rare among patches of a picture, otherwise 0."""
 
     def forward(self, images):
         return nn.functional.one_hot((images.mean((1, 2, 3)) > 0.55).long(), 2).float()
@@ -460,7 +460,7 @@ def test_balanced_patches_show_the_teachers_rare_classes_more_often():
 def test_the_rates_fall_within_an_epoch():
     learner, _ = zskt(num_epochs=2, learning_rate=0.1, generator_learning_rate=0.2)
     learner.epoch(0, "")
-    done = (0 + 2 / 3) / 2  # of three pseudo-batches an epoch, two were over when the last began
+    done = (0 + 2 / 3) / 2  # two of three pseudo-batches of an epoch were over when the last one began
     for name, initial in (("optim_dict", 0.1), ("generator_optim_dict", 0.2)):
         rate = learner.state_dict()[name]["param_groups"][0]["lr"]
         assert rate == pytest.approx(initial * (1 + math.cos(math.pi * done)) / 2)
@@ -468,7 +468,7 @@ def test_the_rates_fall_within_an_epoch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["teacher", "student"])
-def test_the_perturbation_is_sought_against_the_network_that_is_named(monkeypatch, source):
+def test_the_perturbation_targets_the_named_network(monkeypatch, source):
     asked = []
     original = Retrospection.accumulate
     monkeypatch.setattr(Retrospection, "accumulate", lambda self, student, network, *rest: asked.append(network) or

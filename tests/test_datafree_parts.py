@@ -1,4 +1,4 @@
-"""The parts of data-free distillation: its losses, the generator of ZSKT, and a training set out of one picture."""
+"""Parts of data-free distillation: losses, the generator of ZSKT, and a training set from one picture."""
 import math
 
 import numpy as np
@@ -81,7 +81,7 @@ def test_the_generator_makes_images_of_the_size_asked(size):
         assert Generator(latent_size=7, image_size=size)(torch.empty(5, 7)).shape == (5, 3, size, size)
 
 
-def test_generated_images_are_standardised_and_every_parameter_that_matters_gets_a_gradient():
+def test_generated_images_are_normalized_and_parameters_get_gradients():
     torch.manual_seed(0)
     generator = Generator(image_size=16)
     images = generator(torch.randn(32, 100))
@@ -91,7 +91,7 @@ def test_generated_images_are_standardised_and_every_parameter_that_matters_gets
     assert all(parameter.grad.any() for parameter in generator.parameters() if parameter.ndim > 1)
 
 
-def test_the_generator_doubles_by_nearest_neighbours_and_leaks_a_fifth():
+def test_the_generator_upsamples_by_nearest_neighbor_with_leaky_relu_of_a_fifth():
     doublings = [module for module in Generator().layers if isinstance(module, nn.Upsample)]
     assert [(module.scale_factor, module.mode) for module in doublings] == [(2.0, "nearest")] * 2
     assert {module.negative_slope for module in Generator().layers if isinstance(module, nn.LeakyReLU)} == {0.2}
@@ -109,7 +109,7 @@ def picture():
     return draw_picture(0, 320, 240)
 
 
-def test_a_picture_is_the_same_for_a_seed_and_busy_everywhere(picture):
+def test_a_picture_derives_from_its_seed_and_has_structure_everywhere(picture):
     assert picture.shape == (240, 320, 3) and picture.dtype == torch.uint8
     assert torch.equal(picture, draw_picture(0, 320, 240))
     assert not torch.equal(picture, draw_picture(1, 320, 240))
@@ -117,14 +117,14 @@ def test_a_picture_is_the_same_for_a_seed_and_busy_everywhere(picture):
         assert tile.std() > 20
 
 
-def test_any_picture_of_the_users_can_be_loaded(tmp_path, picture):
+def test_any_picture_of_the_user_can_be_loaded(tmp_path, picture):
     Image.fromarray(picture.numpy()).save(tmp_path / "rgb.png")
     assert torch.equal(load_picture(tmp_path / "rgb.png"), picture)
     Image.fromarray(picture[..., 0].numpy()).save(tmp_path / "grey.png")
     assert torch.equal(load_picture(tmp_path / "grey.png"), picture[..., :1].expand(-1, -1, 3))
 
 
-def test_a_picture_that_cannot_be_read_is_the_users_error(tmp_path):
+def test_an_unreadable_picture_is_a_user_error(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
     for name, words in (("text.png", "identify"), ("none.png", "No such file"), ("deep.png", "8 bits")):
@@ -132,7 +132,7 @@ def test_a_picture_that_cannot_be_read_is_the_users_error(tmp_path):
             load_picture(tmp_path / name)
 
 
-def test_patches_are_the_same_for_a_seed_and_differ_from_each_other(picture):
+def test_patches_derive_from_their_seed_and_differ_from_each_other(picture):
     cut = patches(picture, 50, 32, seed=3)
     assert cut.shape == (50, 32, 32, 3) and cut.dtype == torch.uint8 and cut.is_contiguous()
     assert torch.equal(cut, patches(picture, 50, 32, seed=3))
@@ -140,7 +140,7 @@ def test_patches_are_the_same_for_a_seed_and_differ_from_each_other(picture):
     assert len(cut.flatten(1).unique(dim=0)) == 50
 
 
-def test_no_patch_of_a_picture_is_an_empty_set(picture):
+def test_zero_patches_are_an_empty_set(picture):
     assert patches(picture, 0, 32, seed=0).shape == (0, 32, 32, 3)
 
 
@@ -156,7 +156,7 @@ def test_patches_take_turns_among_the_kinds(picture):
     assert ((blob > 0).float().mean((1, 2, 3)) > 0.05).all()
 
 
-def test_a_picture_of_one_colour_gives_that_colour_or_a_jittered_one_and_black_where_a_view_leaves_it():
+def test_patches_of_a_one_color_picture_have_that_color_or_are_black_or_jittered():
     cut = patches(torch.full((128, 128, 3), 100, dtype=torch.uint8), 400, 32, seed=0)
     centre = cut[:, 16, 16]
     assert (cut[:, 8:24, 8:24] == centre[:, None, None]).all()  # the core always lies inside
@@ -166,8 +166,8 @@ def test_a_picture_of_one_colour_gives_that_colour_or_a_jittered_one_and_black_w
     assert centre.min() >= 50 and centre.max() <= 160
 
 
-def test_the_views_of_a_gradient_have_the_areas_angles_and_places_of_the_recipe():
-    """Red tells x and green tells y, so each patch tells where it was cut; blue tells which ones are not jittered."""
+def test_views_of_a_gradient_have_the_areas_angles_and_positions_of_the_recipe():
+    """Red encodes x and green y, so each patch shows its crop position; blue shows which patches are not jittered."""
     side = 256
     ramp = torch.arange(side).expand(side, side)
     picture = torch.stack([ramp, ramp.T, torch.full_like(ramp, 128)], -1).byte()
@@ -178,7 +178,7 @@ def test_the_views_of_a_gradient_have_the_areas_angles_and_places_of_the_recipe(
     plain = (core[..., 2] == 128).all(2).all(1)
     area = (across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0])[plain] * 45**2 / (side / 2)**2
     assert plain.double().mean().item() == pytest.approx(0.5, abs=0.05)
-    # Uniform areas, of which those that do not fit are drawn anew: with x = log(4/3), the mean over aspects of
+    # Uniform areas; those that do not fit are redrawn: with x = log(4/3), the mean over aspects of
     # exp(-2 |log aspect|) / 2 over that of exp(-|log aspect|).
     x = math.log(4 / 3)
     expected = (1 - math.exp(-2 * x)) / 4 / (1 - math.exp(-x))
@@ -189,8 +189,8 @@ def test_the_views_of_a_gradient_have_the_areas_angles_and_places_of_the_recipe(
     assert centre.mean(0).tolist() == pytest.approx([side / 2] * 2, abs=side / 20)
 
 
-def test_large_views_are_averaged_and_not_sampled_between_the_pixels():
-    """Of a fine chequer-board, a view that is scaled down by 4 or more is nearly a flat grey."""
+def test_large_views_are_antialiased():
+    """A view of a fine checkerboard that is scaled down by 4 or more is almost uniformly gray."""
     board = (torch.arange(1024)[:, None] + torch.arange(1024)) % 2 * 255
     cut = patches(board[..., None].expand(-1, -1, 3).byte(), 300, 32, seed=0).float()
     spread = cut[:, 8:24, 8:24].std((1, 2, 3))
@@ -219,18 +219,18 @@ def test_balanced_classes_come_equally_often_and_their_images_too():
     assert set(often[960:].tolist()) == {3}
 
 
-def test_a_scarce_class_gives_what_it_can_and_the_others_share_the_rest():
+def test_a_rare_class_gives_all_its_images_and_the_others_share_the_remainder():
     predicted = torch.cat([torch.zeros(500), torch.ones(500), torch.full((5,), 2)]).long()
     indices = balance(predicted, 430, 4, max_per_class=6)
     assert torch.bincount(predicted[indices], minlength=4).tolist() == [200, 200, 30, 0]
     assert times(indices, 1005).max() == 6
 
 
-def test_a_remainder_still_makes_the_count():
+def test_balancing_with_a_remainder_returns_the_requested_count():
     assert len(balance(torch.arange(30) % 3, 32, 3)) == 32
 
 
-def test_balance_is_the_same_for_a_seed_and_mixes_the_classes():
+def test_balancing_derives_from_its_seed_and_shuffles_the_classes():
     predicted = torch.arange(300) // 100
     indices = balance(predicted, 300, 3, seed=1)
     assert torch.equal(indices, balance(predicted, 300, 3, seed=1))
@@ -238,14 +238,14 @@ def test_balance_is_the_same_for_a_seed_and_mixes_the_classes():
     assert set(predicted[indices[:30]].tolist()) == {0, 1, 2}
 
 
-def test_too_few_images_for_the_count_are_the_users_error():
+def test_too_few_images_for_the_count_are_a_user_error():
     with pytest.raises(UserError, match="10 images, each at most 6 times, do not make 61"):
         balance(torch.zeros(10, dtype=torch.int64), 61, 3)
 
 
 # CutMix
 
-def test_cutmix_takes_a_box_from_the_partner_and_leaves_the_rest_and_the_original():
+def test_cutmix_copies_a_box_from_the_partner():
     images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     original = images.clone()
     random = seeds.generator(0, "cutmix")
@@ -275,7 +275,7 @@ def test_the_box_covers_at_most_1_minus_lambda_and_lambda_is_a_beta_of_a_quarter
     assert ((mixed < 0.01) | (mixed > 0.99)).mean() > 1 / 3
 
 
-def test_cutmix_is_the_same_for_a_generator_and_keeps_channels_last():
+def test_cutmix_derives_from_its_generator_and_keeps_channels_last():
     images = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
     one, again = (draw_cutmix(4, 8, seeds.generator(9)) for _ in range(2))
     assert torch.equal(one.partner, again.partner) and one[1:] == again[1:]

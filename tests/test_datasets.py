@@ -1,4 +1,4 @@
-"""CIFAR, Fashion-MNIST and the demo come from disk as uint8 tensors; what is wrong with the files is one line."""
+"""CIFAR, Fashion-MNIST and the demo are read as uint8 tensors; damaged files give a one-line error."""
 
 import hashlib
 import lzma
@@ -25,7 +25,7 @@ CIFAR_NAMES = {
 
 # --- names ---
 
-def test_an_unknown_name_is_answered_with_the_choices(tmp_path):
+def test_an_unknown_name_lists_the_choices(tmp_path):
     message = fails("cifar1O", tmp_path)
     assert "'cifar1O'" in message and "did you mean 'cifar10'?" in message
     assert all(name in message for name in (*DATASETS, "folder:PATH"))
@@ -36,7 +36,7 @@ def test_an_unknown_name_is_answered_with_the_choices(tmp_path):
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """Write tiny files in CIFAR's format and make torchvision's MD5 sums theirs: images (N, 3, 32, 32) by file."""
+    """Write tiny files in CIFAR's format and patch torchvision's MD5 sums. Returns images (N, 3, 32, 32) by file."""
 
     def write(name: str) -> tuple[type, Path, dict[str, np.ndarray]]:
         torchvision_name, labels, class_names = CIFAR_NAMES[name]
@@ -66,7 +66,7 @@ def cifar(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_read_as_torchvision_reads_it(name, cifar, tmp_path):
+def test_cifar_equals_that_of_torchvision(name, cifar, tmp_path):
     source, folder, images = cifar(name)
     dataset = load_dataset(name, tmp_path)
     assert sound(dataset) and dataset.name == name
@@ -81,14 +81,14 @@ def test_cifar_is_read_as_torchvision_reads_it(name, cifar, tmp_path):
     assert np.array_equal(dataset.train_images[:4], images[first].transpose(0, 2, 3, 1))
 
 
-def test_a_cifar_that_is_there_is_not_downloaded(cifar, tmp_path, monkeypatch):
+def test_an_existing_cifar_is_not_downloaded(cifar, tmp_path, monkeypatch):
     source, _, _ = cifar("cifar10")
     monkeypatch.setattr(source, "download", lambda self: pytest.fail("downloaded"))
     load_dataset("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_cifar_that_torchvision_left_in_the_data_directory_is_found(name, cifar, tmp_path, monkeypatch):
+def test_cifar_in_the_layout_of_torchvision_is_found(name, cifar, tmp_path, monkeypatch):
     source, folder, _ = cifar(name)
     expected = load_dataset(name, tmp_path).train_images
     monkeypatch.setattr(source, "download", lambda self: pytest.fail("downloaded"))
@@ -122,7 +122,7 @@ def test_a_missing_cifar_is_unpacked_from_its_archive(cifar, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("error", [URLError("no route to host"), RuntimeError("two\nlines"), TimeoutError()])
-def test_a_failed_download_says_what_is_missing_and_how_to_get_it(error, cifar, tmp_path, monkeypatch, capsys):
+def test_a_failed_download_names_the_file_and_its_source(error, cifar, tmp_path, monkeypatch, capsys):
     source, folder, _ = cifar("cifar10")
     (folder / "data_batch_3").unlink()
 
@@ -165,7 +165,7 @@ def test_a_cifar_file_that_is_not_the_official_one_is_never_unpickled(cifar, tmp
 
 @pytest.fixture
 def fashion(tmp_path):
-    """Write tiny IDX files: the folder, the images (N, 28, 28) and labels by part."""
+    """Write tiny IDX files. Returns the folder, and images (N, 28, 28) and labels by part."""
     folder = tmp_path / "data-fashion-mnist" / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
     parts = {}
@@ -191,7 +191,7 @@ def test_fashion_mnist_is_padded_to_32_and_repeated_to_rgb(fashion, tmp_path):
         assert labels.tolist() == parts[part][1].tolist()
 
 
-def test_a_fashion_mnist_that_torchvision_left_in_the_data_directory_is_found(fashion, tmp_path, monkeypatch):
+def test_fashion_mnist_in_the_layout_of_torchvision_is_found(fashion, tmp_path, monkeypatch):
     expected = load_dataset("fashion_mnist", tmp_path).train_images
     monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", lambda self: pytest.fail("downloaded"))
     fashion[0].parent.rename(tmp_path / "FashionMNIST")
@@ -222,7 +222,7 @@ def test_a_failed_download_of_fashion_mnist_names_its_mirror(tmp_path, monkeypat
     assert "train-images-idx3-ubyte" in message and "http://mirror.example/" in message and "no network" in message
 
 
-def test_the_demo_comes_with_the_code_and_never_changes(tmp_path, monkeypatch):
+def test_the_demo_data_are_included_and_have_fixed_bytes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     dataset = load_dataset("demo", tmp_path / "nowhere")
     assert sound(dataset) and dataset.classes == tuple(torchvision.datasets.FashionMNIST.classes)
@@ -239,7 +239,7 @@ def test_the_demo_comes_with_the_code_and_never_changes(tmp_path, monkeypatch):
     assert digest.hexdigest() == "04ee362f216e60f0f8dcd3e1353eb374a498528cfa549bd95214654bea2e0922"
 
 
-def test_the_demo_is_small_and_carries_its_licence():
+def test_the_demo_data_are_small_and_include_their_license():
     assert sum(file.stat().st_size for file in datasets.DEMO_DIR.iterdir()) < 4_500_000
     licence = (datasets.DEMO_DIR / "LICENSE").read_text()
     assert "MIT" in licence and "Copyright (c) 2017 Zalando SE" in licence

@@ -1,4 +1,4 @@
-"""What a vaccine could have told, counted by hand."""
+"""Diagnosis of a vaccine, compared with counts by hand."""
 import dataclasses
 import math
 
@@ -17,7 +17,7 @@ def test_the_area_under_the_curve_counts_pairs_and_halves_ties():
 
 
 class Says(nn.Module):
-    """The class that a colour of the first pixel names."""
+    """Predicts the class stored in one color channel of the first pixel."""
 
     def __init__(self, channel):
         super().__init__()
@@ -32,7 +32,7 @@ def part(*pixels):
     return Images(images, torch.zeros(len(images), dtype=torch.int64), torch.zeros(3), torch.full((3,), 1 / 255))
 
 
-def test_the_diagnosis_compares_teacher_and_shuffled_teacher_on_both_kinds_of_images():
+def test_the_diagnosis_covers_clean_and_triggered_images():
     report = diagnose(Says(0), Says(1), part((0, 1, 0), (1, 1, 0), (2, 1, 0), (0, 2, 0)), part((2, 2, 0), (1, 1, 0)),
                       torch.float32)
     assert report["suspicious_clean"] == 25
@@ -43,7 +43,7 @@ def test_the_diagnosis_compares_teacher_and_shuffled_teacher_on_both_kinds_of_im
     assert report["shuffled_classes"] == [0, 75, 25]
 
 
-def test_without_triggered_images_the_diagnosis_is_of_clean_ones():
+def test_without_triggered_images_the_diagnosis_covers_clean_images():
     clean = part((0, 1, 0), (1, 1, 0))
     report = diagnose(Says(0), Says(1), clean, dataclasses.replace(clean, images=clean.images[:0],
                                                                    labels=clean.labels[:0]), torch.float32)

@@ -1,4 +1,4 @@
-"""One run on two processes (gloo, CPU) is the run of one process, to float tolerance."""
+"""A run on two processes (gloo, CPU) equals the run on one process, within float tolerance."""
 import csv
 import fcntl
 import os
@@ -63,7 +63,7 @@ def test_a_student_of_a_frozen_teacher_on_two_processes_continues_after_a_stop(c
 
 
 @pytest.mark.slow
-def test_the_synchronised_batch_norm_of_one_process_is_torchs_own(tmp_path):
+def test_synchronized_batch_norm_of_one_process_is_that_of_torch(tmp_path):
     """Outputs, gradients and running statistics, for 2-D and 4-D inputs."""
     import torch.distributed as dist
 
@@ -90,7 +90,7 @@ def test_the_synchronised_batch_norm_of_one_process_is_torchs_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_ends_all_processes_with_one_line(experiment):
+def test_non_finite_values_end_all_processes_with_one_line(experiment):
     directory = experiment(num_epochs=3, schedule=[1], gamma=1e30)
     done = launched(directory)
     assert done.returncode == 2
@@ -99,7 +99,7 @@ def test_what_is_not_finite_ends_all_processes_with_one_line(experiment):
 
 
 def launched(directory, script="train_scratch"):
-    """Two processes as --gpu_id starts them, but on the CPU."""
+    """Start two processes like --gpu_id, but on the CPU."""
     code = f"import sys; sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT)!r}); from utils import launcher; " \
            "launcher.launch(2)"
     return subprocess.run([sys.executable, "-c", code, *command(script, directory)[1:]],
@@ -117,7 +117,7 @@ def test_the_processes_of_gpu_id_are_those_of_torchrun(call, experiment):
 
 
 @pytest.mark.slow
-def test_bad_input_of_several_processes_is_one_line_too(experiment):
+def test_bad_input_of_several_processes_is_one_line(experiment):
     done = launched(experiment(model_name="resnet19"))
     assert done.returncode == 2
     line, = done.stderr.splitlines()
@@ -125,7 +125,7 @@ def test_bad_input_of_several_processes_is_one_line_too(experiment):
 
 
 @pytest.mark.slow
-def test_a_method_without_data_takes_one_process(experiment):
+def test_a_method_without_data_refuses_several_processes(experiment):
     done = launched(experiment(), "train_datafree")
     assert done.returncode == 2
     line, = done.stderr.splitlines()
@@ -133,7 +133,7 @@ def test_a_method_without_data_takes_one_process(experiment):
 
 
 @pytest.mark.slow
-def test_what_only_the_first_process_meets_ends_all_of_them_with_one_line(experiment):
+def test_an_error_of_the_first_process_ends_all_with_one_line(experiment):
     done = launched(experiment(dataset="folder:/no/such/place"))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert "/no/such/place" in done.stderr
@@ -155,7 +155,7 @@ def test_what_only_the_first_process_meets_ends_all_of_them_with_one_line(experi
     ("auto", None, {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, "cuda:3"),
     ("cpu", None, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cpu"),
 ])
-def test_each_process_has_the_gpu_that_it_was_given(monkeypatch, device, gpu_ids, environ, expected):
+def test_each_process_uses_its_gpu(monkeypatch, device, gpu_ids, environ, expected):
     four_gpus(monkeypatch, environ)
     assert str(choose_device(device, gpu_ids, cuda=True)) == expected
 

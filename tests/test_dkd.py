@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: its terms worked out by hand, and its limits."""
+"""Decoupled knowledge distillation: terms computed by hand, and limit cases."""
 import math
 
 import pytest
@@ -11,7 +11,7 @@ from utils.data import Batch
 from utils.losses import kl_divergence
 
 
-def test_terms_of_one_image_by_hand():
+def test_terms_of_one_image_match_values_computed_by_hand():
     teacher, student = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.25, 0.25, 0.5]]).log()
     target, other = decoupled_kl(teacher, student, torch.tensor([0]), temperature=1.0)
     assert target.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(0.5 / 0.75))
@@ -41,7 +41,7 @@ def test_the_weight_of_the_terms_rises_over_the_warm_up(epoch, weight):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_nckd_does_not_depend_on_how_sure_the_teacher_is_of_the_true_class(temperature):
+def test_nckd_does_not_depend_on_the_probability_of_the_true_class(temperature):
     student = torch.randn(1, 6, generator=torch.Generator().manual_seed(2))
     values = [decoupled_kl(torch.tensor([[top, 0.0, 1.0, 2.0, 3.0, 4.0]]), student, torch.tensor([0]),
                            temperature=temperature)[1].item() for top in (5.0, 20.0, 70.0)]

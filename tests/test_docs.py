@@ -1,4 +1,4 @@
-"""README.md and docs/: links lead somewhere, and commands name scripts, options and parameters that exist."""
+"""README.md and docs/: links resolve, and commands name existing scripts, options and parameters."""
 from __future__ import annotations
 
 import contextlib
@@ -18,7 +18,7 @@ from runs.stages import STAGES
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = {"train_scratch.py", "train_nasty.py", "train_kd.py", "train_poisoned.py", "train_datafree.py", "audit.py",
            "evaluate.py", "report.py"}
-OF_THE_USER = ("mine", "own", "speed", "precision")  # below experiments/, made by the reader
+OF_THE_USER = ("mine", "own", "speed", "precision")  # below experiments/, created by the reader
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
@@ -27,14 +27,14 @@ def without_code(text: str) -> str:
 
 
 def anchors(document: Path) -> set[str]:
-    """The fragments that a forge gives the headings of a page."""
+    """Anchors that a forge generates for the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", without_code(document.read_text()), re.M)
     plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
 @each_document
-def test_links_lead_to_files_and_headings_that_exist(document):
+def test_links_resolve_to_files_and_headings(document):
     text = without_code(document.read_text())
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith(("http://", "https://")):
@@ -46,7 +46,7 @@ def test_links_lead_to_files_and_headings_that_exist(document):
 
 
 def commands(document: Path) -> list[list[str]]:
-    """The commands of the shell blocks that run something of this repository, split into words."""
+    """Commands in shell blocks that call this repository, split into words."""
     found = []
     for block in re.findall(r"^```bash\n(.*?)^```", document.read_text(), re.M | re.S):
         block = re.sub(r"<< '(\w+)'.*?^\1$", "", block, flags=re.M | re.S).replace("\\\n", " ")
@@ -57,7 +57,7 @@ def commands(document: Path) -> list[list[str]]:
 
 @cache
 def usage(script: str) -> str:
-    """What `python SCRIPT --help` prints."""
+    """Output of `python SCRIPT --help`."""
     arguments, printed = sys.argv, io.StringIO()
     sys.argv = [script, "--help"]
     try:
@@ -69,7 +69,7 @@ def usage(script: str) -> str:
 
 
 @each_document
-def test_commands_name_scripts_options_and_parameters_that_exist(document):
+def test_commands_name_existing_scripts_options_and_parameters(document):
     known = {key for stage in STAGES.values() for kind in stage.all_params().values() for key in kind.model_fields}
     for words in commands(document):
         if words[0] in ("-m", "-c"):

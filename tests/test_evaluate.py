@@ -1,4 +1,4 @@
-"""Evaluating checkpoints: the numbers are those of the runs, and those worked out by hand."""
+"""evaluate.py: metrics equal those of the runs and values computed by hand."""
 import json
 import math
 import sys
@@ -17,7 +17,7 @@ from utils.quality import agreement, foreign_auroc, profile, quality, similarity
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """`run(checkpoint, ...)` calls evaluate.py in this process: exit status, stdout, stderr, and what --json wrote."""
+    """`run(checkpoint, ...)` calls evaluate.py in this process: exit status, stdout, stderr, and content of --json."""
     def evaluated(*arguments):
         file = tmp_path / "evaluated.json"
         file.unlink(missing_ok=True)
@@ -34,7 +34,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def row(run):
-    """`row(checkpoint, ...)`: the numbers of the first checkpoint."""
+    """`row(checkpoint, ...)`: metrics of the first checkpoint."""
     def first(checkpoint, *arguments):
         done = run(checkpoint, *arguments)
         assert done.returncode == 0, done.stderr
@@ -43,7 +43,7 @@ def row(run):
 
 
 def refused(run, *arguments):
-    """The one line of a refusal."""
+    """The error line of a refused call."""
     done = run(*arguments)
     assert (done.returncode, done.stdout, done.json) == (2, "", None), done.stdout + done.stderr
     line, = done.stderr.splitlines()
@@ -62,7 +62,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def options(data):
-    """What says which network and data `weights` is of."""
+    """Options that describe the network and data set of `weights`."""
     return ["--model", "net", "--num_channels", "4", "--dataset", f"folder:{data}"]
 
 
@@ -77,7 +77,7 @@ def trained(call, experiment):
     return finished
 
 
-def test_the_calibration_error_of_four_images_by_hand():
+def test_the_calibration_error_of_four_images_is_known():
     """15 bins: 0.9 and 0.92 lie in (13/15, 14/15], 0.6 and 0.65 in (9/15, 10/15]; |mean confidence - accuracy|."""
     probabilities = torch.tensor([[0.9, 0.1], [0.92, 0.08], [0.605, 0.395], [0.35, 0.65]])
     found = quality(probabilities.log(), torch.tensor([0, 1, 0, 1]))
@@ -93,7 +93,7 @@ def test_uniform_logits_have_the_entropy_log_c_and_no_calibration_error():
     assert found["calibration_error"] == pytest.approx(0, abs=1e-4)
 
 
-def test_agreement_and_kl_of_two_images_by_hand_with_a_zero_that_counts_as_a_millionth():
+def test_agreement_and_kl_of_two_images_are_known():
     reference, network = torch.tensor([[0.8, 0.2], [1.0, 0.0]]), torch.tensor([[0.4, 0.6], [0.5, 0.5]])
     floor = 1e-6 / (1 + 1e-6)
     expected = [0.8 * math.log(2) + 0.2 * math.log(1 / 3),
@@ -105,14 +105,14 @@ def test_agreement_and_kl_of_two_images_by_hand_with_a_zero_that_counts_as_a_mil
                                          0.5 * math.log(0.5 / floor) + 0.5 * math.log(0.5)) / 2, rel=1e-5)
 
 
-def test_the_risk_coverage_area_of_four_images_by_hand():
+def test_the_risk_coverage_area_of_four_images_is_known():
     """From the most to the least confident: right, wrong, right, wrong; error rates 0, 1/2, 1/3, 1/2."""
     answers = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]).log()
     found = quality(answers, torch.tensor([0, 0, 0, 1]))
     assert found["risk_coverage_area"] == pytest.approx(100 * (0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
 
 
-def test_the_profile_of_answers_that_depend_on_the_class_only():
+def test_answers_that_only_depend_on_the_class_have_a_known_profile():
     p = torch.tensor([[0.7, 0.25, 0.05]] * 2 + [[0.1, 0.1, 0.8]])
     found = profile(p.log(), torch.tensor([0, 0, 2]))
     assert found["cmi"] == pytest.approx(0, abs=1e-6)
@@ -130,12 +130,12 @@ def test_cmi_is_the_mean_divergence_from_the_mean_answer_of_the_class():
     assert profile(p.log(), torch.tensor([0, 0]))["cmi"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_foreign_images_are_told_by_confidence():
+def test_foreign_auroc_separates_images_by_confidence():
     known, foreign = torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log(), torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log()
     assert foreign_auroc(known, foreign) == pytest.approx(75)
 
 
-def test_rank_correlation_is_of_the_classes_below_the_top_and_ties_share_a_rank():
+def test_rank_correlation_covers_classes_below_the_top_and_ties_share_a_rank():
     reference = torch.tensor([[0.6, 0.2, 0.15, 0.05], [0.6, 0.3, 0.05, 0.05]]).log()
     network = torch.tensor([[0.5, 0.1, 0.15, 0.25], [0.4, 0.3, 0.2, 0.1]]).log()
     found = similarity(network, reference)
@@ -161,8 +161,8 @@ def test_accuracy_and_loss_are_those_of_the_run_at_its_last_and_its_best_epoch(t
     assert row(directory / "best_model.tar")["path"] == str(directory / "best_model.tar")
 
 
-def test_each_network_sees_the_images_as_in_its_own_run(trained, run):
-    """Constants, image size and background are those of each checkpoint, even side by side."""
+def test_each_network_gets_the_images_of_its_own_run(trained, run):
+    """Each checkpoint keeps its own mean, std, image size and background when evaluated with others."""
     runs = [trained("one", mean=[0.1, 0.2, 0.3], std=[0.5, 0.5, 0.5]), trained("two", background="black"),
             trained("three", model_name="resnet18", num_epochs=1, image_size=16)]
     done = run(*runs, "--against", runs[1])
@@ -215,7 +215,7 @@ def test_a_bare_state_dict_and_safetensors_are_evaluated_alike(row, run, weights
     assert "several.pt#model" in line and "several.pt#model_ema" in line
 
 
-def test_json_and_table_say_what_was_evaluated_and_how(run, weights, options, data):
+def test_json_and_table_describe_the_evaluation(run, weights, options, data):
     done = run(weights, *options, "--interface", "probabilities", "--trigger", "badnet_sq", "--against", weights)
     content = done.json
     assert (content["dataset"], content["images"]) == (f"folder:{data}", 15)
@@ -234,14 +234,14 @@ def test_json_and_table_say_what_was_evaluated_and_how(run, weights, options, da
     assert columns["entropy"] == f"{found['entropy']:.3f}" and columns["ASR"] == f"{found['asr']:.2f}"
 
 
-def test_probabilities_are_worth_what_the_logits_are(row, weights, options):
+def test_probabilities_have_the_metrics_of_logits(row, weights, options):
     logits, probabilities = (row(weights, *options, "--interface", name) for name in ("logits", "probabilities"))
     assert {key: pytest.approx(value, rel=1e-5) for key, value in logits.items() if isinstance(value, float)} == {
         key: value for key, value in probabilities.items() if isinstance(value, float)}
 
 
-def test_classes_that_a_checkpoint_recorded_are_compared_with_those_of_the_data(trained, run, data, tmp_path):
-    """As the stages do: another order is an error, other names are a remark."""
+def test_recorded_classes_are_compared_with_those_of_the_data(trained, run, data, tmp_path):
+    """As in the stages, another order is an error, and other names are a warning."""
     directory = trained()
     for name, folders in (("order", {"blue": "blue", "green": "red", "red": "green"}),
                           ("names", {"blue": "a", "green": "b", "red": "c"})):
@@ -265,8 +265,8 @@ def build(num_classes):
 """
 
 
-def test_a_checkpoint_alone_does_not_import_code(trained, run, tmp_path, monkeypatch):
-    """The params.json of a run and --model are the user's choice; what stands in a file of anyone is not."""
+def test_a_checkpoint_does_not_import_code(trained, run, tmp_path, monkeypatch):
+    """Names in params.json and --model are trusted; names in a checkpoint are not."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_average.py").write_text(NETWORK)
     directory = trained(model_name="my_average:build")
@@ -297,11 +297,11 @@ def test_a_checkpoint_alone_does_not_import_code(trained, run, tmp_path, monkeyp
     (["--against", "nowhere.pt"], "checkpoint: nowhere.pt does not exist"),
     (["--device", "tpu"], "--device tpu"),
 ])
-def test_refusals_are_one_line(run, weights, options, arguments, words):
+def test_invalid_arguments_are_one_line(run, weights, options, arguments, words):
     assert words in refused(run, weights, *options, *arguments)
 
 
-def test_a_file_that_does_not_say_what_it_is_is_refused(run, weights, options):
+def test_a_file_without_model_and_data_set_is_refused(run, weights, options):
     line = refused(run, weights)
     assert line == f"error: {weights} does not say which network and data it is of: give --model and --dataset"
     assert refused(run, weights, *options[:2]).endswith("give --dataset")
@@ -311,7 +311,7 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(run, weights, options):
 def test_checkpoints_of_several_data_sets_are_refused(trained, run, weights, options, data):
     directory = trained("demo", dataset="demo", subset_fraction=0.01, num_epochs=1)
     line = refused(run, directory, trained())
-    assert line == f"error: the checkpoints are of several data sets, demo and folder:{data}: --dataset chooses one"
+    assert line == f"error: the checkpoints are of several data sets, demo and folder:{data}: choose one with --dataset"
 
 
 def test_outputs_that_are_not_finite_are_refused(run, weights, options):
@@ -321,7 +321,7 @@ def test_outputs_that_are_not_finite_are_refused(run, weights, options):
     assert "the outputs of the network are not finite" in refused(run, weights, *options)
 
 
-def test_bare_weights_to_compare_with_are_of_the_first_network_on_its_images_and_constants(row, trained, tmp_path):
+def test_bare_reference_weights_use_the_first_network_and_its_constants(row, trained, tmp_path):
     directory = trained(num_epochs=1, mean=[0.1, 0.2, 0.3], std=[0.5, 0.5, 0.5])
     bare = tmp_path / "bare.safetensors"
     state_dict = torch.load(directory / "last_model.tar")["state_dict"]

@@ -21,7 +21,7 @@ def test_the_recipes_write_the_files_of_the_repository():
     assert list(differing(ROOT / "experiments")) == []
 
 
-def test_every_params_json_is_of_a_recipe_or_published():
+def test_every_params_json_has_a_recipe_or_was_published():
     assert EXPERIMENTS.keys() <= all_runs().keys() | PUBLISHED
     for folder in COMMITTED:
         files = (ROOT / "experiments" / folder).rglob("params.json")
@@ -29,7 +29,7 @@ def test_every_params_json_is_of_a_recipe_or_published():
             run for run in all_runs() if run.startswith(f"{folder}/")}
 
 
-def test_the_published_runs_are_those_of_the_paper_and_have_no_recipe():
+def test_published_runs_are_those_of_the_paper_and_have_no_recipe():
     assert json.loads((ROOT / "tests" / "golden" / "experiments.json").read_text()).keys() == PUBLISHED
     assert not all_runs().keys() & PUBLISHED
 
@@ -56,7 +56,7 @@ def test_the_recipe_of_a_seed_is_what_scripts_seeds_makes(tmp_path, monkeypatch)
     assert not differing(Path("experiments")).keys() & {directory / "params.json" for directory in seeds}
 
 
-def test_make_writes_what_is_missing_or_differs_and_nothing_else(tmp_path, capsys):
+def test_make_only_writes_missing_or_different_files(tmp_path, capsys):
     published = tmp_path / "CIFAR10/baseline/cnn/params.json"
     published.parent.mkdir(parents=True)
     published.write_text("{}")
@@ -78,15 +78,15 @@ def test_make_writes_what_is_missing_or_differs_and_nothing_else(tmp_path, capsy
     assert published.read_text() == "{}"
 
 
-def test_make_names_what_it_does_not_know_but_not_the_seeds_of_what_it_knows(tmp_path, capsys):
+def test_make_names_unknown_files_but_no_seeds_of_known_runs(tmp_path, capsys):
     for run in ("mine", "mine/seed1", "demo/baseline/net8/seed1", "CIFAR10/baseline/cnn/seed7"):
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "params.json").write_text("{}")
     assert unknown(tmp_path) == [tmp_path / "mine" / "params.json", tmp_path / "mine" / "seed1" / "params.json"]
     make(tmp_path, check=True)
-    assert f"neither of a recipe nor published: {tmp_path / 'mine' / 'params.json'}\n" in capsys.readouterr().out
+    assert f"no recipe, and not published: {tmp_path / 'mine' / 'params.json'}\n" in capsys.readouterr().out
 
 
-def test_make_needs_nothing_but_python():
+def test_make_only_needs_python():
     code = "import sys, experiments.make; sys.exit(bool({'torch', 'numpy', 'pydantic', 'utils'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

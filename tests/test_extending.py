@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, in a copy of the repository: they keep their contracts, and their commands run."""
+"""Examples of docs/extending.md, in a copy of the repository: contracts hold, and commands run."""
 import json
 import re
 import shlex
@@ -18,13 +18,13 @@ BLOCKS, COMMANDS = (re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL |
 FILES = [(path, bool(appended), block) for block in BLOCKS
          for path, appended in re.findall(r"\A# (\S+\.py)(, appended)?\n", block)]
 NAMES = ["log_mse", "confidence_penalty", "uniform_mix", "conv4", "bloodmnist", "corner_frame", "gaussian_noise"]
-# Not copied: what is large, what runs write, and experiments that no example needs.
+# Not copied: large files, outputs of runs, and experiments that no example needs.
 LEFT_OUT = shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*_cache", "data", "docs", "mine", "CIFAR*", "GTSRB",
                                   "TinyImageNet", "seed[0-9]*", "*.tar", "results.json", "*.csv", "*.log", "events.*")
 SHORT = {"train_datafree.py": "num_epochs=1 epoch_steps=2 batch_size=16"}  # others: an epoch of few images
 
 
-# Runs stages one after another in one process, which imports torch once: gets their command lines as JSON.
+# Runs stages in one process, which imports torch once; takes their command lines as JSON.
 DRIVER = """
 import json, runpy, sys
 for sys.argv in json.loads(sys.argv[1]):
@@ -36,7 +36,7 @@ for sys.argv in json.loads(sys.argv[1]):
 
 
 def stages(script):
-    """The stages that a bash block calls, as argument lists, each to train for a moment."""
+    """Stages called by a bash block, as argument lists with a short training."""
     for line in re.findall("^python (train_.*)$", script, re.MULTILINE):
         arguments = shlex.split(line)
         yield [*arguments, *["--set"] * ("--set" not in arguments),
@@ -78,7 +78,7 @@ def test_every_kind_has_an_example_and_a_contract_test():
 
 
 @pytest.mark.slow
-def test_the_examples_keep_their_contracts_and_our_style(repository):
+def test_the_examples_keep_their_contracts_and_the_style(repository):
     told = run(repository, sys.executable, "-m", "pytest", "-vv", "tests/test_contracts.py", "-k", " or ".join(NAMES))
     assert all(re.search(rf"\[\S*{name}\S*\] PASSED", told) for name in NAMES), told
     run(repository, sys.executable, "-m", "ruff", "check", *[path for path, _, _ in FILES])
@@ -97,7 +97,7 @@ def test_the_commands_of_the_examples_run(repository):
 
 
 @pytest.mark.slow
-def test_help_and_schema_tell_of_the_examples(repository):
+def test_help_and_schema_contain_the_examples(repository):
     told = run(repository, sys.executable, "train_kd.py", "--help")
     assert "log_mse" in told and "uniform_mix" in told
     assert "epoch_steps" in run(repository, sys.executable, "-m", "utils.params", "datafree", "gaussian_noise")

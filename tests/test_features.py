@@ -1,4 +1,4 @@
-"""Activations by name: what is captured, what stays behind (nothing), and which modules end the stages of a network."""
+"""Captured activations, removal of hooks, and detection of the stages of a network."""
 from itertools import pairwise
 
 import pytest
@@ -61,7 +61,7 @@ def test_no_hook_stays_on_a_network_not_even_after_an_error():
         assert hooks(network) == 0
 
 
-def test_a_module_that_is_shared_or_called_again_has_all_its_calls_and_the_last_one_by_name():
+def test_all_calls_of_a_shared_module_are_captured():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -78,7 +78,7 @@ def test_a_module_that_is_shared_or_called_again_has_all_its_calls_and_the_last_
     assert torch.equal(captured.calls[0].value, network.layer(x))
 
 
-def test_a_tensor_in_a_tuple_or_given_by_keyword_is_captured_and_what_is_no_tensor_is_not():
+def test_tensors_in_tuples_and_keywords_are_captured():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
@@ -117,7 +117,7 @@ def test_activations_in_autocast_are_bfloat16():
     assert captured["group2.1.conv2"].dtype == torch.bfloat16
 
 
-def test_a_compiled_function_captures_what_it_captures_as_written():
+def test_a_compiled_function_captures_the_same_tensors():
     network, images = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
 
     def loss(images):
@@ -186,7 +186,7 @@ def test_the_classifier_is_the_layer_whose_input_makes_the_logits(name):
     assert pooled(inputs[layer]).shape == inputs[layer].shape[:2]
 
 
-def test_a_network_without_a_layer_of_as_many_outputs_as_logits_has_no_classifier():
+def test_a_network_without_a_layer_of_class_count_outputs_has_no_classifier():
     assert classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())) == "0"
     assert classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(10), nn.Flatten())) is None
     assert classifier(nn.Flatten()) is None
@@ -204,9 +204,9 @@ def test_batch_norms_are_named_in_the_order_of_the_network():
     assert batch_norms(on_meta("mlp")) == []
 
 
-def test_looking_for_stages_leaves_modes_buffers_hooks_and_random_numbers_as_they_were():
+def test_finding_stages_changes_no_modes_buffers_hooks_or_random_state():
     class Restless(nn.Module):
-        """Counts its calls and draws numbers, in eval mode too."""
+        """Counts its calls and draws random numbers, also in eval mode."""
 
         def __init__(self):
             super().__init__()
@@ -228,7 +228,7 @@ def test_looking_for_stages_leaves_modes_buffers_hooks_and_random_numbers_as_the
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_an_error_of_the_network_is_that_of_who_looks_for_its_stages():
+def test_an_error_of_the_network_is_raised_while_finding_stages():
     network = build_model("preresnet20", 4)
     with pytest.raises(ValueError, match="takes 3x32x32 images"):
         stages(network, 64)

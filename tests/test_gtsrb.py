@@ -1,4 +1,4 @@
-"""GTSRB: small archives in the official layout are read, in one fixed order; what is damaged or missing is one line."""
+"""GTSRB: archives in the official layout are read in a fixed order; damaged or missing files give a one-line error."""
 
 import io
 import shutil
@@ -24,7 +24,7 @@ TEST_LABELS = [16, 1, 38, 0, 42, 1]
 
 
 class Archive:
-    """Where the parts of an unpacked data set are, two training images a class."""
+    """Directories of an unpacked data set with two training images per class."""
 
     def __init__(self, data_dir: Path) -> None:
         self.base = data_dir / "data-gtsrb" / "gtsrb"
@@ -32,7 +32,7 @@ class Archive:
         self.listing = self.base / "GT-final_test.csv"
 
     def image(self, path: Path, seed: int, label: int) -> str:
-        """Write an image of 20 to 40 pixels a side. Its line in a list."""
+        """Write an image with sides of 20 to 40 pixels. Returns its line in a list."""
         height, width = 20 + seed % 21, 20 + 7 * seed % 21
         save_image(path, noise(height, width, 3, seed=seed))
         return f"{path.name};{width};{height};5;5;{width - 5};{height - 5};{label}"
@@ -73,7 +73,7 @@ def parts(dataset: Dataset) -> tuple[list, list]:
     return pairs(dataset.train_images, dataset.train_labels), pairs(dataset.test_images, dataset.test_labels)
 
 
-# --- what is read ---
+# --- reading ---
 
 def test_the_images_and_labels_are_those_of_torchvision_scaled_to_32(archive, tmp_path):
     dataset = load_dataset("gtsrb", tmp_path)
@@ -85,7 +85,7 @@ def test_the_images_and_labels_are_those_of_torchvision_scaled_to_32(archive, tm
         assert found == sorted((scaled(path).tobytes(), label) for path, label in samples)
 
 
-def test_archives_that_torchvision_left_in_the_data_directory_are_found(archive, tmp_path):
+def test_archives_in_the_layout_of_torchvision_are_found(archive, tmp_path):
     expected = load_dataset("gtsrb", tmp_path)
     archive.base.rename(tmp_path / "gtsrb")
     assert parts(load_dataset("gtsrb", tmp_path)) == parts(expected)
@@ -114,7 +114,7 @@ def test_the_published_training_images_are_preferred(archive, tmp_path):
 
 
 def test_the_frames_of_one_sign_are_held_out_together(archive, tmp_path):
-    frames = {}  # one picture a sign, of two or three frames
+    frames = {}  # one picture per sign, with two or three frames
     for number, path in enumerate(sorted(archive.train.glob("*/*_00000.ppm"))):
         for frame in range(1, 2 + number % 2):
             shutil.copy(path, path.with_name(path.name.replace("_00000", f"_0000{frame}")))
@@ -134,19 +134,19 @@ def test_the_frames_of_one_sign_are_held_out_together(archive, tmp_path):
         assert not seen & held_out
 
 
-def test_a_name_without_a_track_is_a_sign_of_its_own():
+def test_a_file_name_without_a_track_is_its_own_sign():
     files = {"a": ["/my_data/0/1.ppm", "/my_data/0/2_0.ppm", "/my_data/0/2_1.ppm"], "b": ["/my_data/1/2_0.ppm"]}
     assert gtsrb.tracks(files).tolist() == [0, 1, 1, 2]
 
 
-def test_training_images_need_no_lists(archive, tmp_path):
+def test_training_images_do_not_need_lists(archive, tmp_path):
     expected = parts(load_dataset("gtsrb", tmp_path))
     for path in archive.train.glob("*/*.csv"):
         path.unlink()
     assert parts(load_dataset("gtsrb", tmp_path)) == expected
 
 
-def test_signs_are_decoded_once(archive, tmp_path, monkeypatch):
+def test_images_of_signs_are_decoded_once(archive, tmp_path, monkeypatch):
     first = load_dataset("gtsrb", tmp_path)
     names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "cache").iterdir())
     assert names == ["gtsrb-test", "gtsrb-train"]
@@ -172,10 +172,10 @@ def test_without_training_images_the_test_images_are_enough(archive, tmp_path):
     assert parts(dataset) == ([], expected) and dataset.image_size == 32
 
 
-# --- the download ---
+# --- download ---
 
 @pytest.mark.parametrize("missing", ["Training", "Final_Test"])
-def test_what_is_missing_is_downloaded_and_unpacked(missing, archive, tmp_path, monkeypatch, capsys):
+def test_missing_files_are_downloaded_and_unpacked(missing, archive, tmp_path, monkeypatch, capsys):
     expected = parts(load_dataset("gtsrb", tmp_path))
     contents = {
         "GTSRB-Training_fixed.zip": list(archive.train.rglob("*.*")),
@@ -207,7 +207,7 @@ def test_what_is_missing_is_downloaded_and_unpacked(missing, archive, tmp_path, 
     assert f"downloading {gtsrb.URL}" in capsys.readouterr().err
 
 
-def test_a_failed_download_says_what_is_missing_and_how_to_get_it(archive, tmp_path, monkeypatch):
+def test_a_failed_download_names_the_file_and_its_source(archive, tmp_path, monkeypatch):
     def download(self):
         raise URLError("no route to host")
 
@@ -219,7 +219,7 @@ def test_a_failed_download_says_what_is_missing_and_how_to_get_it(archive, tmp_p
     assert "unpack GTSRB_Final_Training_Images.zip" in message and f" in {archive.base} yourself" in message
 
 
-# --- what is damaged or missing ---
+# --- damaged or missing files ---
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_truncated_image_is_named(part, archive, tmp_path):
@@ -234,7 +234,7 @@ def test_a_missing_list_of_test_labels_is_named(archive, tmp_path):
     assert message.startswith(f"{archive.listing} is missing") and "GTSRB_Final_Test_GT.zip" in message
 
 
-def test_an_image_that_is_listed_and_not_there_is_named(archive, tmp_path):
+def test_a_listed_image_that_is_missing_is_named(archive, tmp_path):
     for path, listing in ((archive.test / "00002.ppm", archive.listing),
                           (archive.train / "00009" / "00000_00000.ppm", archive.train / "00009" / "GT-00009.csv")):
         path.unlink()

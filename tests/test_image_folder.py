@@ -1,4 +1,4 @@
-"""Folders of images, Tiny-ImageNet among them, and the cache of what was decoded."""
+"""Image folders, including Tiny-ImageNet, and the cache of decoded images."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from utils.datasets import load_dataset
 # --- Tiny-ImageNet ---
 
 def flat(level: int, shape: tuple[int, ...] = (64, 64, 3)) -> np.ndarray:
-    """One grey level all over, which JPEG keeps exactly."""
+    """Uniform gray image, which JPEG preserves exactly."""
     return np.full(shape, level, np.uint8)
 
 
@@ -75,7 +75,7 @@ def test_unsorted_val_images_need_their_annotations(tiny, tmp_path):
     assert fails("tiny_imagenet", tmp_path).startswith(f"{annotations} is missing")
 
 
-def test_every_val_image_is_listed_and_every_listed_one_is_there(tiny, tmp_path):
+def test_val_images_and_their_annotations_must_match(tiny, tmp_path):
     val = tiny() / "val"
     (val / "images" / "val_2.JPEG").rename(val / "images" / "other.JPEG")
     assert f"{val / 'images' / 'val_2.JPEG'} is missing" in fails("tiny_imagenet", tmp_path)
@@ -180,7 +180,7 @@ def test_every_kind_of_image_becomes_rgb(file, image, expected, pictures, tmp_pa
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_as_viewers_apply_it(orientation, pictures, tmp_path):
+def test_exif_orientation_is_applied(orientation, pictures, tmp_path):
     path, exif = pictures / "test" / "cat" / "1.png", Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     save_image(path, noise(32, 32, 3), exif=exif)
@@ -191,14 +191,14 @@ def test_exif_orientation_is_applied_as_viewers_apply_it(orientation, pictures, 
     assert dataset.warnings == ((rotated,) if orientation > 1 else ())
 
 
-def test_damaged_exif_is_no_reason_to_refuse_an_image(pictures, tmp_path):
+def test_an_image_with_damaged_exif_is_read(pictures, tmp_path):
     save_image(pictures / "test" / "cat" / "1.jpg", flat(77), exif=b"Exif\0\0garbage")
     dataset = load_dataset(f"folder:{pictures}", tmp_path)
     assert (dataset.test_images[0] == 77).all() and dataset.warnings == ()
 
 
 def transparent_below(mode: str) -> Image.Image:
-    """Black all over, the lower half transparent."""
+    """Black image whose lower half is transparent."""
     pixels = np.zeros((32, 32, 4), np.uint8)
     pixels[:16, :, 3] = 255
     image = Image.fromarray(pixels)
@@ -289,7 +289,7 @@ NFC, NFD = "p\u00eache", "pe\u0302che"
 NOT_UTF_8 = os.fsdecode(b"\xb9\xb7")
 
 
-def test_a_class_has_one_name_whatever_bytes_spell_it(pictures, tmp_path):
+def test_class_names_are_unicode_normalized(pictures, tmp_path):
     for place in (f"train/{NFC}", f"test/{NFD}", f"train/{NOT_UTF_8}", f"test/{NOT_UTF_8}"):
         save_image(pictures / place / "1.png", noise(8, 8, 3))
     dataset = load_dataset(f"folder:{pictures}", tmp_path)
@@ -324,7 +324,7 @@ def test_an_argument_that_is_not_utf_8_and_would_be_recorded_is_refused(argument
         call, "train_scratch", experiment(), *arguments)
 
 
-# --- folders in the wrong place ---
+# --- misplaced folders ---
 
 def deepen(part: Path) -> None:
     """PART/CLASS becomes PART/images/CLASS."""
@@ -350,21 +350,21 @@ def test_a_single_class_is_an_error(pictures, tmp_path):
     assert line.startswith(f"{pictures / 'train'} holds a single class folder, dog: two or more are needed")
 
 
-def test_sub_folders_of_class_folders_are_remarked_on(pictures, tmp_path):
+def test_sub_folders_of_class_folders_are_warned_about(pictures, tmp_path):
     for name in ("cat/a", "cat/b", "dog/a"):
         save_image(pictures / "train" / name / "9.png", noise(8, 8, 3))
     remark, = load_dataset(f"folder:{pictures}", tmp_path).warnings
     assert remark == "images in sub-folders (cat/a, cat/b, dog/a) belong to the class of the outermost folder"
 
 
-def test_a_path_one_folder_off_is_answered_with_the_right_one(pictures, tmp_path):
+def test_a_path_one_folder_off_names_the_right_one(pictures, tmp_path):
     for path in (pictures / "train", tmp_path):
         line = fails(f"folder:{path}", tmp_path)
         assert line.endswith(f"; did you mean folder:{pictures}?")
     assert "; found: cat, dog; " in fails(f"folder:{pictures / 'train'}", tmp_path)
 
 
-def test_a_folder_without_its_two_parts_is_told_what_to_look_like(pictures, tmp_path):
+def test_a_folder_without_its_two_parts_gets_the_expected_layout(pictures, tmp_path):
     words = "expected are PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
     assert words in fails("folder:", tmp_path)
     assert words in fails(f"folder:{tmp_path / 'nowhere'}", tmp_path)
@@ -423,7 +423,7 @@ def test_tiny_imagenet_is_cached_too(tiny, tmp_path, no_decoder):
     assert torch.equal(load_dataset("tiny_imagenet", tmp_path).test_images, first.test_images)
 
 
-def test_a_cache_of_another_way_of_decoding_is_not_read(pictures, tmp_path, monkeypatch):
+def test_a_cache_of_another_decoder_is_not_read(pictures, tmp_path, monkeypatch):
     load_dataset(f"folder:{pictures}", tmp_path)
     monkeypatch.setattr(image_folder, "_DECODING", image_folder._DECODING + 1)
     load_dataset(f"folder:{pictures}", tmp_path)
@@ -436,7 +436,7 @@ def test_each_size_has_its_own_cache(pictures, tmp_path):
     assert len(caches(tmp_path)) == 4
 
 
-def test_a_changed_image_of_the_same_length_is_decoded_anew(pictures, tmp_path):
+def test_a_changed_image_of_the_same_size_is_decoded_again(pictures, tmp_path):
     path = pictures / "test" / "cat" / "1.bmp"
     save_image(path, flat(100))
     load_dataset(f"folder:{pictures}", tmp_path)

@@ -1,4 +1,4 @@
-"""What images that are made for a teacher are judged by: each loss against numbers worked out by hand."""
+"""Losses of inverted images, compared with values computed by hand."""
 import math
 
 import pytest
@@ -46,7 +46,7 @@ def test_a_generator_of_pixels_stays_within_0_and_1():
     assert 0 <= images.min() < images.max() <= 1
 
 
-def test_a_generator_drawn_anew_forgets_its_weights_but_not_its_running_statistics():
+def test_a_reset_generator_keeps_its_running_statistics():
     generator = Generator(8, 16, pixels=True)
     generator(torch.randn(4, 8, generator=random()))
     before = {name: value.clone() for name, value in generator.state_dict().items()}
@@ -76,7 +76,7 @@ def test_the_loss_of_batch_norms_is_the_distance_of_mean_and_of_variance():
     images = torch.tensor([[3.0, 0.0], [1.0, 4.0]]).view(2, 2, 1, 1).requires_grad_()
     with capture_inputs(network, "0", "2") as captured:
         network(images)
-    # First layer: means 2 and 2, variances 1 and 4 (divided by N), remembered 1 and 0, 1 and 1.
+    # First layer: means 2 and 2, variances 1 and 4 (divided by N), running statistics 1 and 0, 1 and 1.
     first = math.hypot(1, 2) + 3
     second = torch.relu(network[0](images)).detach().view(2, 2)
     expected = first + second.mean(0).norm().item() + (second.var(0, correction=0) - 1).norm().item()
@@ -95,7 +95,7 @@ TEACHER = torch.tensor([[2.0, 0, -1], [0, 1, 0]])
 STUDENT = torch.tensor([[1.0, 1, 0], [0.5, 0.5, 0.5]])
 
 
-def test_disagreement_is_minus_the_divergence_where_it_counts():
+def test_adversarial_kl_is_minus_the_divergence_of_counted_samples():
     # Its mean over the batch is known; both arg-max of the student's ties are class 0, so of the first image alone.
     assert adversarial_kl(TEACHER, STUDENT).item() == pytest.approx(-0.2515114, abs=1e-6)
     first = F.kl_div(STUDENT[:1].log_softmax(1), TEACHER[:1].log_softmax(1), reduction="sum", log_target=True)
@@ -114,13 +114,13 @@ def test_competition_is_one_minus_jensen_shannon_at_temperature_3():
     assert torch.autograd.grad(loss, far)[0].isfinite().all()
 
 
-def test_imbalance_is_the_negative_entropy_of_the_mean_prediction():
+def test_information_entropy_loss_is_the_negative_entropy_of_the_mean_prediction():
     sure = 100 * torch.eye(2)
     assert information_entropy_loss(sure).item() == pytest.approx(-math.log(2))
     assert information_entropy_loss(sure[:1]).item() == pytest.approx(0)
 
 
-def test_inactivity_and_total_variation_by_hand():
+def test_activation_loss_and_total_variation_are_known():
     assert activation_loss(torch.tensor([[1.0, -3.0]])).item() == -2
     image = torch.tensor([[0.0, 1.0], [2.0, 4.0]]).expand(1, 1, 2, 2)
     assert total_variation(image).item() == pytest.approx(math.hypot(1, 2) + math.hypot(2, 3) + 4 + 1)
@@ -146,7 +146,7 @@ def test_the_right_side_of_the_contrast_does_not_learn():
     assert grads[0].any() and grads[1] is None
 
 
-def test_a_bank_serves_what_it_holds_also_when_it_is_exactly_full_and_beyond():
+def test_a_bank_serves_its_rows_when_full_and_after_overflow():
     bank = MemoryBank(6, 1, torch.device("cpu"))
     assert bank.draw(4, random()).shape == (0, 2, 1)
     for start in (0, 2):
@@ -162,7 +162,7 @@ def test_a_bank_serves_what_it_holds_also_when_it_is_exactly_full_and_beyond():
     assert sorted(other.draw(9, random())[:, 1, 0].tolist()) == [5, 6, 7, 8, 9, 10]
 
 
-def test_160_batches_of_256_fill_the_published_bank_and_4096_rows_are_served():
+def test_the_published_bank_holds_160_batches_of_256_and_serves_4096_rows():
     bank = MemoryBank(40_960, 2, torch.device("cpu"))
     for _ in range(160):
         bank.add(torch.ones(256, 2, 2))
@@ -170,7 +170,7 @@ def test_160_batches_of_256_fill_the_published_bank_and_4096_rows_are_served():
     assert bank.draw(4096, random()).shape == (4096, 2, 2)
 
 
-def test_shifted_views_are_crops_of_the_padded_image_and_carry_gradients():
+def test_random_crops_of_padded_images_pass_gradients():
     images = torch.rand(6, 3, 8, 8, generator=random(1)).requires_grad_()
     views = random_crop(images, random(), padding=2, flip=True)
     padded = F.pad(images.detach(), (2,) * 4)
@@ -194,7 +194,7 @@ def test_signs_are_not_mirrored():
     assert all(torch.equal(random_roll(images, random(seed), pixels=0, flip=False), images) for seed in range(5))
 
 
-def test_a_zoomed_view_shows_its_share_of_the_image():
+def test_a_resized_crop_shows_its_fraction_of_the_image():
     ramp = torch.linspace(-1, 1, 64).expand(200, 1, 64, 64)
     views = random_resized_crop(ramp, random(), scale=(0.25, 0.25), flip=False)
     width = (views[..., -1] - views[..., 0]).mean(2).flatten() / 2 * 64 / 63  # in images
@@ -205,7 +205,7 @@ def test_a_zoomed_view_shows_its_share_of_the_image():
     assert same.shape == ramp.shape
 
 
-def test_a_zoomed_view_is_as_exact_under_autocast():
+def test_a_resized_crop_is_as_exact_under_autocast():
     images = torch.rand(8, 3, 32, 32, generator=random(3))
     exact = random_resized_crop(images, random(), scale=(0.25, 1.0), flip=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -226,14 +226,14 @@ def test_rolled_images_are_the_same_pixels_elsewhere():
         assert torch.equal(view.flatten(1).sort().values, images.flatten(1).sort().values)
 
 
-def test_the_best_of_several_steps_is_kept_whole():
+def test_the_best_of_several_steps_is_kept():
     best = Best()
     for loss, value in ((3.0, 1.0), (1.0, 2.0), (2.0, 3.0), (math.nan, 4.0)):
         best.update(torch.tensor(loss), torch.full((2,), value), torch.tensor(value))
     assert [tensor.tolist() for tensor in best.tensors] == [[2, 2], 2]
 
 
-def test_a_pool_cuts_to_8_bits_and_serves_batches_without_end():
+def test_a_pool_truncates_to_8_bits_and_serves_unlimited_batches():
     pool = ImagePool(DataSpec(2, 4, torch.zeros(3), torch.ones(3), "crop_flip"))
     pool.add(torch.tensor([0.0, 0.9999, 1.0]).view(3, 1, 1, 1).expand(3, 3, 4, 4), torch.tensor([0, 0, 1]))
     assert pool.images[:, 0, 0, 0].tolist() == [0, 254, 255]

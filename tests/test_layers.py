@@ -1,4 +1,4 @@
-"""The arrows of the house: imports point one way, between packages and between the layers of `utils`."""
+"""Layering: imports point one way, between packages and between the layers of `utils`."""
 import ast
 import re
 from graphlib import TopologicalSorter
@@ -8,12 +8,12 @@ from conftest import ROOT
 
 import utils
 
-# What each package may import of ours, beside itself.
+# Packages of the repository that each package may import, besides itself.
 ARROWS = {"model": set(), "utils": set(), "backdoor": {"utils"}, "attacks": {"utils", "model"},
           "defenses": {"utils", "model"}, "datafree": {"utils", "model", "backdoor"},
           "runs": {"utils", "model", "attacks", "defenses", "datafree", "backdoor"}, "reports": {"utils", "runs"},
           "audits": {"utils", "model", "attacks", "defenses", "runs", "reports"}, "experiments": set()}
-# What users call: the files beside the packages, and two directories. None of the packages imports it.
+# Entry points: files beside the packages, and two directories. No package imports them.
 PROGRAMS = (*sorted(file.stem for file in ROOT.glob("*.py")), "scripts", "benchmarks")
 ARROWS |= dict.fromkeys(PROGRAMS, set(ARROWS) - {"experiments"})
 
@@ -26,7 +26,7 @@ def modules():
 
 
 def imports(file):
-    """The modules of ours that a file imports, at its top or inside functions; not those for annotations only."""
+    """Modules of the repository that a file imports, including in functions, without those for annotations only."""
     tree = ast.parse(file.read_text())
     annotations = [node for branch in ast.walk(tree) if isinstance(branch, ast.If)
                    and ast.unparse(branch.test) == "TYPE_CHECKING" for node in ast.walk(branch)]
@@ -55,7 +55,7 @@ def test_a_package_imports_only_what_lies_below_it(package):
     assert not found
 
 
-def test_there_is_no_circle():
+def test_imports_have_no_cycle():
     inner = {name: {other for other in others if other != name.rpartition(".")[0]} for name, others in GRAPH.items()}
     list(TopologicalSorter(inner).static_order())  # raises CycleError
 

@@ -1,4 +1,4 @@
-"""The losses: golden values and gradients, closed forms, and gradients where probabilities underflow."""
+"""Losses: golden values and gradients, closed forms, and gradients with underflowing probabilities."""
 import json
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ def golden(kind):
 
 
 @pytest.mark.parametrize("temperature, alpha, expected", golden("kd"))
-def test_kd_loss_and_gradient_are_the_golden_ones(temperature, alpha, expected):
+def test_kd_loss_and_gradient_match_golden_values(temperature, alpha, expected):
     student = STUDENT.clone().requires_grad_()
     loss = kd_loss(student, TEACHER, LABELS, temperature=temperature, alpha=alpha)
     gradient, = torch.autograd.grad(loss, student)
@@ -31,7 +31,7 @@ def test_kd_loss_and_gradient_are_the_golden_ones(temperature, alpha, expected):
 
 
 @pytest.mark.parametrize("temperature, weight, expected", golden("nasty"))
-def test_nasty_loss_its_terms_and_its_gradient_are_the_golden_ones(temperature, weight, expected):
+def test_nasty_loss_terms_and_gradient_match_golden_values(temperature, weight, expected):
     nasty = STUDENT.clone().requires_grad_()
     terms = nasty_terms(nasty, TEACHER, LABELS, temperature=temperature, weight=weight)
     gradient, = torch.autograd.grad(terms["loss"], nasty)
@@ -60,7 +60,7 @@ def test_kd_measures_from_the_teacher_and_the_nasty_loss_from_the_nasty_network(
     assert nasty["kl"].item() == pytest.approx(16 * kl_divergence(STUDENT, TEACHER, temperature=4).item())
 
 
-def test_at_high_temperature_the_kd_gradient_is_the_difference_of_centred_logits():
+def test_at_high_temperature_the_kd_gradient_is_the_difference_of_centered_logits():
     """Hinton et al., eq. 4, with T^2 and batch mean: (z - v) / (C B) for zero-mean logits."""
     student = (STUDENT - STUDENT.mean(1, keepdim=True)).requires_grad_()
     teacher = TEACHER - TEACHER.mean(1, keepdim=True)
@@ -96,7 +96,7 @@ def test_gradients_are_finite_for_logits_spread_over_a_thousand_temperatures(tem
             assert gradient.isfinite().all()
 
 
-def test_the_value_where_probabilities_underflow_is_right():
+def test_the_value_is_exact_if_probabilities_underflow():
     """(200 T, 0, -300 T) against a uniform adversary: KL = log 3, and the loss is unmoved by 1e-3 of a T."""
     nasty = torch.tensor([[800.0, 0.0, -1200.0]], requires_grad=True)
     kl = kl_divergence(nasty, torch.zeros(1, 3), temperature=4.0)

@@ -1,4 +1,4 @@
-"""Running out of memory ends in one line that names what was being done and how much it needed."""
+"""Running out of memory ends in one line that names the phase and the size of the allocation."""
 import functools
 import subprocess
 import sys
@@ -59,7 +59,7 @@ def while_handling(error, raised, *cause):
       for kind in (UserError, OSError, ValueError, RuntimeError)),
     (lambda: while_handling(ValueError(), KeyError("x"), MemoryError()), "cannot allocate more"),
 ])
-def test_every_allocator_is_understood(fail, reason):
+def test_out_of_memory_errors_of_every_allocator_are_recognized(fail, reason):
     with pytest.raises(OutOfMemory) as error, Phase("decoding the images", "use fewer"):
         fail()
     text = str(error.value)
@@ -69,7 +69,7 @@ def test_every_allocator_is_understood(fail, reason):
     assert "\n" not in text
 
 
-def test_a_checkpoint_without_room_is_not_called_damaged(tmp_path, monkeypatch):
+def test_running_out_of_memory_does_not_make_a_checkpoint_damaged(tmp_path, monkeypatch):
     torch.save({}, tmp_path / "x.tar")
     monkeypatch.setattr(torch, "load", lambda *_, **__: raises(MemoryError()))
     with pytest.raises(OutOfMemory, match="cannot allocate more"), Phase():
@@ -78,7 +78,7 @@ def test_a_checkpoint_without_room_is_not_called_damaged(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("other", [RuntimeError("shapes cannot be multiplied"), UserError("out of memory, he said"),
                                    FileNotFoundError(2, "No such file"), KeyboardInterrupt()])
-def test_other_errors_pass(other):
+def test_other_errors_are_not_changed(other):
     with pytest.raises(type(other)) as error, Phase("decoding the images"):
         raise other
     assert error.value is other
@@ -126,14 +126,14 @@ def test_a_remedy_names_parameters_that_can_be_reduced():
     assert reduce(ScratchParams(**params | {"dataset": "cifar10"}), "image_size") == ""
 
 
-def test_a_network_without_room_is_refused_before_anything_is_written(call, experiment, monkeypatch):
+def test_a_network_too_large_for_memory_is_refused_before_writing(call, experiment, monkeypatch):
     monkeypatch.setattr(train_scratch, "build_model", lambda *_, **__: torch.empty(HUGE, dtype=torch.uint8))
     line = refused(call, "train_scratch", experiment())
     assert "building the network: out of memory: cannot allocate" in line
     assert 'choose a smaller network ("model_name")' in line
 
 
-def test_a_step_without_room_is_named_and_the_last_checkpoint_is_kept(call, experiment, monkeypatch):
+def test_an_out_of_memory_step_is_named_and_the_last_checkpoint_is_kept(call, experiment, monkeypatch):
     steps = []
 
     def crowded(logits, labels, **options):
@@ -150,10 +150,10 @@ def test_a_step_without_room_is_named_and_the_last_checkpoint_is_kept(call, expe
                            "after an earlier epoch is kept\n")
     assert "stopped: epoch 2, step 3: out of memory" in (directory / "training.log").read_text()
     assert torch.load(directory / "last_model.tar", weights_only=True)["epoch"] == 1
-    assert call("train_scratch", directory).returncode == 0  # goes on, where there is room again
+    assert call("train_scratch", directory).returncode == 0  # continues once there is enough memory
 
 
-def test_an_evaluation_without_room_is_named(call, experiment, monkeypatch):
+def test_an_out_of_memory_evaluation_is_named(call, experiment, monkeypatch):
     monkeypatch.setattr(evaluation, "confusion_matrix", lambda *_: np.empty(HUGE, np.uint8))
     done = call("train_scratch", experiment())
     assert done.returncode == 2
@@ -172,7 +172,7 @@ main(train_scratch.train_scratch)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_less_address_space_than_the_images_need(experiment):
+def test_too_little_address_space_for_the_images_is_one_line(experiment):
     """45 images of 512 x 512 pixels in 16 MiB."""
     def run(*arguments):
         call = command(*arguments)

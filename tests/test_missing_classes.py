@@ -1,4 +1,4 @@
-"""Test images that lack what a metric needs: the metric is left out of every stage, and a line of the log says so."""
+"""Test images without a class that a metric needs: every stage leaves the metric out and logs it."""
 import dataclasses
 
 import pytest
@@ -26,7 +26,7 @@ BACKDOOR = {"asr", "triggered_accuracy", "base_rate"}
 
 @pytest.fixture(scope="module", params=["without the target", "of the target alone"])
 def lacking(request, data, tmp_path_factory):
-    """The small data with the target, class 1, missing from the test part, or alone in it."""
+    """Small data whose test part lacks the target, class 1, or only has the target."""
     root = tmp_path_factory.mktemp("lacking")
     (root / "test").mkdir()
     (root / "train").symlink_to(data / "train")
@@ -36,7 +36,7 @@ def lacking(request, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_a_metric_of_images_that_are_missing_is_left_out(call, experiment, tmp_path, monkeypatch, lacking, script):
+def test_a_metric_without_its_images_is_left_out(call, experiment, tmp_path, monkeypatch, lacking, script):
     dataset, only_target = lacking
     torch.save(build_model("net", 3, num_channels=4).state_dict(), tmp_path / "teacher.tar")
     Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")

@@ -1,4 +1,4 @@
-"""The model zoo equals the published networks: names, shapes, sizes, outputs and initialisation.
+"""The model zoo equals the published networks: names, shapes, sizes, outputs and initialization.
 
 `golden/models.json` holds, per model of the first system, what the published implementation has: parameter counts by
 class count, logits by image size (null: not supported), and the state-dict entries for 10 classes in order, one line
@@ -41,7 +41,7 @@ ONE_PER_BLOCK_TYPE = (
 WITH_DEFAULT_INIT = ("net", "mlp", "resnet18", "resnet50", "densenet121", "mobilenetv2", "shufflenetv2")
 ONLY_32X32 = tuple(name for name, golden in GOLDEN.items() if golden["logits"]["64"] is None)
 
-# What is known of the models that the second system adds: parameters by class count, convolutions, batch-norm channels.
+# Models that the second system adds: parameters by class count, convolutions, batch-norm channels.
 WIDE_RESNETS = {
     "wrn16_1": ({10: 175066, 43: 177211, 100: 180916}, 15, 464),
     "wrn16_2": ({10: 691674, 43: 695931, 100: 703284}, 16, 912),
@@ -56,7 +56,7 @@ one_per_block_type = pytest.mark.parametrize("name", ONE_PER_BLOCK_TYPE)
 
 
 def build_on_meta(name: str, num_classes: int, **options: float) -> nn.Module:
-    """A model that has shapes but no memory, and costs nothing to initialise."""
+    """Model on the meta device: shapes without memory, and no initialization cost."""
     with torch.device("meta"):
         return build_model(name, num_classes, **options)
 
@@ -80,7 +80,7 @@ def golden_listing(name: str) -> list[str]:
 
 
 def golden_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights under which the golden logits were computed: entry i of the state dict from random seed i."""
+    """Weights of the golden logits: entry i of the state dict is drawn from random seed i."""
     weights = {}
     for i, (name, tensor) in enumerate(model.state_dict().items()):
         if name.endswith("num_batches_tracked"):
@@ -220,7 +220,7 @@ def test_the_logits_of_a_wide_resnet_are_the_classified_mean_of_its_activated_la
 
 
 def test_a_wide_block_splits_after_the_activation_where_channels_change_and_before_it_elsewhere():
-    """With its second convolution at zero, a block is its shortcut."""
+    """A block equals its shortcut if its second convolution is zero."""
     torch.manual_seed(0)
     model = WideResNet(16, 1, 10).eval()
     widening, equal = model.group2
@@ -269,7 +269,7 @@ def test_resnext_starts_from_normal_weights_and_zero_bias():
 
 
 @pytest.mark.parametrize("name", WITH_DEFAULT_INIT)
-def test_the_other_families_keep_the_uniform_default_initialisation(name: str):
+def test_other_families_keep_the_uniform_default_initialization(name: str):
     torch.manual_seed(0)
     model = build_model(name, 10)
     assert_batch_norms_are_identity(model)
@@ -310,7 +310,7 @@ def test_an_unknown_name_is_an_error_with_the_nearest_name_and_the_choices():
     assert all(name in str(error.value) for name in MODEL_NAMES)
 
 
-def test_a_name_like_no_other_is_an_error_without_a_guess():
+def test_a_name_unlike_any_other_is_an_error_without_a_suggestion():
     with pytest.raises(ValueError, match=r"^unknown model 'qqq'; choose from net, mlp, "):
         build_model("qqq", 10)
 
@@ -366,7 +366,7 @@ def test_a_callable_of_the_current_directory_gets_the_number_of_classes_and_its_
     assert imported_code("my_networks:Wide") == f"my_networks ({Path('my_networks.py').absolute()})"
 
 
-def test_nothing_else_is_said_to_import_code():
+def test_only_callables_import_code():
     assert imported_code("net") is imported_code("timm:resnet18") is imported_code("torchvision:resnet18") is None
 
 
@@ -385,7 +385,7 @@ def test_nothing_else_is_said_to_import_code():
     (":build", "cannot be imported"), ("torchvision:resnet19", "torchvision has no classifier 'resnet19' (did you"),
     ("torchvision:fcn_resnet50", "torchvision has no classifier 'fcn_resnet50'"),
     ("torchvision:alexnet", "unexpected keyword argument 'depth'")])
-def test_what_cannot_be_built_is_one_line(module, name, words):
+def test_a_network_that_cannot_be_built_is_one_line(module, name, words):
     for file, source in (("my_networks", MINE), ("needs_another", "import another"), ("has_a_typo", "def build(:"),
                          ("ends", "raise SystemExit(3)")):
         module(file, source)
@@ -404,7 +404,7 @@ def test_networks_of_the_zoo_have_no_options():
 
 @pytest.mark.parametrize("name, option", [("torchvision:resnet18", "weights"), ("torchvision:resnet18", "num_classes"),
                                           ("torchvision:googlenet", "aux_logits")])
-def test_what_a_network_is_given_is_no_option(name, option):
+def test_arguments_of_a_network_are_not_options(name, option):
     with pytest.raises(ValueError, match=f"^{name}: '{option}' is no option"):
         build_model(name, 7, options={option: None})
 
@@ -437,7 +437,7 @@ def test_a_timm_network_is_built_by_name_with_its_options():
             build_model("timm:resnet10t", 7, options={option: "x"})
 
 
-def test_without_timm_its_networks_are_one_line(monkeypatch):
+def test_networks_of_a_missing_timm_are_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"^timm:resnet18 needs timm: pip install timm$"):
         build_model("timm:resnet18", 7)
@@ -450,7 +450,7 @@ def test_the_zoo_is_imported_without_torchvision():
 
 
 class Auxiliary(nn.Module):
-    """A head of its own in training, a dropout and a batch norm."""
+    """Network with an auxiliary head in training, dropout and batch norm."""
 
     def __init__(self):
         super().__init__()

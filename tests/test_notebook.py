@@ -1,6 +1,6 @@
-"""The notebook of docs: its kept outputs, and its code run from a copy with small teachers.
+"""The notebook of docs: its stored outputs, and its code, run in a copy with small teachers.
 
-Run it again and keep its outputs, after `bash scripts/demo.sh` has trained the teachers:
+To run it again and store its outputs, after `bash scripts/demo.sh` has trained the teachers:
 
     notebook = nbformat.read("docs/steal_and_protect.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, record_timing=False, coalesce_streams=True).execute()
@@ -31,11 +31,11 @@ def code_cells(notebook):
 
 
 def texts(cell):
-    """What a cell has printed."""
+    """Printed output of a cell."""
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
-def test_the_notebook_keeps_the_outputs_of_one_run(notebook):
+def test_the_notebook_stores_the_outputs_of_one_run(notebook):
     nbformat.validate(notebook)
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -46,7 +46,7 @@ def test_the_notebook_keeps_the_outputs_of_one_run(notebook):
         assert bool(drawn) == bool(re.search(r"^(plt\.show|show)\(", cell.source, re.MULTILINE)), cell.id
 
 
-def test_the_notebook_holds_nothing_of_the_machine_and_is_small(notebook):
+def test_the_notebook_contains_no_machine_paths_and_is_small(notebook):
     text = NOTEBOOK.read_text()
     assert str(ROOT) not in text
     assert not re.search(r"/(root|home|work|tmp|Users|usr|opt)/|site-packages|Warning", text)
@@ -54,7 +54,7 @@ def test_the_notebook_holds_nothing_of_the_machine_and_is_small(notebook):
     assert not any(set(cell.metadata) - {"tags"} for cell in notebook.cells)
 
 
-def test_the_outputs_are_as_the_text_says(notebook):
+def test_the_outputs_match_the_text(notebook):
     outputs = {cell.id: texts(cell) for cell in code_cells(notebook)}
     assert "100.0 %" in outputs["steal-protected"]
     strongest = dict(re.findall(r"^(\w+) +strongest attack: (.+?), \d", outputs["figure-all"], re.MULTILINE))

@@ -1,5 +1,5 @@
-"""Networks of other people: trained by a plain script that knows nothing of this repository, then protected, stolen and
-evaluated through the command line."""
+"""Networks from elsewhere: trained by a plain script without this repository, then protected, stolen and evaluated on
+the command line."""
 import json
 import subprocess
 import sys
@@ -65,7 +65,7 @@ CONSTANTS = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """The current directory: 3 classes of 64x64 JPEGs in `images`, and my_networks.py."""
+    """Current directory with 3 classes of 64x64 JPEGs in `images`, and my_networks.py."""
     random = np.random.default_rng(0)
     for part, count in (("train", 8), ("test", 5)):
         for label, name in enumerate(("blue", "green", "red")):
@@ -142,7 +142,7 @@ def test_a_network_trained_elsewhere_is_protected_stolen_and_evaluated(elsewhere
 
 
 @pytest.mark.slow
-def test_a_callable_of_the_current_directory_as_a_process(elsewhere, experiment):
+def test_a_callable_of_the_current_directory_works_in_a_process(elsewhere, experiment):
     directory = experiment("run", model_name="my_networks:build")
     done = subprocess.run(command("train_scratch", directory), capture_output=True, text=True, env=environment(),
                           cwd=elsewhere)
@@ -171,7 +171,7 @@ STUDENT = {"model_name": "net", "image_size": 32, "teacher_model": "net", "teach
     ({"attack": "dkd", "weight": 1}, (), ['"weight"']),
     ({}, ("--set", "attack=dk"), ['"attack" is "dk"', "dkd"]),
 ])
-def test_refusals_are_one_line_and_leave_everything_as_it_was(elsewhere, experiment, call, changes, arguments, words):
+def test_refusals_are_one_line_and_change_nothing(elsewhere, experiment, call, changes, arguments, words):
     if str(changes).count("timm:"):
         pytest.importorskip("timm")
     weights = build_model("net", 3, num_channels=4).state_dict()
@@ -190,7 +190,7 @@ def test_one_of_three_candidate_keys_is_chosen_by_its_name(elsewhere, experiment
     assert results(directory)["checkpoints_read"]["teacher"]["key"] == "model_ema"
 
 
-def test_another_build_model_needs_to_say_nothing_of_its_networks():
+def test_another_build_model_needs_no_attributes_on_its_networks():
     params = ScratchParams(dataset="demo", model_name="linear", learning_rate=0.1, num_epochs=1)
 
     def build(name, num_classes, **options):

@@ -1,4 +1,4 @@
-"""What a params.json may say, and what it is told when it says something else."""
+"""Validation of params.json, and its error messages."""
 import json
 import subprocess
 import sys
@@ -87,16 +87,16 @@ def test_constants_of_pixels_up_to_255_are_refused_on_the_command_line_too(tmp_p
 
 
 @pytest.mark.parametrize("mean, std", [
-    ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),  # a network for pixels in [0, 1] as they are
-    ([0.4, 0.4, 0.4], [0.0039, 0.0039, 0.0039]),  # one for pixels in [0, 255], less their mean
-    ([0.2, 0.3, 0.0], [0.2, 0.3, 0.0001]),  # the own constants of images without blue
+    ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),  # a network for pixels in [0, 1], not normalized
+    ([0.4, 0.4, 0.4], [0.0039, 0.0039, 0.0039]),  # a network for pixels in [0, 255] minus the mean
+    ([0.2, 0.3, 0.0], [0.2, 0.3, 0.0001]),  # constants of images without blue
     ([0.5, 0.5, 0.5], None)])
 def test_constants_of_pixels_up_to_1_are_taken(tmp_path, mean, std):
     params = load(tmp_path, {**VALUES, "mean": mean, "std": std})
     assert (params.mean, params.std) == (mean, std)
 
 
-def test_an_augmentation_has_a_name_and_another_one_is_a_change(tmp_path):
+def test_another_augmentation_is_a_change(tmp_path):
     params = load(tmp_path, VALUES, overrides=parse_overrides(["augmentation=shift"]))
     assert params.augmentation == "shift"
     assert changed_keys(VALUES, params) == ['augmentation (true -> "shift")']
@@ -109,7 +109,7 @@ def test_the_schema_for_editors_takes_the_switches_of_the_published_files():
         assert {"cuda"} <= {key for key in schemas if "enum" in schemas[key]}
 
 
-def test_infinity_and_nan_are_no_numbers(tmp_path):
+def test_infinity_and_nan_are_refused(tmp_path):
     assert '"learning_rate"' in message(tmp_path, {**VALUES, "learning_rate": float("inf")})
     assert '"learning_rate"' in message(tmp_path, {**VALUES, "learning_rate": float("nan")})
 
@@ -154,11 +154,11 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path):
     ("\x00", "not valid JSON"), ('{"dataset": "folder:/\\udce9"}', "half a character"),
     pytest.param("[" * 100_000, "too many brackets", id="brackets"),
     pytest.param('{"gamma": 1' + "0" * 5000 + "}", "too many digits", id="digits")])
-def test_what_is_no_json_object_is_an_error(tmp_path, text, words):
+def test_a_file_without_a_json_object_is_an_error(tmp_path, text, words):
     assert words in message(tmp_path, text)
 
 
-def test_what_is_no_readable_file_is_not_said_to_be_absent(tmp_path):
+def test_an_unreadable_file_is_not_reported_as_missing(tmp_path):
     (tmp_path / "params.json").symlink_to("params.json")
     with pytest.raises(UserError, match="symbolic links"):
         load_params(tmp_path / "params.json", SCRATCH)
@@ -169,13 +169,13 @@ def test_what_is_no_readable_file_is_not_said_to_be_absent(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
-def test_a_file_is_read_as_windows_writes_it(tmp_path, encoding):
+def test_files_from_windows_are_read(tmp_path, encoding):
     (tmp_path / "params.json").write_bytes(json.dumps({**VALUES, "dataset": "folder:pêche"},
                                                       ensure_ascii=False).replace(" ", "\r\n").encode(encoding))
     assert load_params(tmp_path / "params.json", SCRATCH).dataset == "folder:pêche"
 
 
-def test_a_file_that_is_no_text_or_not_there_is_an_error(tmp_path):
+def test_binary_and_missing_files_are_errors(tmp_path):
     (tmp_path / "params.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file"):
         load_params(tmp_path / "params.json", SCRATCH)
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_text_or_not_there_is_an_error(tmp_path):
         load_params(tmp_path / "nowhere" / "params.json", SCRATCH)
 
 
-def test_overrides_are_json_or_else_words():
+def test_overrides_are_json_or_strings():
     assert parse_overrides(["alpha=0.5", "schedule=[1, 2]", "dataset=folder:x=y", "augmentation=false", "a="]) == {
         "alpha": 0.5, "schedule": [1, 2], "dataset": "folder:x=y", "augmentation": False, "a": ""}
     with pytest.raises(UserError, match="KEY=VALUE"):
@@ -210,13 +210,13 @@ def test_a_method_that_redefines_a_key_of_its_stage_is_refused(monkeypatch):
     assert stage.params_of({"model_name": "fine"}).model_fields["batch_size"].default == 64
 
 
-def test_an_option_and_set_do_not_give_the_same(call, experiment):
+def test_an_option_and_set_may_not_give_the_same_key(call, experiment):
     words = refused(call, "train_kd", experiment(), "--teacher_resume", "a.tar", "--set", "teacher_resume=b.tar")
     assert "--set and --teacher_resume give the same" in words
 
 
 def of_experiment(values):
-    """The parameters that a params.json of the repository may have."""
+    """Parameter class for a params.json of the repository."""
     return stage_of(values).params_of(values)
 
 
@@ -232,18 +232,18 @@ def of_experiment(values):
     (POISONED, {"trigger": "sig", "surrogate_num_channels": 8}, ["surrogate_num_channels"]),
     (DATAFREE, {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "backdoor_defense": "sr"}, ["sv_weight"]),
     (DATAFREE, {"method": "zskt", "sv_weight": 1.0, "sr_eta": 1.0, "backdoor_defense": "auto"}, [])])
-def test_what_is_set_without_effect_is_named(stage, values, named):
+def test_settings_without_effect_are_named(stage, values, named):
     kind = stage.params_of(values)
     params = {key: value for key, value in KD_VALUES.items() if key in kind.model_fields} | values
     assert [text.split('"')[1] for text in kind.model_validate(params).ineffective_parameter_warnings()] == named
 
 
-def test_the_experiments_of_the_repository_set_nothing_without_effect():
+def test_experiments_of_the_repository_have_no_settings_without_effect():
     assert [name for name, values in EXPERIMENTS.items()
             if of_experiment(values).model_validate(values).ineffective_parameter_warnings()] == []
 
 
-def test_an_image_size_that_the_data_do_not_have_is_refused_but_is_no_end_of_an_older_run(call, experiment):
+def test_another_image_size_is_refused_except_for_older_runs(call, experiment):
     text = '"image_size" 64 has no effect: the images of demo are 32x32'
     assert text in refused(call, "train_scratch", experiment(dataset="demo"), "--set", "image_size=64")
     for size, remarks in ((64, [text]), (32, [])):
@@ -251,7 +251,7 @@ def test_an_image_size_that_the_data_do_not_have_is_refused_but_is_no_end_of_an_
         assert image_size_warnings(params, SimpleNamespace(image_size=32), Start(state="a checkpoint")) == remarks
 
 
-def test_the_table_is_printed_as_far_as_it_is_read():
+def test_the_table_is_printed_to_a_reader_that_stops_early():
     command = f"{sys.executable} -m utils.params | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env=environment())
     assert (done.stdout, done.stderr) == ("| key | type | default | stage | what |\n", "")
@@ -260,7 +260,7 @@ def test_the_table_is_printed_as_far_as_it_is_read():
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
-def test_changed_keys_names_old_and_new_and_ignores_what_changes_no_result():
+def test_changed_keys_names_values_and_ignores_keys_without_effect_on_results():
     new = SCRATCH.params.model_validate({**VALUES, "learning_rate": 0.1, "num_epochs": 4, "cuda": 0, "num_workers": 9})
     assert changed_keys(VALUES, new) == ["learning_rate (0.001 -> 0.1)"]
     assert changed_keys({**VALUES, "removed": 1}, new)[-1] == "removed (1 -> null)"
@@ -272,5 +272,5 @@ def test_the_documents_name_every_attack_defense_and_interface(registry):
     assert not [name for name in registry if f"`{name}`" not in text and f"`{name}:" not in text]
 
 
-def test_the_table_of_parameters_md_is_the_one_of_the_code():
+def test_the_table_of_parameters_md_matches_the_code():
     assert (ROOT / "docs/parameters.md").read_text().endswith(markdown_table() + "\n")

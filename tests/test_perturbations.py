@@ -1,4 +1,4 @@
-"""Answer defenses against their definitions: by brute force, a linear program, and numbers worked out by hand."""
+"""Answer defenses against their definitions: brute force, a linear program, and values computed by hand."""
 import itertools
 import math
 
@@ -28,7 +28,7 @@ def test_an_answer_moves_by_no_more_than_the_strength(name, epsilon, classes):
 
 
 @pytest.mark.parametrize("name", ["stingy:2", "temperature:3", "mad:1", "modelguard_w:1", "modelguard_s:1"])
-def test_the_top_class_stays(name):
+def test_the_top_class_is_kept(name):
     before = answers(500, 10)
     assert torch.equal(build_answer_defense(name)(before).argmax(1), before.argmax(1))
 
@@ -43,7 +43,7 @@ def test_uniform_one_hot_and_tied_answers_stay_probabilities(name):
 
 class TestStingy:
     @pytest.mark.parametrize("temperature", [1, 4, 20])
-    def test_is_the_softmax_of_logits_that_are_minus_infinity_elsewhere(self, temperature):
+    def test_stingy_is_the_softmax_with_other_logits_at_minus_infinity(self, temperature):
         logits = 3 * torch.randn(50, 10, generator=torch.Generator().manual_seed(1))
         kept = logits.topk(2, dim=1).indices
         published = torch.full_like(logits, -torch.inf).scatter(1, kept, logits.gather(1, kept)) / temperature
@@ -65,7 +65,7 @@ class TestRandom:
         assert (moved != before.argmax(1)).all()
         assert len(set(moved.tolist())) == 6
 
-    def test_follows_from_the_answer_whatever_stands_beside_it(self):
+    def test_random_noise_derives_from_the_answer_only(self):
         before, defense = answers(50, 6), build_answer_defense("random:0.5")
         assert torch.equal(defense(before.flip(0)).flip(0), defense(before))
 
@@ -80,7 +80,7 @@ def test_reverse_sigmoid_by_hand():
 class TestMAD:
     @staticmethod
     def angle(target, y):
-        """Squared distance of the unit vectors of q - target and q - y for a uniform q."""
+        """Squared distance between the unit vectors of q - target and q - y for a uniform q."""
         one, other = (1 / len(y) - each for each in (target, y))
         return np.square(one / np.linalg.norm(one) - other / np.linalg.norm(other)).sum()
 
@@ -110,7 +110,7 @@ class TestMAD:
 
 
 class TestModelGuardW:
-    def test_costs_what_the_linear_program_costs(self):
+    def test_has_the_cost_of_the_linear_program(self):
         """200 random cases, within 1e-6 of the least cost."""
         random, worst = np.random.default_rng(0), 0.0
         for _ in range(200):

@@ -1,4 +1,4 @@
-"""Which images are poisoned, what becomes of them, and the adversarial images of clean-label poisoning."""
+"""Selection and stamping of poisoned images, and adversarial images for clean-label poisoning."""
 import copy
 
 import pytest
@@ -23,7 +23,7 @@ def random_images(count: int, size: int = 32, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
 
 
-# Which images
+# Selection
 
 def test_a_tenth_of_cifar10_is_poisoned_and_a_tenth_of_gtsrb():
     assert len(choose(BALANCED, clean_label=False, **USUAL)) == 5000
@@ -59,7 +59,7 @@ def test_the_hold_out_is_the_end_of_the_seeded_order_and_stays_clean():
         assert torch.equal(torch.cat([everything, held_out[torch.isin(held_out, qualify)]]).sort().values, qualify)
 
 
-def test_the_choice_depends_on_the_seed_alone_and_grows_with_the_rate():
+def test_the_choice_only_depends_on_the_seed_and_grows_with_the_rate():
     small, again, other, large = (choose(BALANCED, clean_label=False, **{**USUAL, **change})
                                   for change in ({}, {}, {"seed": 2}, {"rate": 0.2}))
     assert torch.equal(small, again) and not torch.equal(small, other)
@@ -85,7 +85,7 @@ def test_a_target_class_that_is_held_out_leaves_nothing_for_clean_label():
         choose(labels, clean_label=True, **USUAL)
 
 
-# What becomes of them
+# Stamping
 
 @pytest.mark.parametrize("name", ["badnet_grid", "sig"])
 def test_chosen_images_are_stamped_and_dirty_ones_get_the_target_label(name):
@@ -156,7 +156,7 @@ def test_pgd_raises_the_loss_and_stays_within_epsilon():
     assert after > before + 0.1
 
 
-def test_pgd_attacks_in_evaluation_mode_and_leaves_the_network_as_it_was():
+def test_pgd_runs_in_eval_mode_and_does_not_change_the_network():
     network = small_network().train()
     network[1].eval()  # a part that the caller has frozen stays frozen
     network[0].weight.grad = torch.ones_like(network[0].weight)
@@ -173,7 +173,7 @@ def test_pgd_attacks_in_evaluation_mode_and_leaves_the_network_as_it_was():
     assert [parameter.requires_grad for parameter in network.parameters()] == [True] * 4 + [False] * 2
 
 
-def test_pgd_works_in_parts_and_where_gradients_are_off():
+def test_pgd_works_in_chunks_and_under_no_grad():
     weight = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     arguments = Linear(1e-3 * weight), random_images(10, size=8), torch.arange(10) % 2, MEAN, STD
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Processes of runs: how many at a time, on which GPUs, and what is told of those that fail."""
+"""Pool of run processes: number of jobs, GPUs, and messages about failures."""
 import json
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ LONG = 10_000  # epochs
 
 
 class Told(Watcher):
-    """Keeps what it is told, and how many runs there were at a time."""
+    """Records its calls, and the number of simultaneous runs."""
 
     def __init__(self):
         self.running, self.most = 0, 0
@@ -44,7 +44,7 @@ class Told(Watcher):
 
 @pytest.fixture
 def pool(tmp_path, monkeypatch):
-    """`pool(jobs, needs)` runs what is below `tmp_path`; returns the failed ones and what was told."""
+    """`pool(jobs, needs)` runs the experiments below `tmp_path`; returns the failed ones and the recorded calls."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(jobs=1, needs=None):
@@ -56,12 +56,12 @@ def pool(tmp_path, monkeypatch):
     return run
 
 
-def test_no_run_is_no_work(pool, tmp_path):
+def test_an_empty_pool_does_nothing(pool, tmp_path):
     assert pool(2) == ([], ANY)
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_are_spread_over_the_gpus_and_told_which(experiment, monkeypatch, tmp_path):
+def test_runs_are_distributed_over_the_gpus(experiment, monkeypatch, tmp_path):
     for name in "abc":
         experiment(name)
     commands = []
@@ -89,7 +89,7 @@ def test_runs_are_spread_over_the_gpus_and_told_which(experiment, monkeypatch, t
 
 
 @pytest.mark.slow
-def test_no_more_than_the_jobs_are_run_at_a_time_and_each_once(pool, experiment):
+def test_each_run_runs_once_with_at_most_jobs_at_a_time(pool, experiment):
     for name in "abcd":
         experiment(name, num_epochs=1)
     failed, told = pool(2)
@@ -97,7 +97,7 @@ def test_no_more_than_the_jobs_are_run_at_a_time_and_each_once(pool, experiment)
 
 
 @pytest.mark.slow
-def test_of_a_failure_its_line_is_told_and_what_needs_it_is_left_out(pool, experiment, tmp_path):
+def test_a_failure_is_reported_and_dependent_runs_are_left_out(pool, experiment, tmp_path):
     experiment("a", init_from=str(tmp_path / "nowhere.tar"))
     experiment("b", num_epochs=1)
     experiment("c", num_epochs=1)
@@ -108,7 +108,7 @@ def test_of_a_failure_its_line_is_told_and_what_needs_it_is_left_out(pool, exper
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_has_failed_and_the_next_one_goes_on(pool, experiment, tmp_path):
+def test_a_killed_run_has_failed_and_the_next_one_runs(pool, experiment, tmp_path):
     directory = experiment("a", num_epochs=LONG)
     experiment("b", num_epochs=1)
 
@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_has_failed_and_the_next_one_goes_on(pool, experime
 
 
 @pytest.mark.slow
-def test_the_runs_end_with_the_process_that_began_them_and_their_directories_are_free(experiment, tmp_path):
+def test_runs_end_with_their_parent_and_release_their_directories(experiment, tmp_path):
     directory = experiment("a", num_epochs=LONG)
     experiment("b", num_epochs=LONG)
     words = [sys.executable, str(ROOT / "scripts/run_all.py"), str(tmp_path), "--jobs", "2"]

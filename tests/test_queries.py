@@ -1,4 +1,4 @@
-"""What a thief has, sends and gets: interfaces, labels, foreign images, and the number of queries."""
+"""Threat model of a thief: interfaces, labels, foreign images, and number of queries."""
 import dataclasses
 import json
 
@@ -25,11 +25,11 @@ def probabilities(*rows):
 
 
 class TestInterfaces:
-    def test_top_k_keeps_the_largest_and_of_a_tie_the_lowest_index(self):
+    def test_top_k_keeps_the_largest_values_and_the_lowest_index_of_a_tie(self):
         answers = build_interface("top_k:2")(probabilities([0.5, 0.1, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]))
         torch.testing.assert_close(answers, probabilities([0.625, 0.0, 0.375, 0.0], [0.5, 0.5, 0.0, 0.0]))
 
-    def test_top_k_of_more_than_all_classes_is_everything(self):
+    def test_top_k_of_more_than_all_classes_keeps_all(self):
         answers = probabilities([0.5, 0.1, 0.3, 0.1])
         torch.testing.assert_close(build_interface("top_k:9")(answers), answers)
 
@@ -41,7 +41,7 @@ class TestInterfaces:
         answers = build_interface("round:0")(probabilities([0.3, 0.4, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]))
         assert answers.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
 
-    def test_a_label_is_one_hot_and_of_a_tie_the_lowest_index(self):
+    def test_a_label_is_one_hot_at_the_lowest_index_of_a_tie(self):
         answers = build_interface("label")(probabilities([0.1, 0.4, 0.4, 0.1]))
         assert answers.tolist() == [[0, 1, 0, 0]]
 
@@ -51,7 +51,7 @@ class TestInterfaces:
             build_interface(name)
 
     @pytest.mark.parametrize("name", ["kd", "dkd"])
-    def test_probabilities_teach_what_logits_teach(self, name):
+    def test_probabilities_and_logits_train_equal_students(self, name):
         torch.manual_seed(0)
         student, logits = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)), 5 * torch.randn(6, CLASSES)
         batch = Batch(torch.randn(6, 3, 2, 2), torch.arange(6) % CLASSES, torch.arange(6), torch.tensor(30.0))
@@ -83,7 +83,7 @@ class TestQueries:
         frozen.prepare("", CLASSES, batches, torch.float32, None, print)
         return batches, frozen
 
-    def test_once_asks_for_each_image_before_the_first_epoch_and_never_again(self, part, teacher):
+    def test_once_queries_each_image_before_the_first_epoch_only(self, part, teacher):
         batches, frozen = self.prepared(part, teacher, Queries(once=True))
         frozen.start_epoch(0)
         seen, expected = teacher.seen, teacher(part.images.permute(0, 3, 1, 2).float() / 255)
@@ -93,7 +93,7 @@ class TestQueries:
                 torch.testing.assert_close(frozen(batch), expected[batch.index])
         assert seen and teacher.seen == seen + 9  # those of `expected`
 
-    def test_an_image_that_an_epoch_leaves_out_is_asked_for_too(self, part, teacher):
+    def test_images_left_out_of_an_epoch_are_queried_too(self, part, teacher):
         batches, frozen = self.prepared(part, teacher, Queries(once=True))
         assert batches.usable == 8
         frozen.start_epoch(5)
@@ -109,7 +109,7 @@ class TestQueries:
             mean[views.index] += teacher(views.images).softmax(1).detach() / 3
         torch.testing.assert_close(frozen._table.exp(), mean)
 
-    def test_other_views_are_asked_for_in_another_epoch(self, part, teacher):
+    def test_each_epoch_queries_other_views(self, part, teacher):
         _, frozen = self.prepared(part, teacher, Queries(views=2))
         frozen.start_epoch(0)
         first = frozen._table.clone()
@@ -123,7 +123,7 @@ class TestQueries:
 
 
 class TestImages:
-    def test_smaller_draws_lie_in_larger_ones(self):
+    def test_smaller_budgets_are_subsets_of_larger_ones(self):
         draws = [set(_draw_subset(torch.arange(100), size, 100).tolist()) for size in (5, 20, 60)]
         assert draws[0] < draws[1] < draws[2]
 
@@ -138,20 +138,20 @@ class TestImages:
         assert torch.equal(foreign.test_images, own.test_images)
         assert foreign.mean == own.mean
 
-    def test_another_data_set_is_resized_to_the_size_of_the_own(self, data, tmp_path):
+    def test_a_transfer_set_is_resized_to_the_image_size_of_the_data_set(self, data, tmp_path):
         own = load_dataset(f"folder:{data}", tmp_path, image_size=48)
         foreign = with_transfer_set(own, "demo", tmp_path)
         assert foreign.train_images.shape == (10_000, 48, 48, 3)
         assert foreign.train_images.dtype == torch.uint8
 
     @pytest.mark.parametrize("name", ["folder:", "folder:nowhere", "cifar"])
-    def test_a_transfer_set_that_is_not_there_is_refused(self, call, student, name):
+    def test_a_missing_transfer_set_is_refused(self, call, student, name):
         assert name in refused(call, "train_kd", student(transfer_set=name, alpha=1))
 
 
 @pytest.fixture
 def student(experiment, call):
-    """A function that writes the params.json of a student of a trained teacher."""
+    """Function that writes the params.json of a student of a trained teacher."""
     teacher = experiment("teacher")
     assert call("train_scratch", teacher).returncode == 0
     return lambda **params: experiment("student", **{
@@ -168,8 +168,8 @@ class TestRuns:
         assert results(directory)["queries"] == {"teacher": number}
         assert f"queries: {number} images were sent to the teacher" in (directory / "training.log").read_text()
 
-    def test_a_thief_without_labels_learns_the_same_whatever_they_are(self, student, call, monkeypatch):
-        """DKD reads labels if it has any."""
+    def test_a_thief_without_labels_does_not_depend_on_them(self, student, call, monkeypatch):
+        """DKD reads labels if there are any."""
         load, weights = run_module.load_dataset, {}
         for labels in (0, 1):
             for shift in (0, 1):
@@ -194,7 +194,7 @@ class TestRuns:
     @pytest.mark.parametrize("params", [
         {"transfer_set": "demo", "alpha": 1}, {"attack": "uniform", "of": "htc", "of_parameters": {"alpha": 0.5}},
         {"attack": "averager", "labels": 0, "alpha": 1}, {"subset_size": 20, "query_budget": 10}])
-    def test_what_a_run_records_is_read_again(self, student, params):
+    def test_recorded_parameters_are_valid(self, student, params):
         values = json.loads((student(**params) / "params.json").read_text())
         recorded = KD.params_of(values).model_validate(values).model_dump()
         assert recorded_params("train_kd.py", recorded).model_dump() == recorded
@@ -234,5 +234,5 @@ class TestRuns:
         ({"answer_defense": "modelguard_s:1"}, "depends on the order of the queries"),
         ({"attack": "smoothing", "augmentation": 0}, "averages 3 augmented views"),
         ({"interface": "top_k"}, "takes a whole number")])
-    def test_what_does_not_fit_together_is_refused(self, student, call, params, words):
+    def test_contradicting_parameters_are_refused(self, student, call, params, words):
         assert words in refused(call, "train_kd", student(**params))

@@ -1,4 +1,4 @@
-"""A thief who knows the answer defense undoes it."""
+"""Attacks of a thief who knows the answer defense and undoes it."""
 import pytest
 import torch
 from conftest import refused, results
@@ -19,7 +19,7 @@ def answers(count=200, classes=4):
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("defense", ["temperature:3", "reverse_sigmoid:0.5"])
-def test_recovered_answers_are_nearer_to_the_clean_ones_than_the_observed(name, defense):
+def test_recovered_answers_are_closer_to_the_clean_ones_than_observed_answers(name, defense):
     clean, defend = answers(), Answers("probabilities", defense)
     attack = build_attack(name, 4, **SMALL[name])
     attack.learn_defense(defend, defend(clean))
@@ -29,7 +29,7 @@ def test_recovered_answers_are_nearer_to_the_clean_ones_than_the_observed(name, 
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_what_is_recovered_follows_from_the_seed_and_leaves_the_generator_as_it_was(name):
+def test_recovery_derives_from_its_seed_and_keeps_the_random_state(name):
     defend, found = Answers("probabilities", "temperature:3"), []
     for _ in range(2):
         attack = build_attack(name, 4, **SMALL[name])
@@ -67,7 +67,7 @@ def test_without_a_known_defense_the_attack_is_plain_distillation(name):
     assert torch.equal(*losses)
 
 
-def test_drawn_answers_scatter_around_the_observed():
+def test_sampled_answers_scatter_around_the_observed_ones():
     observed = torch.tensor([[0.7, 0.2, 0.1]])
     torch.manual_seed(0)
     torch.testing.assert_close(draw_answers(observed, 20_000).mean(0), observed[0], atol=0.01, rtol=0)
@@ -85,6 +85,6 @@ def test_a_run_recovers_before_the_first_epoch_and_continues_bit_for_bit(student
     assert results(parts[0])["last"] == results(parts[1])["last"]
 
 
-def test_an_attack_that_studies_all_answers_asks_once(student, call):  # noqa: F811
+def test_an_attack_that_needs_all_answers_requires_queries_once(student, call):  # noqa: F811
     line = refused(call, "train_kd", student(attack="bayes", labels=0))
     assert 'set "queries" to "once"' in line

@@ -1,4 +1,4 @@
-"""Registries: a file that cannot be imported is an error at every look-up, until it is mended."""
+"""Registries: a file that cannot be imported is an error at every lookup until it is fixed."""
 import sys
 
 import pytest
@@ -17,7 +17,7 @@ class Method:
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of methods: `package(name, more code)` writes one, and returns the registry."""
+    """`package(name, more code)` writes a package of methods and returns its registry."""
     folder = tmp_path / "methods_of_test"
     folder.mkdir()
     (folder / "__init__.py").write_text("""
@@ -38,7 +38,7 @@ REGISTRY = Registry("method", package="methods_of_test")
         del sys.modules[name]
 
 
-def test_a_broken_file_is_an_error_at_every_look_up_until_it_is_mended(package):
+def test_a_broken_file_is_an_error_at_every_lookup_until_it_is_fixed(package):
     package("a")
     registry = package("b", "import methods_of_test.c; import nowhere")
     package("c")
@@ -49,12 +49,12 @@ def test_a_broken_file_is_an_error_at_every_look_up_until_it_is_mended(package):
     assert list(registry) == ["a", "b", "c"]
 
 
-def test_a_file_may_look_up_others_while_it_is_imported(package):
+def test_a_file_may_look_up_other_methods_during_its_import(package):
     package("a")
     assert list(package("b", "assert list(REGISTRY) == ['a', 'b']")) == ["a", "b"]
 
 
-def test_two_methods_of_one_name_are_refused():
+def test_two_methods_with_one_name_are_refused():
     registry = Registry("method")
     registry.register("a")(int)
     with pytest.raises(ValueError, match="two methods are called 'a'"):

@@ -1,4 +1,4 @@
-"""Reports: several seeds are one cell, published values stand below, and no file can stop them."""
+"""Reports: seeds are one cell, published values are below, and damaged files do not stop a report."""
 import csv
 import io
 import json
@@ -23,7 +23,7 @@ STAGES = {"method": "train_datafree.py", "teacher_model": "train_kd.py", "advers
 
 
 def write(directory, params, last=None, best=None, **rates):
-    """An experiment, finished if there is an accuracy."""
+    """Write an experiment, finished if an accuracy is given."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "params.json").write_text(json.dumps(params))
     if last is None:
@@ -36,7 +36,7 @@ def write(directory, params, last=None, best=None, **rates):
 
 
 def teachers(root):
-    """A normal and a nasty ResNet-18, a baseline, and students of both, below `root`."""
+    """Write a normal and a nasty ResNet-18, a baseline, and students of both below `root`."""
     normal, nasty = root / "baseline/resnet18", root / "kd_nasty_resnet18/nasty_resnet18"
     write(normal, SCRATCH | {"model_name": "resnet18"}, 95.0, 95.2)
     write(root / "baseline/cnn", SCRATCH | {"model_name": "net"}, 86.0, 86.5)
@@ -57,7 +57,7 @@ def report(*roots):
 
 
 def rows(root, title="Students with data"):
-    """The lines of a table as {(row, what): {column: text}}."""
+    """Lines of a table as {(row, name of the values): {column: text}}."""
     table = next(table for table in report(root).tables if table.title.startswith(title))
     heads, *lines = table.lines()
     found, row = {}, ""
@@ -103,7 +103,7 @@ def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have(tmp_pa
     assert found["nasty ResNet-18", "last epoch"]["CNN"] == "71.00 ± 15.56 (-4.00, 1 of 2 seeds)"
 
 
-def test_what_lies_where_a_seed_would_but_is_none_is_named_and_left_out(tmp_path):
+def test_runs_that_are_no_seeds_of_their_parent_are_left_out_and_named(tmp_path):
     teachers(tmp_path)
     for number, params in enumerate(({"seed": 1, "num_epochs": 1}, {"seed": 0}, {"seed": 3, "model_name": "mlp"})):
         write(tmp_path / f"baseline/cnn/seed{number + 1}", SCRATCH | {"model_name": "net"} | params, 10.0)
@@ -116,7 +116,7 @@ def test_what_lies_where_a_seed_would_but_is_none_is_named_and_left_out(tmp_path
         assert words in remarks, words
 
 
-def test_doubts_are_told(tmp_path):
+def test_doubtful_runs_are_warned_about(tmp_path):
     normal, nasty = teachers(tmp_path)
     write(normal / "seed1", SCRATCH | {"model_name": "resnet18", "seed": 1}, 95.0)
     write(tmp_path / "kd_normal_resnet18/cnn/seed1", student(normal, seed=1), 87.0)
@@ -130,7 +130,7 @@ def test_doubts_are_told(tmp_path):
     remarks = "\n".join(report(tmp_path).warnings)
     assert f"{tmp_path}/kd_normal_resnet18/cnn/seed1: its teacher is {normal}, of another seed" in remarks
     assert f"{nasty}: params.json was changed since it was run (weight (0.04 -> 0.4))" in remarks
-    assert f"{tmp_path}/kd_nasty_resnet18/cnn: {nasty}/best_model.tar is by now another" in remarks
+    assert f"{tmp_path}/kd_nasty_resnet18/cnn: {nasty}/best_model.tar has changed" in remarks
 
 
 def test_students_of_two_teachers_of_one_network_in_one_directory_have_a_row_each(tmp_path):
@@ -186,7 +186,7 @@ def test_a_nasty_teacher_that_nobody_learned_from_stands_beside_the_normal_one(t
     assert found["no teacher", "last epoch"]["ResNet-18"] == "95.00"
 
 
-def test_each_is_compared_with_what_it_was_made_from_and_what_has_its_recipe(tmp_path):
+def test_references_are_the_origin_and_the_baseline_with_the_same_recipe(tmp_path):
     teachers(tmp_path)
     write(tmp_path / "baseline/a_resnet18", SCRATCH | {"model_name": "resnet18"}, 60.0)
     write(tmp_path / "kd_normal_a/cnn", student(tmp_path / "baseline/a_resnet18"), 80.0)
@@ -205,7 +205,7 @@ def test_collections_of_experiments_have_tables_of_their_own(tmp_path):
     assert "60.00" not in str(found["long"]) and "86.00" not in str(found["short"])
 
 
-def test_what_is_not_finished_is_shown_with_the_command_that_finishes_it(tmp_path):
+def test_unfinished_runs_are_listed_with_their_commands(tmp_path):
     _, nasty = teachers(tmp_path)
     for directory in (nasty, tmp_path / "kd_nasty_resnet18/cnn"):
         (directory / "results.json").unlink()
@@ -218,7 +218,7 @@ def test_what_is_not_finished_is_shown_with_the_command_that_finishes_it(tmp_pat
                                             f"python train_kd.py --save_path {tmp_path}/kd_nasty_resnet18/cnn"]
 
 
-def test_backdoors_are_told_by_accuracy_and_success(tmp_path):
+def test_backdoor_tables_show_accuracy_and_success_rate(tmp_path):
     teacher = tmp_path / "abd/badnet_grid/teacher"
     poisoned = SCRATCH | {"model_name": "wrn16_2", "trigger": "badnet_grid"}
     write(teacher, poisoned, 92.0, asr=99.5)
@@ -238,7 +238,7 @@ def test_backdoors_are_told_by_accuracy_and_success(tmp_path):
     assert "Attack success rate: " in report(tmp_path).text()
 
 
-def test_a_rate_that_a_run_lacks_is_not_taken_for_the_one_beside_it(tmp_path):
+def test_a_missing_rate_is_shown_as_missing(tmp_path):
     poisoned = SCRATCH | {"model_name": "wrn16_2", "trigger": "badnet_grid"}
     write(tmp_path / "abd/badnet_grid/teacher", poisoned, 92.0, target_recall=100)
     found = rows(tmp_path, "Backdoors")
@@ -269,7 +269,7 @@ def test_students_without_data_have_a_table_of_their_own(tmp_path):
 
 
 def test_another_attack_is_a_column_of_its_own(tmp_path):
-    """Beside the student of the default attack, and compared with the same network without a teacher."""
+    """The column is beside the default attack, and its reference is the same network without a teacher."""
     _, nasty = teachers(tmp_path)
     plain = student(nasty)
     del plain["alpha"]
@@ -296,7 +296,7 @@ def test_another_interface_is_a_row_of_its_own_without_the_published_values(tmp_
     results = json.loads((directory / "results.json").read_text())
     (directory / "results.json").write_text(json.dumps(results | {"evaluated_before": {
         "teacher network, frozen": {"test_accuracy": 94.0}, "teacher as it answers (probabilities)": {
-            "test_accuracy": 93.5}}}))  # not the teacher itself: what a client gets of it
+            "test_accuracy": 93.5}}}))  # not the network itself, but its answers to clients
     found = rows(tmp_path)
     row = "nasty ResNet-18, answers probabilities"
     assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
@@ -322,7 +322,7 @@ def test_attack_and_interface_together_are_a_cell_of_their_own(tmp_path):
 
 
 class TestAttacks:
-    """Students of thieves: a row an attack, a column a teacher."""
+    """Tables of thefts: one row per attack, one column per teacher."""
 
     @pytest.fixture
     def root(self, tmp_path):
@@ -346,7 +346,7 @@ class TestAttacks:
         write(tmp_path / "attacks/nasty/labels/scm_chain", last, 80.0)
         return tmp_path
 
-    def test_are_told_by_teacher_beside_students_without_one_and_beside_their_control(self, root):
+    def test_attacks_are_listed_by_teacher_with_baselines_and_controls(self, root):
         found = rows(root, "Attacks, CIFAR-10, student CNN, labels")
         assert found["the teacher itself", "last epoch"]["nasty ResNet-18"] == "94.00"
         assert found["no teacher: labels", "last epoch"]["nasty ResNet-18"] == "86.00"
@@ -359,7 +359,7 @@ class TestAttacks:
         found = rows(root, "Attacks, CIFAR-10, student CNN, labels")
         assert found["SCM chain", "last epoch"]["nasty ResNet-18"] == "80.00 (-6.00)"
 
-    def test_without_labels_are_a_table_of_their_own_with_the_interface(self, root):
+    def test_attacks_without_labels_have_their_own_table(self, root):
         found = rows(root, "Attacks, CIFAR-10, student CNN, no labels")
         assert found["KD, temperature 4, label", "last epoch"]["normal ResNet-18"] == "80.00 (-6.00)"
 
@@ -374,7 +374,7 @@ class TestAttacks:
         assert "| strongest attack " in report(root).text()
 
     def test_a_defense_is_measured_by_the_headroom_above_hard_labels(self, root):
-        """Normal: 84 with T = 1, 80 with labels. Nasty: 82. So the defense takes half of the headroom of 4."""
+        """Normal: 84 with T = 1, 80 with hard labels. Nasty: 82. The defense takes half of the headroom of 4 points."""
         notes, lines = self.summary(root, "no labels")
         assert notes == ["Headroom above the floor: 4.00 points."]
         assert lines["nasty ResNet-18"] == ["KD, temperature 1", "82.00", "80.00", "0.50"]
@@ -391,12 +391,12 @@ class TestAttacks:
         found = rows(root, "Attacks, CIFAR-10, student CNN, no labels")
         assert found["KD, temperature 1", "last epoch"]["normal ResNet-18, mad:0.5"] == "81.00 (-5.00)"
 
-    def test_leave_the_published_table_as_it_is(self, root):
+    def test_attacks_do_not_change_the_published_table(self, root):
         found = rows(root)
         assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
         assert not [row for row, _ in found if "smoothed" in row]
 
-    def test_of_many_teachers_are_rows(self, root):
+    def test_many_teachers_are_rows(self, root):
         for number in range(7):
             write(root / f"attacks/mad{number}", student(
                 root / "baseline/resnet18", temperature=1, alpha=1, labels=0, answer_defense=f"mad:0.{number + 1}",
@@ -413,12 +413,12 @@ class TestAttacks:
         assert found["KD, temperature 1, queries views", "last epoch"]["normal ResNet-18"] == "84.50 (-1.50)"
         assert set(self.summary(root, "no labels")[1]) == {"teacher", "normal ResNet-18", "nasty ResNet-18"}
 
-    def test_are_drawn(self, root):
+    def test_attack_tables_are_drawn(self, root):
         files, failures = report(root).write(root / "out")
         assert not failures
         assert {"attacks-cifar10-net-labels.png", "attacks-cifar10-net-no-labels.png"} <= {file.name for file in files}
 
-    def test_students_of_numbers_of_images_make_a_sweep(self, root):
+    def test_students_of_different_numbers_of_images_are_a_sweep(self, root):
         for budget, value in ((100, 40.0), (1000, 60.0), (5000, 70.0)):
             for kind in ("normal", "nasty"):
                 teacher = root / ("baseline/resnet18" if kind == "normal" else "kd_nasty_resnet18/nasty_resnet18")
@@ -430,7 +430,7 @@ class TestAttacks:
             "nasty teacher, KD, no labels": ["40.00", "60.00", "70.00"]}
 
 
-def test_the_price_of_a_defended_teacher_stands_beside_the_normal_one(tmp_path):
+def test_the_price_of_a_defended_teacher_is_shown_beside_the_normal_one(tmp_path):
     normal, nasty = teachers(tmp_path)
     write(tmp_path / "attacks/mad", student(normal, answer_defense="mad:0.5", interface="probabilities"), 80.0)
     for directory, entry, row in ((normal, "outputs", {"accuracy": 95.0, "cmi": 0.1}),
@@ -459,7 +459,7 @@ def test_two_defended_teachers_of_one_kind_have_a_price_each_and_baselines_have_
     assert not report(tmp_path / "baseline").prices
 
 
-def test_runs_that_differ_in_one_parameter_make_a_sweep(tmp_path):
+def test_runs_that_differ_in_one_parameter_are_a_sweep(tmp_path):
     _, nasty = teachers(tmp_path)
     for number, alpha in enumerate((0.1, 0.5, 0.7)):
         write(tmp_path / f"ablations/alpha/{number}", student(nasty, alpha=alpha), 80.0 + number)
@@ -483,7 +483,7 @@ def test_another_interface_and_another_attack_are_lines_of_their_own_in_a_sweep(
         "nasty teacher, DKD": ["80.00", "", "81.00", "82.00"]}
 
 
-def test_what_is_in_no_table_and_no_figure_is_named(tmp_path):
+def test_runs_in_no_table_and_no_figure_are_named(tmp_path):
     _, nasty = teachers(tmp_path)
     write(tmp_path / "ablations/alpha/0.1/nasty_cnn", student(nasty, alpha=0.1), 80.0)
     write(tmp_path / "baseline/cnn_long", SCRATCH | {"model_name": "net", "num_epochs": 9}, 87.0)
@@ -492,7 +492,7 @@ def test_what_is_in_no_table_and_no_figure_is_named(tmp_path):
     assert "ablations/alpha/0.1/nasty_cnn" in told.text()
 
 
-def test_networks_are_called_as_in_the_papers():
+def test_networks_have_the_names_of_the_papers():
     assert network_display_name("preresnet32") == "ResNetC-32" and network_display_name("net16") == "CNN, 16 channels"
 
 
@@ -520,7 +520,7 @@ def test_a_report_is_written_and_printed(tmp_path):
     assert line["experiment"] == "experiments/kd_nasty_resnet18/cnn"
 
 
-def test_figures_have_files_of_their_own_whatever_they_are_called():
+def test_figures_have_distinct_file_names():
     texts = ["x-y", "x y", "X Y", "x_y", "x-y-2", "x y", "猫", "犬", "z" * 200, "z" * 200 + "!"]
     names = figures._file_names(f"students folder:{text}" for text in texts)
     assert len({name.lower() for name in names}) == len(texts)
@@ -528,7 +528,7 @@ def test_figures_have_files_of_their_own_whatever_they_are_called():
     assert names[:2] == ["students-folder-x-y", "students-folder-x-y-2"]
 
 
-def test_names_are_drawn_as_they_are_written(tmp_path):
+def test_names_are_drawn_literally(tmp_path):
     for name in ("_a$x_{", "b$\\frac$"):
         write(tmp_path / name, SCRATCH | {"model_name": "net", "dataset": "folder:$\\c_{"}, 80.0)
     told = report(tmp_path)
@@ -541,7 +541,7 @@ def test_names_are_drawn_as_they_are_written(tmp_path):
 
 @pytest.fixture
 def printed(monkeypatch):
-    """`printed(function, encoding)`: what it prints on a terminal of an encoding, and its exit status."""
+    """`printed(function, encoding)`: output on a terminal with an encoding, and exit status."""
     def run(function, encoding):
         stream = io.TextIOWrapper(io.BytesIO(), encoding)
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
@@ -552,7 +552,7 @@ def printed(monkeypatch):
     return run
 
 
-def test_a_figure_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch, printed, capsys):
+def test_a_failed_figure_does_not_stop_the_report(tmp_path, monkeypatch, printed, capsys):
     def fail(_):
         raise ValueError("cannot draw this\nmore")
 
@@ -569,7 +569,7 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch,
 @pytest.mark.parametrize(("encoding", "text"), [
     ("utf-8", "1 ± 2 – é 猫 \\udcb9"), ("cp1252", "1 ± 2 – é \\u732b \\udcb9"),
     ("latin-1", "1 ± 2 - é \\u732b \\udcb9"), ("ascii", "1 +- 2 - \\xe9 \\u732b \\udcb9")])
-def test_what_the_terminal_cannot_show_is_written_otherwise(printed, encoding, text):
+def test_characters_that_the_terminal_cannot_show_are_replaced(printed, encoding, text):
     assert printed(lambda: print("1 ± 2 – é 猫 \udcb9"), encoding) == (text + "\n", 0)
 
 
@@ -588,7 +588,7 @@ def test_a_history_that_a_spreadsheet_saved_is_read(tmp_path):
     assert told.runs[0].history == [{"epoch": 1, "test_accuracy": 70}] and not told.warnings
 
 
-def test_what_set_gave_a_finished_run_need_not_stand_in_its_params_json(tmp_path):
+def test_a_finished_run_with_overrides_is_read(tmp_path):
     teachers(tmp_path)
     place = tmp_path / "baseline/cnn"
     results = json.loads((place / "results.json").read_text())
@@ -597,7 +597,7 @@ def test_what_set_gave_a_finished_run_need_not_stand_in_its_params_json(tmp_path
     assert rows(tmp_path)["no teacher", "last epoch"]["CNN"] == "86.00"
 
 
-def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
+def test_damaged_files_are_named_and_do_not_stop_the_report(tmp_path):
     teachers(tmp_path / "good")
     for name, file, content in (("json", "params.json", b"{"), ("text", "params.json", b"\xff\xfe\x00"),
                                 ("list", "params.json", b"[]"), ("foreign", "params.json", b'{"lr": 0.1}')):
@@ -634,13 +634,13 @@ def test_whatever_lies_in_a_directory_is_named_and_no_obstacle(tmp_path):
         assert words in done.stdout, words
 
 
-def test_a_reader_may_go_before_the_end(tmp_path):
+def test_a_reader_may_close_the_pipe_early(tmp_path):
     teachers(tmp_path)
     command = f"{sys.executable} {ROOT / 'report.py'} {tmp_path} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=environment())
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_without_any_experiment_there_is_one_line(tmp_path):
+def test_a_report_without_experiments_is_one_line(tmp_path):
     done = call("nowhere", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: nowhere: does not exist\n")

@@ -1,4 +1,4 @@
-"""docs/results.md: what it says are the numbers of runs that are committed and finished."""
+"""Numbers in the documents equal those of committed and finished runs."""
 import csv
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ from reports.table import markdown
 
 
 def unaligned(text):
-    """Markdown without the spaces that only align a table, and without rows of runs, which stand in one table."""
+    """Markdown without alignment spaces, and its rows of single runs, which are in one table."""
     lines = [" ".join(line.split()) for line in text.splitlines() if not line.startswith("|--")]
     return ("\n".join(line for line in lines if not line.startswith("| experiments/")),
             {line for line in lines if line.startswith("| experiments/")})
 
 
-def test_the_tables_of_results_md_are_those_of_committed_runs_all_of_them_finished(monkeypatch):
+def test_tables_of_results_md_are_those_of_finished_committed_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     text, runs = unaligned(Path("docs/results.md").read_text())
     found = set()
@@ -44,7 +44,7 @@ def test_the_tables_of_attacks_md_are_those_of_committed_results(monkeypatch):
         assert unaligned(markdown(lines))[0] in text
 
 
-def test_the_terms_by_epoch_of_results_md_are_those_of_metrics_csv(monkeypatch):
+def test_kl_by_epoch_of_results_md_is_that_of_metrics_csv(monkeypatch):
     monkeypatch.chdir(ROOT)
     epochs, seen = [], set()
     for line in Path("docs/results.md").read_text().splitlines():

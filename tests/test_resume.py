@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or called again: the same numbers, nothing lost, nothing replaced unasked."""
+"""Stopped, killed and repeated runs: equal numbers, and no lost or overwritten files."""
 import contextlib
 import shutil
 import signal
@@ -15,7 +15,7 @@ from tqdm.std import TqdmDefaultWriteLock
 from utils import checkpoint, console, convolution, interrupts, step
 from utils.logger import Logger
 
-ALIKE = {"dropout_rate": 0.3}  # dropout too derives from the epoch
+ALIKE = {"dropout_rate": 0.3}  # the dropout seed derives from the epoch
 
 
 def state(directory, name="last_model.tar"):
@@ -23,7 +23,7 @@ def state(directory, name="last_model.tar"):
 
 
 def assert_same_run(directory, other):
-    """Weights, optimiser, history and metrics.csv of two runs are equal to the bit."""
+    """Assert that weights, optimizer, history and metrics.csv of two runs are equal bit for bit."""
     for name in ("last_model.tar", "best_model.tar"):
         one, two = state(directory, name), state(other, name)
         assert one["epoch"] == two["epoch"]
@@ -37,14 +37,14 @@ def assert_same_run(directory, other):
 
 
 def unfinished(call, directory, *arguments):
-    """A run whose last act, writing results.json, did not happen."""
+    """Run that was stopped just before it wrote results.json."""
     assert call("train_scratch", directory, *arguments).returncode == 0
     (directory / "results.json").unlink()
     return directory
 
 
 @pytest.mark.parametrize("model", [{"model_name": "net"}, {"model_name": "preresnet20", "learning_rate": 0.1}])
-def test_two_epochs_and_two_more_are_four(call, experiment, model):
+def test_a_run_of_two_plus_two_epochs_equals_one_of_four(call, experiment, model):
     whole, parts = (experiment(name, **ALIKE, **model, num_epochs=4, schedule=[3]) for name in ("whole", "parts"))
     assert call("train_scratch", whole).returncode == 0
     assert call("train_scratch", parts, "--set", "num_epochs=2").returncode == 0
@@ -61,7 +61,7 @@ def wait_for(path, process, seconds=60):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_the_middle_of_epochs_is_the_run_that_was_not(stage, experiment):
+def test_a_killed_run_continues_to_equal_results(stage, experiment):
     whole, directory = (experiment(name, **ALIKE, num_epochs=60) for name in ("whole", "killed"))
     stage("train_scratch", whole)
     for delay in (0.05, 0.13):
@@ -106,7 +106,7 @@ def killed(directory, function, call, *arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_killed_while_saving_the_previous_checkpoint_loads_and_the_run_goes_on(call, experiment, function, number):
+def test_a_run_killed_while_saving_continues_from_the_previous_checkpoint(call, experiment, function, number):
     """fsync: written, not yet in place; replace: about to be. Number 2: the last model is saved, the best not yet."""
     whole, directory = experiment("whole", num_epochs=3), experiment("killed", num_epochs=3)
     assert call("train_scratch", whole).returncode == 0
@@ -117,7 +117,7 @@ def test_killed_while_saving_the_previous_checkpoint_loads_and_the_run_goes_on(c
     assert not list(directory.glob(".*.tmp"))
 
 
-def test_a_finished_run_says_so_and_is_left_alone(call, experiment):
+def test_finished_runs_are_skipped(call, experiment):
     directory = experiment()
     assert call("train_scratch", directory).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
@@ -127,7 +127,7 @@ def test_a_finished_run_says_so_and_is_left_alone(call, experiment):
     assert {path: path.stat().st_mtime_ns for path in directory.iterdir()} == before
 
 
-def test_a_finished_run_is_finished_without_its_checkpoints(call, experiment):
+def test_a_finished_run_without_checkpoints_is_skipped(call, experiment):
     directory = experiment()
     assert call("train_scratch", directory).returncode == 0
     (directory / "last_model.tar").unlink()
@@ -158,7 +158,7 @@ def test_a_run_of_another_stage_is_not_continued(call, experiment):
     assert "holds a run of train_scratch.py, not of train_kd.py" in call("train_kd", directory).stderr
 
 
-def test_restart_starts_over_and_gives_the_same_numbers(call, experiment):
+def test_restart_reproduces_the_results(call, experiment):
     first, second = experiment("first"), experiment("second")
     assert call("train_scratch", first).returncode == 0
     assert call("train_scratch", second, "--set", "learning_rate=0.1").returncode == 0
@@ -168,7 +168,7 @@ def test_restart_starts_over_and_gives_the_same_numbers(call, experiment):
     assert len(list(second.glob("events.out.tfevents.*"))) == 1
 
 
-def test_metrics_csv_is_whole_again_after_a_kill_between_its_rows(call, experiment):
+def test_metrics_csv_is_repaired_after_a_kill(call, experiment):
     directory = unfinished(call, experiment())
     whole = (directory / "metrics.csv").read_bytes()
     for damage in (whole[:-20], whole + whole.splitlines(keepends=True)[-1], b""):
@@ -235,7 +235,7 @@ def test_a_continued_run_killed_in_its_first_epoch_here_continues_with_the_same_
     assert_same_run(whole, second)
 
 
-def test_the_best_model_of_a_run_continues_it_only_where_the_last_is_lost(call, experiment):
+def test_the_best_model_only_resumes_a_run_without_its_last_model(call, experiment):
     whole, directory = experiment("whole", num_epochs=4), experiment(num_epochs=4)
     assert call("train_scratch", whole).returncode == 0
     assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
@@ -252,7 +252,7 @@ def test_a_restart_from_a_state_without_its_best_model_removes_nothing(call, exp
     assert call("train_scratch", other).returncode == 0
     assert call("train_scratch", directory, "--set", "num_epochs=1").returncode == 0
     content = state(other)
-    content["history"][0]["test_accuracy"] = 101.0  # the best epoch was another than the last
+    content["history"][0]["test_accuracy"] = 101.0  # the best epoch was not the last one
     checkpoint.save(content, other / "last_model.tar")
     (other / "best_model.tar").unlink()
     line = refused(call, "train_scratch", directory, "--restart", "--resume", other / "last_model.tar")
@@ -260,13 +260,13 @@ def test_a_restart_from_a_state_without_its_best_model_removes_nothing(call, exp
 
 
 def published(path, directory):
-    """A checkpoint as the published code writes it."""
+    """Checkpoint in the format of the published code."""
     torch.save({key: state(directory)[key] for key in ("epoch", "state_dict", "optim_dict")}, path)
     return path
 
 
 @pytest.mark.parametrize("name", ["best_model.tar", "last_model.tar"])
-def test_published_weights_in_the_directory_of_a_run_are_never_replaced_unasked(call, experiment, name):
+def test_published_weights_in_a_run_directory_are_never_overwritten(call, experiment, name):
     source, directory = experiment("source", num_epochs=1), experiment()
     assert call("train_scratch", source).returncode == 0
     path = published(directory / name, source)
@@ -275,7 +275,7 @@ def test_published_weights_in_the_directory_of_a_run_are_never_replaced_unasked(
     assert "contradict" in refused(call, "train_scratch", directory, "--restart", "--resume", path)
 
 
-def test_keys_of_ours_in_a_foreign_checkpoint_do_not_make_it_a_state(call, experiment, tmp_path):
+def test_a_foreign_checkpoint_with_our_keys_is_no_resumable_state(call, experiment, tmp_path):
     source, directory = experiment("source", num_epochs=1), experiment(num_epochs=1)
     assert call("train_scratch", source).returncode == 0
     torch.save({"state_dict": state(source)["state_dict"], "history": [1], "params": None}, tmp_path / "foreign.tar")
@@ -292,7 +292,7 @@ def test_a_finished_run_without_its_checkpoints_does_not_silently_start_over(cal
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_finished_any_more_once_it_goes_on(experiment, call):
+def test_an_extended_run_is_not_finished(experiment, call):
     directory = experiment(num_epochs=4)
     assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
     killed(directory, "fsync", 2)
@@ -307,7 +307,7 @@ def test_a_resume_that_changes_nothing_leaves_no_temporary_file(call, experiment
     assert not list(directory.glob(".*"))
 
 
-def test_a_finished_student_says_that_its_teacher_has_changed_since(call, experiment):
+def test_a_finished_student_warns_that_its_teacher_has_changed(call, experiment):
     teacher = experiment("teacher", num_epochs=1)
     assert call("train_scratch", teacher).returncode == 0
     student = experiment("student", teacher_model="net", teacher_num_channels=4, temperature=4, alpha=0.9,
@@ -380,7 +380,7 @@ def test_a_state_of_other_parameters_gives_its_weights_as_init_from(call, experi
     assert f"before training: test accuracy {results(source)['last']['test_accuracy']:.2f} %" in done.stdout
     done = call("train_scratch", directory, "--set", f"init_from={source / 'last_model.tar'}", "num_epochs=3")
     assert done.returncode == 0
-    assert "the network itself" not in done.stdout  # it is not what was loaded any more
+    assert "the network itself" not in done.stdout  # the network has changed since loading
 
 
 def test_results_name_every_call_that_a_run_took(call, experiment):
@@ -394,7 +394,7 @@ def test_results_name_every_call_that_a_run_took(call, experiment):
 
 @pytest.mark.parametrize("key, value", [("history", [1]), ("history", [{"epoch": 1}]), ("timings", []),
                                         ("sources", {"teacher": 1}), ("epoch", 7)])
-def test_a_state_that_is_damaged_is_no_state_but_weights(call, experiment, key, value):
+def test_a_damaged_state_only_loads_as_weights(call, experiment, key, value):
     directory = experiment(num_epochs=1)
     assert call("train_scratch", directory).returncode == 0
     torch.save({**state(directory), key: value}, directory / "last_model.tar")
@@ -419,7 +419,7 @@ def test_two_processes_do_not_train_in_one_directory(call, experiment, arguments
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_waits_for_the_end_of_what_must_be_whole(number):
+def test_an_interrupt_waits_for_the_end_of_a_critical_section(number):
     done = []
     before = signal.signal(signal.SIGTERM, lambda *_: done.append("told"))
     try:
@@ -433,7 +433,7 @@ def test_an_interrupt_waits_for_the_end_of_what_must_be_whole(number):
     assert done == {signal.SIGINT: ["whole"], signal.SIGTERM: ["whole", "told", "not interrupted"]}[number]
 
 
-def test_an_interrupt_during_the_logs_of_an_epoch_leaves_them_whole(call, experiment, monkeypatch):
+def test_an_interrupt_during_the_logs_of_an_epoch_keeps_them_complete(call, experiment, monkeypatch):
     log = Logger.epoch
 
     def interrupted(self, progress, num_epochs):
@@ -446,7 +446,7 @@ def test_an_interrupt_during_the_logs_of_an_epoch_leaves_them_whole(call, experi
     assert len((directory / "metrics.csv").read_text().splitlines()) == 2
 
 
-def test_an_interrupt_that_torch_makes_another_error_of_is_an_interrupt(call, experiment, monkeypatch):
+def test_an_interrupt_that_torch_wraps_in_another_error_is_an_interrupt(call, experiment, monkeypatch):
     """Between the moments when torch takes a mode off its stack and puts it back, the mode cannot end."""
     pop = torch.overrides._pop_mode
     once = iter([signal.SIGINT])
@@ -480,7 +480,7 @@ def test_an_interrupt_while_tqdm_takes_its_lock_waits_for_the_line(monkeypatch, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_says_how_to_go_on(experiment, number):
+def test_an_interrupt_prints_how_to_continue(experiment, number):
     directory = experiment(num_epochs=5000)
     process = subprocess.Popen(command("train_scratch", directory), env=environment(), stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""Self-retrospection: the hypergradient in closed form, the perturbation, and what a step does to a student."""
+"""Self-retrospection: closed-form hypergradient, perturbation, and effect of a step on the student."""
 import copy
 import math
 
@@ -101,8 +101,8 @@ def test_a_parameter_of_neither_objective_gets_zero_and_one_of_either_gets_its_p
     assert all(parameter.grad is None for parameter in (shared, of_inner, of_outer, of_none))
 
 
-def test_the_published_convention_of_zskt_is_a_matter_of_weights(student):
-    """It takes the mean over C classes too: KL / C, lambda, eta are weight 1 / C, C lambda, eta / C of ours."""
+def test_the_published_convention_of_zskt_is_a_choice_of_weights(student):
+    """ZSKT also averages over C classes: its KL / C, lambda, eta are our weight 1 / C, C lambda, eta / C."""
     ours = Retrospection(temperature=1.0, weight=0.25, penalty=0.004, eta=0.025, portion=1.0)
     published = Retrospection(temperature=0.5, penalty=0.001, eta=0.1, portion=1.0)  # T^2 = 1 / 4 for 4 classes
 
@@ -122,13 +122,13 @@ def test_the_published_convention_of_zskt_is_a_matter_of_weights(student):
 
 
 def change(network, delta, training=False):
-    """How far a perturbation moves what a network says."""
+    """Divergence between outputs for perturbed and clean images."""
     network.train(training)
     with torch.no_grad():
         return kl_divergence(network(IMAGES), network(IMAGES + delta), temperature=1.0).item()
 
 
-def test_the_perturbation_changes_what_the_network_says_far_more_than_the_noise_it_starts_from(student, teacher):
+def test_the_perturbation_changes_outputs_far_more_than_its_initial_noise(student, teacher):
     step = Retrospection(temperature=1.0, rounds=10)
     _, record = step.accumulate(student, teacher, IMAGES, random())
     delta = step.perturbation(teacher, IMAGES, random())[0]
@@ -144,7 +144,7 @@ def test_without_rounds_the_perturbation_is_noise_of_the_given_size(teacher):
 
 
 def test_a_first_round_from_zero_has_no_direction_and_from_noise_it_has(teacher):
-    """The divergence is at its minimum at delta = 0: what Adam makes of that gradient is rounding."""
+    """The divergence is minimal at delta = 0, so the direction of Adam's step is only rounding."""
     def gradient_from(start):
         noise = torch.randn(1, *IMAGES.shape[1:], generator=random())
         delta = (start * noise).requires_grad_()
@@ -182,7 +182,7 @@ def test_a_step_makes_the_student_change_less_under_the_same_perturbation(studen
     assert change(student, delta, batch_norm == "train") < before
 
 
-def test_of_one_fixed_point_step_and_no_eta_the_hypergradient_is_the_plain_gradient(student):
+def test_with_one_fixed_point_step_and_no_eta_the_hypergradient_is_the_plain_gradient(student):
     step = Retrospection(temperature=4.0, steps=1, eta=0.0, portion=1.0)
     delta = 0.3 * torch.randn(1, 3, 16, 16, generator=random())
     student.eval()
@@ -227,8 +227,8 @@ def test_the_source_gets_no_gradient_and_a_frozen_parameter_of_the_student_none_
 
 
 @pytest.mark.parametrize("of_student", [True, False])
-def test_frozen_batch_norm_leaves_every_statistic_and_every_mode_as_it_was(student, teacher, of_student):
-    student.group2.eval()  # a mode of its own, which must come back
+def test_frozen_batch_norm_changes_no_statistic_and_no_mode(student, teacher, of_student):
+    student.group2.eval()  # its own mode, which must be restored
     modes = [module.training for module in student.modules()]
     before = statistics(student)
     Retrospection(temperature=1.0, batch_norm="frozen").accumulate(student, student if of_student else teacher,
@@ -237,13 +237,13 @@ def test_frozen_batch_norm_leaves_every_statistic_and_every_mode_as_it_was(stude
     assert [module.training for module in student.modules()] == modes
 
 
-def test_in_train_mode_the_perturbed_images_enter_the_statistics_of_the_student_alone(student, teacher):
+def test_in_train_mode_perturbed_images_only_enter_the_students_statistics(student, teacher):
     of_student, of_teacher = statistics(student), statistics(teacher)
     Retrospection(temperature=1.0, batch_norm="train").accumulate(student, teacher, IMAGES, random())
     assert changed(student, of_student) and not changed(teacher, of_teacher)
 
 
-def test_a_mode_comes_back_when_the_network_fails(student):
+def test_modes_are_restored_after_an_error(student):
     with pytest.raises(RuntimeError):
         Retrospection(temperature=1.0).perturbation(student, torch.zeros(2, 5, 16, 16), random())
     assert student.training

@@ -1,4 +1,4 @@
-"""A run from Python: what opening it decides, and when its directory is free again."""
+"""Runs through the Python API: finished runs, and release of the directory lock."""
 import pytest
 import torch
 
@@ -17,7 +17,7 @@ def opened(directory, **options):
     return Run.open(SCRATCH, build_model, directory, data_dir=directory, device="cpu", **options)
 
 
-def test_a_finished_run_is_an_exception_that_says_so(experiment):
+def test_opening_a_finished_run_raises(experiment):
     directory = experiment(num_epochs=1)
     run = opened(directory)
     network = run.network()
@@ -26,9 +26,9 @@ def test_a_finished_run_is_an_exception_that_says_so(experiment):
         opened(directory)
 
 
-def test_a_directory_is_free_after_an_error_and_after_a_with_block(experiment):
+def test_the_directory_lock_is_released_after_errors_and_with_blocks(experiment):
     directory = experiment(num_epochs=1)
-    with pytest.raises(UserError, match="nowhere") as kept:  # an error that is kept keeps its frames
+    with pytest.raises(UserError, match="nowhere") as kept:  # a stored error keeps its frames alive
         opened(directory, overrides={"dataset": "folder:/nowhere"})
     with opened(directory) as run:
         with pytest.raises(UserError, match="another process is training"):

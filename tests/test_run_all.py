@@ -1,4 +1,4 @@
-"""Many runs: seeds side by side, each after what it needs, what is finished skipped; the same graph by Snakemake."""
+"""run_all.py, seeds.py and Snakemake: dependency order, skipped finished runs, failures."""
 import json
 import os
 import shutil
@@ -17,7 +17,7 @@ from utils.errors import UserError
 
 @pytest.fixture
 def tree(experiment, tmp_path):
-    """A teacher, a student of it and a student of that, in directories whose order is another."""
+    """A teacher, its student and a student of the student; the alphabetical order of directories is different."""
     teacher = {"teacher_model": "net", "teacher_num_channels": 4, "temperature": 4, "alpha": 0.9, "num_epochs": 1}
     experiment("tree/z", num_epochs=1)
     experiment("tree/y", **teacher, teacher_resume=str(tmp_path / "tree/z/last_model.tar"))
@@ -30,16 +30,16 @@ def script(name, *arguments, **options):
                           capture_output=True, text=True, env=environment(), **options)
 
 
-def test_what_runs_and_reports_experiments_needs_no_torch():
+def test_running_and_reporting_experiments_does_not_import_torch():
     code = "import sys; sys.path += ['.', 'scripts']; import report, run_all, seeds; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True)
 
 
-def test_each_run_comes_after_those_that_it_needs(tree):
+def test_each_run_follows_its_dependencies(tree):
     assert [directory.name for directory in needs(find([tree])[0])] == ["z", "y", "x"]
 
 
-def test_a_circle_and_a_checkpoint_of_nobody_are_named(tree):
+def test_dependency_cycles_and_missing_checkpoints_are_named(tree):
     params = json.loads((tree / "z/params.json").read_text())
     (tree / "z/params.json").write_text(json.dumps(params | {"init_from": str(tree / "x/last_model.tar")}))
     with pytest.raises(UserError, match="circle"):
@@ -62,7 +62,7 @@ def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
     params = json.loads((tree / "y/seed1/params.json").read_text())
     assert params["seed"] == 1
     assert params["teacher_resume"] == str(tree / "z/seed1/last_model.tar")
-    assert "0 written, 3 are there already" in script("seeds", 1, tree).stdout
+    assert "0 written, 3 exist already" in script("seeds", 1, tree).stdout
     (tree / "y/seed1/params.json").write_text(json.dumps(params | {"teacher_resume": str(tree / "z/last_model.tar")}))
     assert f"y/seed1 reads {tree / 'z/last_model.tar'}, though there is" in script("seeds", 1, tree).stdout
     (tree / "y/seed1/params.json").write_text("[]")
@@ -75,7 +75,7 @@ def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
 def test_a_seed_without_a_teacher_of_its_seed_says_so(tree):
     done = script("seeds", 1, tree / "y")
     assert f"y/seed1 reads {tree / 'z/last_model.tar'}, as that has no seed 1" in done.stdout
-    script("seeds", 1, f"{tree}/../tree/x", tree / "y")  # however a path is written
+    script("seeds", 1, f"{tree}/../tree/x", tree / "y")  # independent of the notation of a path
     assert json.loads((tree / "x/seed1/params.json").read_text())["teacher_resume"] == str(
         tree / "y/seed1/last_model.tar")
 
@@ -102,13 +102,13 @@ def test_a_dry_run_runs_and_writes_nothing(tree):
     assert [command.rpartition("/")[2] for command in commands] == ["z", "y", "x"]
 
 
-def test_a_directory_of_which_nothing_can_be_read_is_an_error_beside_a_good_one(tree):
+def test_an_unreadable_directory_is_an_error_beside_a_good_one(tree):
     (tree / "y/params.json").write_text("[]")
     done = script("run_all", tree / "z", tree / "y", "--dry_run")
     assert done.returncode == 2 and f"{tree / 'y'} holds no experiment" in done.stderr
 
 
-def test_a_state_dict_of_a_finished_run_that_cannot_be_read_is_not_lost(tree):
+def test_checkpoints_of_an_unreadable_finished_run_can_be_used(tree):
     params = json.loads((tree / "y/params.json").read_text())
     (tree / "y/params.json").write_text(json.dumps(params | {"teacher_resume": str(tree / "z/last_model.tar#ema")}))
     (tree / "z/params.json").write_text('{"dataset": ')
@@ -119,7 +119,7 @@ def test_a_state_dict_of_a_finished_run_that_cannot_be_read_is_not_lost(tree):
 
 
 def finish(directory):
-    """Leave a results.json as of a finished run."""
+    """Write a results.json like that of a finished run."""
     params = json.loads((directory / "params.json").read_text())
     row = {"epoch": 1, "test_accuracy": 50.0}
     (directory / "results.json").write_text(json.dumps({
@@ -127,7 +127,7 @@ def finish(directory):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_read_keeps_from_running_only_what_needs_it(tree, experiment):
+def test_an_unreadable_run_only_stops_its_dependents(tree, experiment):
     experiment("tree/a")
     (tree / "z/params.json").write_text('{"dataset": ')
     runs, remarks = find([tree])
@@ -136,14 +136,14 @@ def test_what_cannot_be_read_keeps_from_running_only_what_needs_it(tree, experim
     assert [run.directory for run in kept] == [tree / "a"]
     assert texts == [f"{tree / 'y'} needs {tree / 'z/last_model.tar'}",
                      f"{tree / 'x'} needs {tree / 'y/last_model.tar'}"]
-    for name in ("last_model.tar", "results.json"):  # it is finished, whatever its params.json says by now
+    for name in ("last_model.tar", "results.json"):  # it is finished, even if its params.json has changed
         assert without(runs, [tree / "z"])[0] == kept
         (tree / "z" / name).write_text("")
     assert without(runs, [tree / "z"]) == (runs, [])
 
 
 @pytest.mark.slow
-def test_the_exit_status_says_that_something_cannot_be_read(tree, experiment):
+def test_unreadable_runs_give_exit_status_1(tree, experiment):
     for directory in (tree / "z", experiment("tree/a", num_epochs=1)):
         finish(directory)
     (tree / "y/params.json").write_text("{")
@@ -160,15 +160,15 @@ def test_the_exit_status_says_that_something_cannot_be_read(tree, experiment):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (("--jobs", "0"), "--jobs is 0"), (("--seeds", "-1"), "-1 is no seed"), (("--gpus", "0"), "are not finished")])
-def test_what_cannot_be_is_one_line(tree, arguments, words):
+    (("--jobs", "0"), "--jobs is 0"), (("--seeds", "-1"), "-1 is not a seed"), (("--gpus", "0"), "are not finished")])
+def test_invalid_options_are_one_line(tree, arguments, words):
     done = script("run_all", tree, *arguments)
     assert done.returncode == 2 and words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and not list(tree.rglob("results.json"))
 
 
 @pytest.mark.slow
-def test_what_a_kill_leaves_is_no_obstacle(tree):
+def test_files_of_a_killed_run_do_not_stop_the_next_one(tree):
     assert script("run_all", tree / "z").returncode == 0
     (tree / "z/results.json").unlink()
     with open(tree / "z/metrics.csv", "a") as file:
@@ -180,14 +180,14 @@ def test_what_a_kill_leaves_is_no_obstacle(tree):
 
 
 @pytest.mark.slow
-def test_a_finished_run_needs_no_teacher_any_more(tree):
+def test_a_finished_run_does_not_need_its_teacher(tree):
     assert script("run_all", tree).returncode == 0
     shutil.rmtree(tree / "z")
     assert script("run_all", tree).stdout == "2 runs, 2 of them finished\n"
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_all_runs_and_is_no_failure(tree):
+def test_an_interrupt_ends_all_runs_without_failures(tree):
     shutil.copytree(tree / "z", tree / "w")
     for name in ("z", "w"):
         params = json.loads((tree / name / "params.json").read_text())
@@ -205,7 +205,7 @@ def test_an_interrupt_ends_all_runs_and_is_no_failure(tree):
 
 
 @pytest.mark.slow
-def test_after_a_failure_what_does_not_need_it_goes_on(tree, experiment):
+def test_independent_runs_continue_after_a_failure(tree, experiment):
     experiment("tree/a", num_epochs=1)
     params = json.loads((tree / "y/params.json").read_text())
     (tree / "y/params.json").write_text(json.dumps(params | {"teacher_num_channels": 5}))
@@ -221,8 +221,8 @@ def test_after_a_failure_what_does_not_need_it_goes_on(tree, experiment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("demo", "count"), [("demo_theft", 4), ("demo_abd", 5)])
-def test_a_demo_runs_experiments_that_are_there_and_reports_them(demo, count):
-    # the script as it is, but for what installs and runs something
+def test_demo_scripts_run_and_report_existing_experiments(demo, count):
+    # the script without its installation and training commands
     spied = 'source() { :; }; python() { echo "$@"; }; . "$0"'
     done = subprocess.run(["bash", "-c", spied, f"scripts/{demo}.sh", "1", "2"], capture_output=True, text=True,
                           cwd=ROOT)
@@ -255,7 +255,7 @@ def snakemake(tree, *arguments):
 
 
 @pytest.mark.slow
-def test_snakemake_fails_in_the_end_where_something_cannot_be_read(tree):
+def test_snakemake_fails_at_the_end_if_a_run_is_unreadable(tree):
     pytest.importorskip("snakemake")
     finish(tree / "z")
     (tree / "y/params.json").write_text("{")
@@ -265,7 +265,7 @@ def test_snakemake_fails_in_the_end_where_something_cannot_be_read(tree):
 
 
 @pytest.mark.slow
-def test_snakemake_redoes_nothing_that_is_finished(tree):
+def test_snakemake_skips_finished_runs(tree):
     pytest.importorskip("snakemake")
     dry = subprocess.run(snakemake(tree, "--dry-run"), capture_output=True, text=True, env=environment())
     assert dry.returncode == 0, dry.stderr

@@ -1,4 +1,4 @@
-"""Scripts that draw what runs left, called as a user calls them."""
+"""Drawing scripts, called like a user calls them."""
 import subprocess
 import sys
 
@@ -13,7 +13,7 @@ COLOUR = [200, 7, 90]
 
 @pytest.fixture
 def inverted(tmp_path):
-    """`inverted(name, **changes)` writes the last_model.tar of a method that keeps its images, `learner` in it."""
+    """`inverted(name, **changes)` writes the last_model.tar of a method that stores images in `learner`."""
     def write(name, **changes):
         (tmp_path / name).mkdir()
         pool = {"images": torch.tensor(COLOUR, dtype=torch.uint8).expand(20, 32, 32, 3),
@@ -28,7 +28,7 @@ def inverted(tmp_path):
 
 
 def as_earlier_versions_wrote(directory):
-    """The same run with the learner's state beside the rest, not under a key of its own."""
+    """The run with the state of the learner at the top level, as earlier versions stored it."""
     content = torch.load(directory / "last_model.tar")
     torch.save(content | content.pop("learner"), directory / "last_model.tar")
     return directory
@@ -54,7 +54,7 @@ def test_images_of_two_teachers_are_drawn_beside_test_images(inverted, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("changes", "words"), [({"data": {"classes": ["a", "b"]}}, "other images or classes"),
-                                                ({"learner": {}}, "keeps no images")])
+                                                ({"learner": {}}, "stores no images")])
 def test_images_of_other_classes_and_runs_without_images_are_refused(inverted, tmp_path, changes, words):
     done = show_inversions(inverted("one", **changes), out=tmp_path / "picture.png")
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
@@ -62,7 +62,7 @@ def test_images_of_other_classes_and_runs_without_images_are_refused(inverted, t
 
 
 @pytest.mark.slow
-def test_what_two_teachers_answer_is_drawn(call, experiment, tmp_path):
+def test_logits_of_two_teachers_are_drawn(call, experiment, tmp_path):
     pytest.importorskip("sklearn")
     directories = [experiment(name, dataset="demo", num_epochs=1, subset_fraction=0.01) for name in ("one", "two")]
     for directory in directories:
@@ -70,13 +70,13 @@ def test_what_two_teachers_answer_is_drawn(call, experiment, tmp_path):
     words = [sys.executable, str(ROOT / "scripts/show_teachers.py"), *map(str, directories), "--out",
              str(tmp_path / "out"), "--num_images", "2", "--names", "normal"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment())
-    assert (done.returncode, done.stderr) == (2, "error: --names: 1 for 2 directories\n")
+    assert (done.returncode, done.stderr) == (2, "error: --names: 1 names for 2 directories: give one per directory\n")
     done = subprocess.run([*words, "nasty"], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["embeddings.png", "responses.png"]
 
 
-def test_code_that_only_a_checkpoint_names_is_not_imported(tmp_path):
+def test_code_named_by_a_checkpoint_is_not_imported(tmp_path):
     (tmp_path / "theirs.py").write_text("open('was_imported', 'w')")
     (tmp_path / "run").mkdir()
     torch.save({"state_dict": {"weight": torch.zeros(1)}, "params": {"dataset": "demo", "model_name": "theirs:build"}},

@@ -1,4 +1,4 @@
-"""The three stages from end to end, and one step of every published experiment but for what differs in names alone."""
+"""The three stages end to end, and one step of each kind of published experiment."""
 import csv
 import hashlib
 import json
@@ -21,7 +21,7 @@ CLASSES = {"demo": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "gt
 
 @pytest.fixture
 def chain(call, experiment):
-    """A teacher, a nasty teacher that starts from it, and a student of each."""
+    """Train a teacher, a nasty teacher that starts from it, and a student of each."""
     normal = experiment("normal", num_epochs=6)
     teacher = {"temperature": 4, "num_epochs": 4, "learning_rate": 0.01}
     nasty = experiment("nasty", **teacher, weight=1.0, init_from=str(normal / "best_model.tar"),
@@ -52,7 +52,7 @@ def test_normal_teacher_nasty_teacher_and_students(chain):
     assert row["loss"] == pytest.approx(0.9 * row["kl"] + 0.1 * row["cross_entropy"], rel=1e-4)
 
 
-def test_the_nasty_teacher_leaves_the_adversary_that_it_starts_from(chain):
+def test_the_nasty_teacher_diverges_from_its_initial_adversary(chain):
     _, nasty, *_ = chain
     with open(nasty / "metrics.csv") as file:
         kl = [float(row["kl"]) for row in csv.DictReader(file)]
@@ -60,7 +60,7 @@ def test_the_nasty_teacher_leaves_the_adversary_that_it_starts_from(chain):
     assert kl[-1] > 5 * kl[0]
 
 
-def test_results_name_what_was_read_and_how_it_was_run(chain):
+def test_results_record_checkpoints_and_environment(chain):
     normal, nasty, of_normal, _, _ = chain
     content = results(of_normal)
     sha256 = hashlib.sha256((normal / "best_model.tar").read_bytes()).hexdigest()
@@ -103,7 +103,7 @@ def test_teacher_resume_on_the_command_line_replaces_the_one_in_params_json(call
     assert results(of_normal)["set"] == {"teacher_resume": path}
 
 
-def test_set_is_logged_and_kept_with_the_results(call, experiment):
+def test_overrides_are_logged_and_stored_in_the_results(call, experiment):
     directory = experiment(num_epochs=1)
     assert call("train_scratch", directory, "--set", "seed=3", "batch_size=16").returncode == 0
     assert results(directory)["set"] == {"seed": 3, "batch_size": 16}
@@ -118,7 +118,7 @@ def test_the_published_experiments_are_in_the_repository_as_published():
 
 
 def in_order_of_need():
-    """Teachers before nasty teachers before students."""
+    """Sort key: teachers, nasty teachers, students."""
     return dict(sorted(EXPERIMENTS.items(), key=lambda item: [
         key in item[1] for key in ("teacher_model", "adversarial_model", "surrogate_resume")]))
 
@@ -140,7 +140,7 @@ def test_every_experiment_names_checkpoints_of_experiments_with_the_same_network
 
 
 def script_of(values):
-    """The stage of an experiment, and what makes it quick."""
+    """Stage of an experiment, and the options for a fast run."""
     if "method" in values:
         rounds = ["epoch_steps=1", "student_steps=1", "synthesis_steps=1", "synthesis_batch_size=4"]
         quick = {"zskt": ["pseudo_batches=1", "student_steps=1"], "ood": ["patches=4"]}.get(values["method"], rounds)
@@ -155,7 +155,7 @@ def script_of(values):
 
 
 def abd_experiments(experiments, dataset):
-    """Those of one trigger and one network by what they are for, of each trigger and network."""
+    """Experiments by purpose, for each trigger and network."""
     groups = {}
     for name, values in experiments.items():
         *place, role = name.split("/")
@@ -165,7 +165,7 @@ def abd_experiments(experiments, dataset):
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "GTSRB"])
-def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone(name):
+def test_backdoor_experiments_only_differ_in_trigger_and_teacher(name):
     groups = abd_experiments(in_order_of_need(), name.lower())
     triggers = {values["teacher"]["trigger"] for values in groups.values()}
     assert len(triggers) == 11 and triggers <= set(TRIGGER_NAMES) - {"sig_true"}
@@ -182,7 +182,7 @@ def test_the_backdoor_experiments_differ_in_trigger_and_teacher_alone(name):
             assert {key: value for key, value in values.items() if not key.startswith("surrogate")} == expected
 
 
-def test_a_student_of_the_nasty_teacher_differs_from_that_of_the_normal_one_in_its_teacher_alone():
+def test_students_of_normal_and_nasty_teachers_only_differ_in_the_teacher():
     pairs = [(EXPERIMENTS[other], values) for name, values in EXPERIMENTS.items()
              if "/kd_normal_" in name and (other := name.replace("/kd_normal_", "/kd_nasty_")) in EXPERIMENTS]
     assert len(pairs) > 30
@@ -192,9 +192,8 @@ def test_a_student_of_the_nasty_teacher_differs_from_that_of_the_normal_one_in_i
 
 
 def is_one_of_a_kind(name):
-    """Of the students, those of a nasty teacher; of the backdoor experiments on a data set, which differ in their
-    trigger alone, those of one or two triggers; of theft without data, which differs in its data set alone, that of
-    CIFAR-10; of the ablations and of the attacks, those of the demo; of the defenses, one attack on each."""
+    """Whether an experiment represents its kind: students of nasty teachers; backdoor experiments with one or two
+    triggers per data set; theft without data on CIFAR-10; ablations and attacks of the demo; one attack per defense."""
     dataset, kind, trigger, *_ = name.split("/")
     if dataset in COMMITTED:
         return False
@@ -211,8 +210,8 @@ def is_one_of_a_kind(name):
 
 
 def shown_by(values):
-    """What a step of an experiment shows, beside numbers: its stage, methods and kinds of checkpoints, and its trained
-    network, on this data set; its frozen networks, on any."""
+    """Yield what a step of an experiment covers: stage, methods, kinds of checkpoints and trained network on the data
+    set, and frozen networks on any data set."""
     dataset, networks = values["dataset"], ("dataset", "trigger", "model_name", "teacher_model", "adversarial_model")
     words = {key: value for key, value in values.items() if isinstance(value, str) and key not in networks}
     methods = {key: "" if key in CHECKPOINTS else value for key, value in words.items()}
@@ -230,7 +229,7 @@ def sources_of(name):
 
 
 def take_a_step():
-    """The experiments that show something which none before them shows, with what they need, in that order."""
+    """Experiments that cover something new, with their dependencies, in dependency order."""
     needed, shown = set(), set()
     for name, values in in_order_of_need().items():
         if is_one_of_a_kind(name) and (new := set(shown_by(values)) - shown):
@@ -242,10 +241,10 @@ def take_a_step():
 @pytest.mark.slow
 @pytest.mark.parametrize("part", sorted({name.partition("/")[0] for name in EXPERIMENTS} - set(COMMITTED)))
 def test_one_experiment_of_each_kind_takes_a_step(call, tmp_path, monkeypatch, part):
-    """Through the real stages and each other's checkpoints, on two synthetic images per split: one of each kind.
+    """Run one experiment of each kind by the real stages, with real checkpoints, on two synthetic images per split.
 
-    Not those whose results are committed, which have run, nor those that differ from one that takes a step in numbers,
-    or in which of the networks teaches which.
+    Left out: experiments with committed results, and those that only differ in numbers or in the pairing of networks
+    from one that takes a step.
     """
     def synthetic(name, data_dir, **_):
         size = 64 if name == "tiny_imagenet" else 32
@@ -266,7 +265,7 @@ def test_one_experiment_of_each_kind_takes_a_step(call, tmp_path, monkeypatch, p
         assert done.returncode == 0, f"{name}: {done.stderr}"
         assert results(directory)["last"]["epoch"] == 1
         if not any(f"experiments/{name}/" in str(other.get(key)) for other in experiments.values()
-                   for key in CHECKPOINTS):  # nobody's teacher: room for the next
+                   for key in CHECKPOINTS):  # no other run needs it; frees disk space
             for path in directory.glob("*.tar"):
                 path.unlink()
     for path in tmp_path.rglob("*.tar"):

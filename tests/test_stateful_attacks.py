@@ -1,4 +1,4 @@
-"""Attacks with parameters or running averages of their own, and the controls, which repeat another attack."""
+"""Attacks with their own parameters or running averages, and controls, which repeat another attack."""
 import math
 
 import pytest
@@ -45,7 +45,7 @@ def test_class_means_are_a_bias_corrected_moving_average_by_class():
     torch.testing.assert_close(second, torch.tensor([[(0.9 * 4 + 5) / (0.9 * 2 + 1), 1 / 2.8], [7.0, 7.0]]))
     third = means(torch.tensor([[1.0, 1.0]]), torch.tensor([1]))
     torch.testing.assert_close(third, torch.tensor([[7.3 / 1.9, 7.3 / 1.9]]))
-    assert means.weights.tolist() == pytest.approx([2.8, 1.9])  # class 0 was not there, and does not decay
+    assert means.weights.tolist() == pytest.approx([2.8, 1.9])  # class 0 was absent, so its mean does not decay
 
 
 def by_class(values):
@@ -59,7 +59,7 @@ def test_the_averager_distils_the_class_means_of_the_log_probabilities():
 
 
 @pytest.mark.parametrize("kind", ["ema", "batch"])
-def test_only_the_moving_average_knows_earlier_batches(kind):
+def test_only_the_moving_average_uses_earlier_batches(kind):
     attack, logits = build_attack("averager", CLASSES, class_mean=kind, temperature=2.0), logits_of(1)
     first, second = logits_of(2).log_softmax(1), logits_of(3).log_softmax(1)
     attack(student_of(logits), batch_of(), first)
@@ -172,7 +172,7 @@ def test_without_u_and_v_the_diagonal_starts_at_nine_tenths(classes):
     torch.testing.assert_close(diagonal, torch.full((2, classes), 0.9))
 
 
-def test_the_student_learns_as_if_matrices_were_fixed_and_matrices_as_if_the_student_was():
+def test_student_and_matrices_treat_each_other_as_constants():
     attack, answers, logits = mkd(), logits_of(0), logits_of(1).requires_grad_()
     attack(student_of(logits), batch_of(), answers)["loss"].backward()
     own = [parameter.grad.clone() for parameter in attack.parameters()]
@@ -186,7 +186,7 @@ def test_the_student_learns_as_if_matrices_were_fixed_and_matrices_as_if_the_stu
         torch.testing.assert_close(parameter, gradient)
 
 
-def test_the_matrices_have_an_adam_at_a_hundredth_of_the_learning_rate():
+def test_matrices_use_adam_at_a_hundredth_of_the_learning_rate():
     optimizer = mkd().build_optimizer(0.1)
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
@@ -244,7 +244,7 @@ def test_up_to_the_delay_only_the_output_learns_from_the_labels(skeptical):
     assert not any(parameter.grad.any() for parameter in skeptical.parameters())
 
 
-def test_the_output_does_not_follow_the_head_that_it_teaches(skeptical):
+def test_the_output_gets_no_gradient_from_the_head_that_it_teaches(skeptical):
     student = Student(logits_of(0))
     skeptical(student, batch_of(epoch=21.0), logits_of(3))["loss"].backward()
     alone = logits_of(0).requires_grad_()
@@ -262,7 +262,7 @@ def test_without_labels_the_skeptical_student_learns_the_top_classes(skeptical):
     ("net", ("bn2", "bn1"), [1, 2]), ("resnet18", ("layer3", "layer2"), [1, 2]),
     ("shufflenetv2", ("stage3", "stage2"), [1, 2]), ("mobilenetv2", ("stage3", "stage2"), [1, 2]),
     ("mlp", ("fc3", "fc3"), [])])
-def test_heads_stand_on_the_stages_before_the_last_or_on_the_features(name, places, halvings):
+def test_heads_are_attached_to_the_stages_before_the_last_or_to_the_features(name, places, halvings):
     network, images = build_model(name, 10), torch.randn(2, 3, 32, 32)
     attack = build_attack("skeptical", 10, delay=-1)
     attack.prepare(network, images)
@@ -297,7 +297,7 @@ def test_a_network_without_stages_and_linear_layer_is_refused():
 @pytest.mark.parametrize("attack", [
     {"attack": "averager"}, {"attack": "mkd"}, {"attack": "skeptical", "delay": 0},
     {"attack": "class_mean", "of": "mkd"}])
-def test_an_epoch_and_one_more_are_two(call, experiment, attack):
+def test_a_run_of_one_plus_one_epochs_equals_one_of_two(call, experiment, attack):
     teacher = experiment("teacher", num_epochs=1)
     assert call("train_scratch", teacher).returncode == 0
     whole, parts = (experiment(name, **attack, teacher_model="net", teacher_num_channels=4,

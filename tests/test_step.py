@@ -1,4 +1,4 @@
-"""A step in its fast forms is the step as it is written."""
+"""Fast forms of a step equal the plain step."""
 from functools import partial
 
 import pytest
@@ -31,7 +31,7 @@ def network(seed, device="cpu", name="net"):
 
 
 def make(device="cpu", kind=Step, name="preresnet20", dtype=torch.float32):
-    """A distillation step from the same beginning each time: the student, and the step."""
+    """Student and distillation step, with the same initial state at each call."""
     student, teacher = network(0, device, name), Frozen(network(1, device))
 
     def loss(student, batch):
@@ -78,7 +78,7 @@ def test_a_step_is_the_plain_loop_over_float32_batches():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["forward", "backward"])
-def test_where_the_compiler_fails_one_line_says_so_and_the_step_is_as_written(monkeypatch, part):
+def test_a_failing_compiler_logs_one_line_and_falls_back(monkeypatch, part):
     class Broken(torch.autograd.Function):
         @staticmethod
         def forward(ctx, value):
@@ -115,7 +115,7 @@ def test_an_error_of_the_loss_itself_is_not_blamed_on_the_compiler(monkeypatch):
 
 
 @pytest.mark.slow
-def test_where_a_step_cannot_be_recorded_one_line_says_so_and_the_steps_are_as_written(monkeypatch):
+def test_a_step_that_cannot_be_recorded_logs_one_line_and_falls_back(monkeypatch):
     class Nothing:
         def __init__(self, *_, **__):
             pass
@@ -163,7 +163,7 @@ def run_with_two_rates(step):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["preresnet20", "net"])  # SGD, Adam
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
-def test_a_replayed_step_is_the_step_as_it_is_written(deterministic, name, dtype, tolerance):
+def test_a_replayed_step_equals_the_plain_step(deterministic, name, dtype, tolerance):
     student, step = make("cuda", name=name, dtype=dtype)
     expected = run_with_two_rates(step)
     replayed, other = make("cuda", name=name, dtype=dtype)
@@ -176,7 +176,7 @@ def test_a_replayed_step_is_the_step_as_it_is_written(deterministic, name, dtype
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_that_waits_for_the_gpu_is_not_recorded_and_runs_as_written():
+def test_a_step_that_waits_for_the_gpu_is_not_recorded():
     def kind(student, loss, *rest):
         return Step(student, lambda *arguments: {name: term * float(term.detach() == term.detach())
                                                  for name, term in loss(*arguments).items()}, *rest)
@@ -187,7 +187,7 @@ def test_a_step_that_waits_for_the_gpu_is_not_recorded_and_runs_as_written():
     assert line.startswith("cuda_graph: steps run as written")
 
 
-def test_the_switches_of_speed_may_change_under_a_run(call, experiment):
+def test_speed_settings_may_change_during_a_run(call, experiment):
     directory = experiment(num_epochs=1)
     assert call("train_scratch", directory).returncode == 0
     assert call("train_scratch", directory, "--set", "num_epochs=2", "cuda_graph=1").returncode == 0

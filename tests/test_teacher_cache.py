@@ -1,4 +1,4 @@
-"""A remembered answer of a frozen network is the answer."""
+"""Cached logits of a frozen network equal the computed ones."""
 import dataclasses
 import os
 
@@ -20,14 +20,14 @@ def cache(directory, seed=1, sha256="a", said=None, dtype=torch.float32):
 
 
 def count_rows(monkeypatch):
-    """The places in the file at which rows are written."""
+    """Positions in the file at which rows are written."""
     places, write = [], os.pwrite
     monkeypatch.setattr("os.pwrite", lambda file, content, place: places.append(place) or write(file, content, place))
     return places
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_remembered_logits_are_the_recomputed_ones(tmp_path, dtype, tolerance):
+def test_cached_logits_equal_computed_logits(tmp_path, dtype, tolerance):
     frozen, table = cache(tmp_path, dtype=dtype)
     for epoch in range(3):
         table.start_epoch(epoch)
@@ -46,13 +46,13 @@ def test_each_view_is_computed_once_for_all_runs(tmp_path, monkeypatch):
              for i, v in zip(draw["index"], batches().view(draw), strict=True)}
     assert len(written) == len(set(written)) == len(views)
     again, table = cache(tmp_path)
-    again.network.forward = None  # is not asked
+    again.network.forward = None  # the network is not called
     for epoch in range(4):
         table.start_epoch(epoch)
     assert torch.equal(again._cache.logits, frozen._cache.logits)
 
 
-def test_what_is_remembered_does_not_depend_on_what_was_asked_before(tmp_path):
+def test_cached_logits_do_not_depend_on_earlier_requests(tmp_path):
     frozen, table = cache(tmp_path / "all")
     table.start_epoch(0)
     other, table = cache(tmp_path / "some")
@@ -65,7 +65,7 @@ def test_what_is_remembered_does_not_depend_on_what_was_asked_before(tmp_path):
     assert torch.equal(other._cache.logits, frozen._cache.logits)
 
 
-def test_a_directory_that_cannot_be_one_costs_the_table_and_not_the_run(tmp_path):
+def test_a_run_continues_without_a_cache_directory(tmp_path):
     (tmp_path / "cache").write_text("a file")
     said = []
     frozen, table = cache(tmp_path / "cache", said=said)
@@ -76,7 +76,7 @@ def test_a_directory_that_cannot_be_one_costs_the_table_and_not_the_run(tmp_path
     assert "cannot be written (File exists)" in said[0]
 
 
-def test_logits_of_zero_are_remembered_too(tmp_path, monkeypatch):
+def test_logits_of_zero_are_cached_too(tmp_path, monkeypatch):
     frozen, table = cache(tmp_path)
     monkeypatch.setattr(frozen.network, "forward", lambda images: torch.zeros(len(images), 5))
     table.start_epoch(0)
@@ -85,7 +85,7 @@ def test_logits_of_zero_are_remembered_too(tmp_path, monkeypatch):
     assert not frozen._cache.logits.any()
 
 
-def test_another_network_has_a_table_of_its_own(tmp_path):
+def test_another_network_has_its_own_cache(tmp_path):
     first, table = cache(tmp_path, seed=1, sha256="a")
     table.start_epoch(0)
     other, table = cache(tmp_path, seed=2, sha256="b")
@@ -108,7 +108,7 @@ class Scaled(nn.Module):
         return repr(self.network)
 
 
-def test_another_forward_of_equal_weights_has_a_table_of_its_own(tmp_path):
+def test_another_forward_with_equal_weights_has_its_own_cache(tmp_path):
     tables, said = [], []
     for factor in (1, 2, 1 + 1e-5, 2):
         tables.append(TeacherCache(Scaled(factor).eval(), "a", 5, batches(), torch.float32, tmp_path, said.append))
@@ -119,7 +119,7 @@ def test_another_forward_of_equal_weights_has_a_table_of_its_own(tmp_path):
     assert ["knows 100 of" in line for line in said] == [False, False, False, True, False, True]
 
 
-def test_a_table_whose_probe_is_damaged_is_filled_anew(tmp_path):
+def test_a_cache_with_a_damaged_probe_is_refilled(tmp_path):
     _, table = cache(tmp_path)
     table.start_epoch(0)
     content = table.path.read_bytes()
@@ -130,7 +130,7 @@ def test_a_table_whose_probe_is_damaged_is_filled_anew(tmp_path):
     assert "knows 0 of the 100" in said[0] and table.path.read_bytes() == content
 
 
-def test_a_row_that_was_half_written_is_computed_again(tmp_path, monkeypatch):
+def test_a_partly_written_row_is_computed_again(tmp_path, monkeypatch):
     frozen, table = cache(tmp_path)
     table.start_epoch(0)
     content = bytearray(table.path.read_bytes())
@@ -144,7 +144,7 @@ def test_a_row_that_was_half_written_is_computed_again(tmp_path, monkeypatch):
     assert torch.equal(again._cache.logits, frozen._cache.logits)
 
 
-def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
+def test_a_run_continues_after_losing_its_cache(tmp_path):
     said = []
     frozen, table = cache(tmp_path, said=said)
     table.start_epoch(0)
@@ -159,7 +159,7 @@ def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
     assert torch.equal(frozen._cache.logits, expected._cache.logits)
 
 
-def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):
+def test_a_run_continues_without_a_cache_on_a_full_disk(tmp_path, monkeypatch):
     said = []
     frozen, table = cache(tmp_path, said=said)
 
@@ -176,7 +176,7 @@ def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script", ["train_kd", "train_nasty"])
-def test_a_run_with_remembered_answers_is_the_run_without(call, experiment, script):
+def test_a_run_with_cached_answers_equals_the_run_without(call, experiment, script):
     normal = experiment("normal", num_epochs=1)
     assert call("train_scratch", normal).returncode == 0
     role = {"train_kd": {"teacher_model": "net", "teacher_num_channels": 4, "alpha": 0.9,
@@ -192,7 +192,7 @@ def test_a_run_with_remembered_answers_is_the_run_without(call, experiment, scri
     assert rows[2] == rows[1]
 
 
-def test_rotations_are_without_number_and_are_not_remembered(call, experiment, monkeypatch):
+def test_rotations_are_unbounded_and_not_cached(call, experiment, monkeypatch):
     from utils import run as module
     load = module.load_dataset
     monkeypatch.setattr(module, "load_dataset", lambda *a, **k: dataclasses.replace(

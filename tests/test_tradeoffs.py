@@ -1,4 +1,4 @@
-"""Tradeoffs: the accuracy of a defended teacher against that of the strongest attack's student."""
+"""Tradeoffs: accuracy of a defended teacher against accuracy of the strongest attack's student."""
 import json
 
 import pytest
@@ -13,7 +13,7 @@ NO_LABELS = {**ONCE, "labels": 0, "alpha": 1}
 
 
 def defend(directory, accuracy, **params):
-    """A network that is protected by its training."""
+    """Write a network with a trained-in defense."""
     write(directory / "teacher", SCRATCH | {"model_name": "resnet18"} | params, accuracy)
     results = json.loads((directory / "teacher/results.json").read_text())
     (directory / "teacher/results.json").write_text(json.dumps(results | {"stage": "train_nasty.py"}))
@@ -21,7 +21,7 @@ def defend(directory, accuracy, **params):
 
 
 def attack(directory, teacher, accuracy, name="kd_t1", answering=None, **params):
-    """A student by KD, or of hard labels with `interface`; answering: accuracy of the teacher's answers."""
+    """Write a student by KD, or by hard labels with `interface`. answering: accuracy of the teacher's answers."""
     place = directory / name
     params = student(teacher, temperature=1, **NO_LABELS) | params
     write(place, params, accuracy)
@@ -34,7 +34,7 @@ def attack(directory, teacher, accuracy, name="kd_t1", answering=None, **params)
 
 @pytest.fixture
 def root(tmp_path):
-    """A normal teacher, CMIM at three weights, the nasty teacher, and two strengths of MAD; without labels."""
+    """Write a normal teacher, CMIM at three weights, a nasty teacher, and two strengths of MAD; without labels."""
     normal, nasty = teachers(tmp_path)
     place = tmp_path / "defenses"
     write(place / "alone/labels", SCRATCH | {"model_name": "net", "subset_size": 1000}, 75.0)
@@ -56,7 +56,7 @@ def tradeoff(root):
     return found
 
 
-def test_the_table_has_a_line_a_teacher_in_the_order_of_strength(root):
+def test_the_table_has_one_line_per_teacher_in_the_order_of_strength(root):
     heads, *lines = tradeoff(root).table()
     assert heads == ["defense", "strength", "teacher, %", "strongest attack", "its student, %",
                      "floor, %", "efficiency"]
@@ -115,7 +115,7 @@ def test_answers_that_depend_on_the_order_of_the_queries_have_the_accuracy_of_th
     assert ["ModelGuard-S", "1", "94.90"] in [line[:3] for line in tradeoff(root).table()]
 
 
-def test_seeds_are_one_point_with_their_deviation(root):
+def test_seeds_are_one_point_with_a_standard_deviation(root):
     place = root / "defenses/cmim_2"
     params = json.loads((place / "teacher/params.json").read_text()) | {"seed": 1}
     write(place / "teacher/seed1", params, 92.0)
@@ -131,20 +131,20 @@ def test_thieves_with_labels_have_a_figure_of_their_own(root):
     assert {found.title.split(", ")[-3] for found in report(root).tradeoffs} == {"labels", "no labels"}
 
 
-def test_there_is_none_without_a_defended_teacher_that_was_attacked(tmp_path):
+def test_no_tradeoff_without_an_attacked_defense(tmp_path):
     normal, _ = teachers(tmp_path)
     attack(tmp_path / "defenses/none", normal, 84.0)
     assert not report(tmp_path).tradeoffs
 
 
-def test_points_are_drawn_and_told(root):
+def test_tradeoffs_are_drawn_and_listed(root):
     told = report(root)
     files, failures = told.write(root / "out")
     assert not failures and "tradeoff-cifar10-net-no-labels-1000-images.png" in {file.name for file in files}
     assert "## Protection and its price" in told.markdown() and "Protection and its price" in told.text()
 
 
-def test_strengths_stand_beside_the_points_of_a_series_of_several(root):
+def test_strengths_are_beside_the_points_of_a_series(root):
     figure = figures._scatter_plot(tradeoff(root))
     written = sorted(text.get_text() for text in figure.axes[0].texts)
     assert written == ["0.5", "0.5", "1", "10", "2"]

@@ -1,4 +1,4 @@
-"""Trained-in defenses, worked out by hand, and short runs of each."""
+"""Trained-in defenses: values computed by hand, and short runs of each."""
 import copy
 import math
 from types import SimpleNamespace
@@ -62,7 +62,7 @@ def assert_gradients(network, expected):
 
 
 def changed(network, before):
-    """Names of the entries of the state dict that are not as before."""
+    """Names of the entries of the state dict that have changed."""
     return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
 
 
@@ -86,7 +86,7 @@ def test_nasty_is_bit_for_bit_the_published_loss(nasty):
                                                   (p.grad for p in other.parameters()), strict=True))
 
 
-def test_half_has_the_kl_gradient_in_the_classifier_only(nasty):
+def test_half_only_has_the_kl_gradient_in_the_classifier(nasty):
     network, defense, batch = small(), nasty(kl_layers="classifier", weight=2.0), batch_of()
     other = copy.deepcopy(network)
     terms = defense(network, batch)
@@ -99,7 +99,7 @@ def test_half_has_the_kl_gradient_in_the_classifier_only(nasty):
 
 
 @pytest.mark.parametrize(("name", "layer"), [("net", "fc2"), ("mobilenetv2", "conv2")])
-def test_light_trains_the_classifier_and_leaves_everything_else_as_it_is(nasty, name, layer):
+def test_light_only_trains_the_classifier(nasty, name, layer):
     network, defense = small(name=name), nasty(trained_layers="classifier")
     before = copy.deepcopy(network.state_dict())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -185,7 +185,7 @@ def test_no_gradient_passes_through_the_means_of_cmim():
 
 @pytest.fixture
 def moved():
-    """A step of the moving adversary: the defense, the network and both before, the batch and its views."""
+    """A step of the moving adversary: defense, network, copies of both before the step, batch and views."""
     network, defense, batch = small(), build("moving", temperature=2.0, weight=0.5), batch_of()
     defense.prepare(network, batch.images)
     before = copy.deepcopy((network, defense.student))
@@ -197,14 +197,14 @@ def moved():
                            views=random_views(batch.images))
 
 
-def test_the_network_learns_as_if_the_student_was_fixed(moved):
+def test_the_student_is_constant_in_the_networks_loss(moved):
     logits, student = moved.before[0](moved.batch.images), moved.defense.student.eval()
     kl = 4 * kl_divergence(logits, student(moved.batch.images).detach(), temperature=2)
     assert_gradients(moved.network, gradients(F.cross_entropy(logits, LABELS) - 0.5 * kl, moved.before[0]))
     torch.testing.assert_close(moved.terms["kl"], kl)
 
 
-def test_the_student_learns_as_if_the_network_was_fixed(moved):
+def test_the_network_is_constant_in_the_students_loss(moved):
     answers = moved.network.eval()(moved.views).detach()
     kl = 4 * kl_divergence(answers, moved.before[1](moved.views), temperature=2)
     assert_gradients(moved.defense.student, gradients(kl, moved.before[1]))
@@ -228,7 +228,7 @@ def test_the_student_is_like_the_network_with_weights_of_its_own():
     assert not student["bn1.running_mean"].any() and not student["bn1.num_batches_tracked"]
 
 
-def test_matrices_that_no_layer_knows_are_drawn_anew():
+def test_matrices_outside_known_layers_are_reinitialized():
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -291,7 +291,7 @@ def test_adversarial_examples_stay_near_and_are_images(epsilon):
     assert F.cross_entropy(network(adversarial), LABELS) > F.cross_entropy(network(batch.images), LABELS)
 
 
-def test_the_loss_of_ast_is_that_of_the_sparse_outputs_for_the_same_image():
+def test_ast_uses_the_sparse_outputs_for_the_same_image():
     network, batch, defense = small(), batch_of(), ast(alpha=0.25, temperature=2.0)
     other = copy.deepcopy(network)
     defense(network, batch)["loss"].backward()
@@ -318,7 +318,7 @@ def test_ast_has_the_published_values_of_the_data_set():
     assert (params("cifar10"), params("cifar100")) == ((0.05, 6.0, 2), (0.035, 30.0, 7))
 
 
-def test_a_learner_tells_its_method_how_images_are_normalized():
+def test_a_learner_passes_the_normalization_to_its_method():
     part = Images(torch.zeros(COUNT, 32, 32, 3, dtype=torch.uint8), LABELS, MEAN, STD)
     params = SimpleNamespace(learning_rate=0.1, optimizer="sgd")
     defense = build("ast")
@@ -350,7 +350,7 @@ def test_every_defense_trains_a_network_from_trained_weights(call, experiment, s
 
 
 @pytest.mark.parametrize("name", ["cmim", "moving"])
-def test_an_epoch_and_one_more_are_two(call, experiment, name):
+def test_a_run_of_one_plus_one_epochs_equals_one_of_two(call, experiment, name):
     whole, parts = (experiment(directory, defense=name) for directory in ("whole", "parts"))
     assert call("train_nasty", whole).returncode == 0
     assert call("train_nasty", parts, "--set", "num_epochs=1").returncode == 0

@@ -1,4 +1,4 @@
-"""The loop and the batches: the recipe's schedule, exact evaluation, seeds, what is not finite."""
+"""Training loop and batches: schedule, exact evaluation, seeds, and non-finite values."""
 import csv
 import math
 
@@ -28,14 +28,14 @@ def params(**values):
 
 
 def images(count=23, classes=4):
-    """`count` images whose first pixel is their number."""
+    """`count` images whose first pixel is their index."""
     pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=seeds.generator("test"))
     pixels[:, 0, 0, 0] = torch.arange(count)
     return Images(pixels, torch.arange(count) % classes, torch.zeros(3), torch.ones(3))
 
 
 def numbers(epoch):
-    """The numbers of all images of an epoch, in its order."""
+    """Indices of all images of an epoch, in order."""
     return [number for batch in epoch for number in (batch.images[:, 0, 0, 0] * 255).round().long().tolist()]
 
 
@@ -46,7 +46,7 @@ def test_the_learning_rate_drops_at_each_epoch_of_the_schedule_counted_from_0():
         [0.02, 0.02, 0.004, 0.0008, 0.0008])
 
 
-def test_the_optimiser_is_the_recipes():
+def test_the_optimizer_is_that_of_the_recipe():
     sgd = build_optimizer(params(), nn.Linear(2, 2))
     assert type(sgd) is torch.optim.SGD
     assert (sgd.defaults["momentum"], sgd.defaults["weight_decay"], sgd.defaults["nesterov"]) == (0.9, 5e-4, False)
@@ -65,7 +65,7 @@ def test_an_epoch_visits_every_image_once_in_batches_of_the_size_asked_for():
 
 
 def test_a_last_batch_of_a_single_image_is_left_for_another_epoch():
-    """Batch normalisation has no statistics of one image."""
+    """Batch normalization needs more than one image."""
     batches = TrainBatches(images(17), 8, None, seed=0)
     assert batches.batch_sizes() == [8, 8]
     left_out = set().union(*(set(range(17)) - set(numbers(batches.epoch(epoch))) for epoch in range(9)))
@@ -85,7 +85,7 @@ def test_an_epoch_derives_from_seed_and_epoch_alone(augmentation):
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "crop_flip", "rotate_flip"])
-def test_processes_cut_one_and_the_same_epoch_into_parts(monkeypatch, augmentation):
+def test_processes_split_the_same_epoch(monkeypatch, augmentation):
     whole = list(TrainBatches(images(21), 8, augmentation, seed=5).epoch(2))
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     shares = []
@@ -99,7 +99,7 @@ def test_processes_cut_one_and_the_same_epoch_into_parts(monkeypatch, augmentati
 
 
 def white_pixels(count, augmentation):
-    """The rows and columns where augmentation moves the white pixel at (16, 12) of `count` black images."""
+    """Rows and columns to which augmentation moves the white pixel at (16, 12) of `count` black images."""
     pixels = torch.zeros(count, 32, 32, 3, dtype=torch.uint8)
     pixels[:, 16, 12] = 255
     part = Images(pixels, torch.zeros(count, dtype=torch.int64), torch.zeros(3), torch.ones(3))
@@ -144,7 +144,7 @@ def test_each_view_of_an_image_has_a_number():
     assert TrainBatches(many, 2000, "rotate_flip", seed=0).views is None
 
 
-def test_batches_are_channels_last_float32_and_normalised():
+def test_batches_are_channels_last_float32_and_normalized():
     part = images()
     part = Images(part.images, part.labels, torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4]))
     batch, labels, *_ = next(TrainBatches(part, 8, "crop_flip", seed=0).epoch(0))
@@ -199,7 +199,7 @@ def test_evaluation_is_exact_over_all_images_in_eval_mode():
     assert row["loss"] == pytest.approx(cross_entropy(logits, part.labels).item(), rel=1e-5)
 
 
-def test_a_frozen_network_answers_in_eval_mode_and_its_logits_may_be_used_by_a_loss():
+def test_a_frozen_network_runs_in_eval_mode_and_a_loss_may_use_its_logits():
     network = build_model("net", 4, num_channels=4, dropout_rate=0.5).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     frozen = Frozen(network)
@@ -217,7 +217,7 @@ def test_the_best_epoch_is_the_later_one_on_a_tie():
     assert Progress(history).best["epoch"] == 3
 
 
-def test_with_held_out_images_those_choose_the_best_epoch():
+def test_held_out_images_select_the_best_epoch():
     history = [{"epoch": 1, "validation_accuracy": 80.0, "test_accuracy": 50.0},
                {"epoch": 2, "validation_accuracy": 70.0, "test_accuracy": 90.0}]
     assert Progress(history).best["epoch"] == 1
@@ -235,7 +235,7 @@ def test_best_model_is_the_epoch_of_highest_test_accuracy(call, experiment):
     assert results(directory)["last"]["test_accuracy"] == rows[-1][0]
 
 
-def test_what_is_not_finite_ends_the_run_names_epoch_and_step_and_keeps_the_last_checkpoint(call, experiment):
+def test_non_finite_values_end_the_run_and_keep_the_last_checkpoint(call, experiment):
     directory = experiment(num_epochs=4, schedule=[2], gamma=1e30)
     done = call("train_scratch", directory)
     assert done.returncode == 2
@@ -254,8 +254,8 @@ def test_what_is_not_finite_ends_the_run_names_epoch_and_step_and_keeps_the_last
     assert "stopped: epoch 3, step " in (directory / "training.log").read_text().splitlines()[-1]
 
 
-def test_the_first_step_that_is_not_finite_is_found_at_the_end_of_an_epoch_too():
-    """As on a GPU, where no step waits for a look at its numbers."""
+def test_the_first_non_finite_step_is_found_at_the_end_of_an_epoch():
+    """As on a GPU, where no step waits for its values."""
     records = [torch.tensor([1.0, 2.0]) for _ in range(5)]
     check_finite(records, ["loss", "gradient_norm"], epoch=0, first_step=1)
     records[2], records[4] = torch.tensor([math.nan, 2.0]), torch.tensor([1.0, math.inf])
@@ -273,7 +273,7 @@ def test_bfloat16_is_chosen_by_name_and_trains(call, experiment):
     assert weights["conv1.weight"].dtype == torch.float32
 
 
-def test_seeds_depend_on_every_part():
+def test_derived_seeds_depend_on_every_part():
     values = {seeds.derive_seed(*parts) for parts in ((0,), (1,), (0, "epoch", 1), (0, "epoch", 2), (0, "epoch1"))}
     assert len(values) == 5
     assert all(0 <= value < 2**63 for value in values)
@@ -282,7 +282,7 @@ def test_seeds_depend_on_every_part():
 def test_the_initial_weights_derive_from_the_seed(call, experiment):
     weights = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        directory = experiment(name, seed=seed, num_epochs=1, learning_rate=1e-9)  # they stay what they were
+        directory = experiment(name, seed=seed, num_epochs=1, learning_rate=1e-9)  # the weights hardly change
         assert call("train_scratch", directory).returncode == 0
         weights[name] = torch.load(directory / "last_model.tar", weights_only=True)["state_dict"]["fc1.weight"]
     assert torch.equal(weights["a"], weights["b"])

@@ -1,4 +1,4 @@
-"""Triggers: where they lie, how strong they are, and that no byte of them ever changes."""
+"""Triggers: position, strength, and exact bytes."""
 import hashlib
 import sys
 
@@ -12,7 +12,7 @@ from backdoor import assets
 from backdoor.triggers import REGISTRY, TRIGGER_NAMES, build_trigger, register
 from utils.errors import UserError
 
-# SHA-256 of each picture's bytes: a teacher poisoned with another picture would not answer to this one.
+# SHA-256 of each picture's bytes: a teacher poisoned with another picture would not react to this one.
 HASHES = {
     "blend": "a015938c3da0dc768515928053212af7576bf16984d5063e81fc98071c4e8690",
     "trojan_3x3": "711271e4058a7ddd4b8f46ad0acac0faca2add8914c62b78e94d25d7423526bd",
@@ -61,7 +61,7 @@ def test_a_picture_never_changes(name):
     assert hashlib.sha256(picture.tobytes()).hexdigest() == HASHES[name]
 
 
-def test_blend_is_a_light_picture_of_strong_contrast():
+def test_blend_is_a_bright_picture_of_high_contrast():
     picture = assets.blend()
     assert picture.mean() == within_ten_per_cent(200) and picture.std() == within_ten_per_cent(75)
     assert picture.mean((0, 1)) == within_ten_per_cent(np.array([214, 192, 201]))
@@ -108,7 +108,7 @@ def test_smooth_is_a_green_blob_and_for_gtsrb_a_magenta_one():
 
 @pytest.mark.parametrize(("name", "total"), [("badnet_grid", 392_820), ("badnet_sq", 399_312), ("cl", 391_632),
                                              ("sig", 392_160)])
-def test_the_sum_over_a_grey_image_is_the_known_one(name, total):
+def test_the_sum_over_a_gray_image_is_known(name, total):
     assert stamped(name, grey(128)).int().sum() == total
 
 
@@ -192,7 +192,7 @@ def test_only_smooth_depends_on_the_data_set():
         assert same == (name != "smooth")
 
 
-# What all triggers share
+# Properties of all triggers
 
 def test_the_registry_has_the_published_triggers_and_the_true_sine():
     published = ("badnet_grid", "badnet_sq", "blend", "cl", "l0_inv", "l2_inv", "sig", "sig_true", "smooth",
@@ -202,7 +202,7 @@ def test_the_registry_has_the_published_triggers_and_the_true_sine():
     assert all(build_trigger(name).name == name for name in TRIGGER_NAMES)
 
 
-def test_a_registered_function_is_a_trigger_and_its_name_is_taken(monkeypatch):
+def test_a_registered_function_is_a_trigger_with_a_unique_name(monkeypatch):
     monkeypatch.setattr(REGISTRY, "_entries", dict(REGISTRY._entries))
     register("black", clean_label=True)(torch.zeros_like)
     trigger = build_trigger("black")

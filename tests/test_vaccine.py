@@ -1,4 +1,4 @@
-"""The shuffling vaccine: what is permuted, what is suspicious, what the penalties are, which shuffle is accepted."""
+"""Shuffling vaccine: permuted layers, suspicious samples, penalties, and selection of a shuffle."""
 import copy
 import math
 
@@ -44,7 +44,7 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_of_wrn16_2_the_first_11_convolutions_stay_and_the_last_5_are_permuted_along_their_inputs():
+def test_the_last_5_of_16_convolutions_of_wrn16_2_are_permuted():
     torch.manual_seed(0)
     teacher = build_model("wrn16_2", 10)
     names = shufflable_convolutions(teacher.eval())
@@ -82,7 +82,7 @@ def test_convolutions_are_found_by_type_in_order_of_execution_and_leave_no_hook(
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_order_of_execution_counts_not_order_of_registration_and_what_never_runs_is_left_out():
+def test_convolutions_are_ordered_by_execution_and_unused_ones_left_out():
     class Backwards(nn.Module):
         def __init__(self):
             super().__init__()
@@ -119,7 +119,7 @@ def test_the_ensemble_is_the_mean_of_its_members_logits_in_eval_mode_and_gradien
     assert teacher.training and all(parameter.requires_grad for parameter in teacher.parameters())
 
 
-def test_no_layer_shuffled_is_the_teacher_itself():
+def test_without_shuffled_layers_the_ensemble_equals_the_teacher():
     teacher = network().eval()
     with torch.no_grad():
         torch.testing.assert_close(ShuffledTeacher(teacher, layers=0)(images()), teacher(images()))
@@ -142,7 +142,7 @@ def test_shuffling_again_keeps_the_members_and_the_filters_sums_and_changes_the_
         torch.testing.assert_close(now.sum(1), then.sum(1))
 
 
-def test_a_restored_vaccine_is_the_saved_one_and_goes_on_like_it(tmp_path):
+def test_a_restored_vaccine_continues_like_the_saved_one(tmp_path):
     saved, restored = ShuffledTeacher(network(), seed=1), ShuffledTeacher(network(), seed=1)
     saved.shuffle()
     assert not same(saved.members[0], restored.members[0])
@@ -165,17 +165,17 @@ def test_a_vaccine_of_other_layers_cannot_be_restored():
         ShuffledTeacher(network(), layers=4).load_state_dict(state)
 
 
-def test_a_network_with_too_few_convolutions_is_the_users_error():
+def test_a_network_with_too_few_convolutions_is_a_user_error():
     with pytest.raises(UserError, match="last 10 convolutions of a teacher that has 9: choose fewer layers"):
         ShuffledTeacher(network(), layers=10)
 
 
-def test_a_teacher_without_a_convolution_is_the_users_error():
+def test_a_teacher_without_a_convolution_is_a_user_error():
     with pytest.raises(UserError, match="needs a teacher with a convolution"):
         ShuffledTeacher(build_model("mlp", 4))
 
 
-def test_grey_images_have_one_channel():
+def test_gray_images_have_one_channel():
     teacher = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     vaccine = ShuffledTeacher(teacher, channels=1, image_size=16)
     assert vaccine.layers == ["1"] and vaccine(images()[:, :1]).shape == (4, 8)
@@ -201,7 +201,7 @@ def test_the_penalty_without_a_suspicious_sample_is_zero_with_a_zero_gradient():
     assert penalty.item() == 0 and not gradient.any()
 
 
-def test_the_penalty_moves_suspicious_samples_only_and_through_both_networks():
+def test_the_penalty_only_moves_suspicious_samples_through_both_networks():
     teacher, shuffled = TEACHER.clone().requires_grad_(), SHUFFLED.clone().requires_grad_()
     for gradient in torch.autograd.grad(generator_penalty(teacher, shuffled, coefficient=0.1), (teacher, shuffled)):
         assert gradient.any(1).tolist() == [True, False, True]
@@ -236,7 +236,7 @@ def test_without_a_suspicious_sample_the_students_loss_is_the_plain_mean():
     assert student_loss(torch.tensor([1.0, 2, 6]), torch.zeros(3, dtype=torch.bool), coefficient=0.1, cap=1.0) == 3
 
 
-def test_a_batch_of_suspicious_samples_alone_has_a_finite_loss():
+def test_a_batch_of_only_suspicious_samples_has_a_finite_loss():
     loss = student_loss(torch.tensor([1.0, 3]), torch.ones(2, dtype=torch.bool), coefficient=0.1, cap=2.0)
     assert loss.item() == pytest.approx(-0.1 * (1 + 2) / 2)
 
@@ -249,14 +249,14 @@ def test_past_the_cap_a_suspicious_sample_has_no_gradient(cap):
     assert loss.item() == 3 - 0.5 * 4 and gradient.tolist() == [1, 0]
 
 
-def test_the_cap_is_the_divergence_of_a_student_that_knows_nothing():
+def test_the_cap_is_the_divergence_of_a_uniform_prediction():
     logits = torch.tensor([[1000.0, 0, 0], [0, 0, 0]])
     assert ascent_cap(logits, temperature=2).tolist() == pytest.approx([4 * math.log(3), 0], abs=1e-6)
     torch.testing.assert_close(ascent_cap(TEACHER, temperature=4),
                                16 * kl_per_sample(TEACHER, torch.full((3, 3), 7.0), temperature=4))
 
 
-def test_ascent_with_a_cap_comes_to_rest_and_without_one_does_not():
+def test_ascent_stops_only_with_a_cap():
     def student_after(cap):
         logits = torch.tensor([[2.0, 0, 0]], requires_grad=True)
         for _ in range(500):
@@ -280,7 +280,7 @@ def test_thirty_samples_far_below_a_thousand_are_a_tail_of_three_percent():
     assert tail_ratio(known_divergences(0)) <= 0.02
 
 
-def test_the_tail_of_zero_and_negative_divergences_is_counted_like_that_of_tiny_ones():
+def test_zero_and_negative_divergences_count_like_tiny_ones():
     k = known_divergences(30)
     k[-30:-15], k[-15:] = 0, -1e-9
     assert tail_ratio(k) == pytest.approx(0.03)
@@ -304,14 +304,14 @@ def test_a_refused_vaccine_is_shuffled_up_to_eight_tries_and_then_given_up():
     assert selection.finished and not selection.found and len(selection.ratios) == 8
 
 
-def test_a_later_shuffle_is_judged_by_its_own_samples():
+def test_a_later_shuffle_only_uses_its_own_samples():
     selection = Selection(batches=1, skip=0)
     assert selection.observe(known_divergences(0))
     assert not selection.observe(known_divergences(30))
     assert selection.found
 
 
-def test_a_selection_keeps_no_graph():
+def test_a_selection_stores_no_graph():
     selection, k = Selection(), torch.ones(3, requires_grad=True)
     for _ in range(12):
         selection.observe(2 * k)
@@ -319,7 +319,7 @@ def test_a_selection_keeps_no_graph():
     assert len(collected) == 3 and not collected.requires_grad
 
 
-def test_a_restored_selection_goes_on_like_the_saved_one(tmp_path):
+def test_a_restored_selection_continues_like_the_saved_one(tmp_path):
     selection, restored = Selection(batches=3, skip=1), Selection(batches=3, skip=1)
     parts = [*known_divergences(0).split(97), *known_divergences(30).split(500)]
     for part in parts[:4]:
@@ -331,6 +331,6 @@ def test_a_restored_selection_goes_on_like_the_saved_one(tmp_path):
     assert selection.ratios == restored.ratios and len(selection.ratios) > 1
 
 
-def test_a_selection_without_batches_to_judge_is_an_error():
+def test_a_selection_without_batches_is_an_error():
     with pytest.raises(ValueError, match="nothing to judge"):
         Selection(batches=11, skip=11)

@@ -1,4 +1,4 @@
-"""Verdicts on defenses from plain numbers, and the references that a table of attacks compares them with."""
+"""Verdicts on defenses from plain numbers, and the reference networks of a table of attacks."""
 import pytest
 from test_report import SCRATCH, report, student, teachers, write
 
@@ -23,26 +23,26 @@ def test_there_is_no_verdict_without_an_attack():
 
 
 @pytest.mark.parametrize(("student_of_defended", "expected"), [(85.0, 0.0), (82.5, 0.5), (80.0, 1.0), (70.0, 3.0)])
-def test_efficiency_is_the_part_of_the_headroom_that_is_lost(student_of_defended, expected):
+def test_efficiency_is_the_fraction_of_the_headroom_that_is_lost(student_of_defended, expected):
     assert efficiency(UNPROTECTED, judge({"kd": Attempt([student_of_defended])})) == expected
 
 
-def test_there_is_no_efficiency_where_the_headroom_is_within_the_deviation_of_the_seeds():
+def test_no_efficiency_if_the_headroom_is_within_the_standard_deviation():
     narrow = judge({"kd": Attempt([81.0, 81.0]), "hard labels": Attempt([78.0, 82.0], True)})
     defended = judge({"kd": Attempt([70.0])})
     assert narrow.headroom == 1 and narrow.noise > 2 and efficiency(narrow, defended) is None
     assert format_efficiency(narrow, defended) == "no headroom"
 
 
-def test_there_is_no_efficiency_without_a_floor_or_an_undefended_teacher_nor_of_that_teacher_itself():
+def test_no_efficiency_without_a_floor_or_an_unprotected_teacher():
     without = judge({"kd": Attempt([81.0])})
     assert without.headroom is None and efficiency(without, without) is None
     assert format_efficiency(without, UNPROTECTED) == format_efficiency(None, UNPROTECTED) == ""
     assert format_efficiency(UNPROTECTED, UNPROTECTED) == "" and format_efficiency(UNPROTECTED, without) == "0.80"
 
 
-def test_students_of_few_images_are_compared_with_networks_from_labels_of_as_many(tmp_path):
-    """Although a network from all images lies nearer."""
+def test_students_are_compared_with_networks_of_as_many_labels(tmp_path):
+    """The reference is not the network of all images, although its directory is nearer."""
     normal, _ = teachers(tmp_path)
     alone = SCRATCH | {"model_name": "net"}
     for name, smoothing, value in (("labels", 0.0, 70.0), ("smoothed", 0.1, 71.0)):

@@ -1,4 +1,4 @@
-"""Parameters of every run that was not published, by its directory below experiments/. Start in the file of a data set.
+"""Parameters of every unpublished run, by its directory below experiments/. Start in the file of a data set.
 
 A params.json lists its keys in the order in which a recipe gives them.
 """
@@ -11,12 +11,12 @@ PUBLISHED = nasty_teacher.published()  # directories whose params.json stays as 
 
 
 def all_runs() -> Runs:
-    """Parameters by directory. Raises ValueError for a directory of two recipes, or of a published file."""
+    """Parameters by directory. Raises ValueError if a directory has two recipes or a published file."""
     runs: Runs = {}
     for recipe in (nasty_teacher.runs, abd.runs, cifar10_short.runs, demo.runs,
                    attacks.runs, defenses.runs, audits.runs):
         new = recipe()
         if twice := new.keys() & (runs.keys() | PUBLISHED):
-            raise ValueError(f"more than one recipe, or a published file too, for {', '.join(sorted(twice))}")
+            raise ValueError(f"two recipes, or a recipe and a published file, for {', '.join(sorted(twice))}")
         runs |= new
     return runs

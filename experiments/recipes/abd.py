@@ -9,22 +9,22 @@ TRIGGERS = ("badnet_grid", "badnet_sq", "blend", "cl", "l0_inv", "l2_inv", "sig"
             "trojan_wm")
 WITH_A_FIFTH_OF_THE_DATA = {"subset_fraction": 0.2, "alpha": 0.95, "temperature": 6, "learning_rate": 0.1,
                             "batch_size": 128, "num_epochs": 170}
-# Self-retrospection as in ABD's programs, whose conventions of the divergence differ
+# Self-retrospection as in ABD's published code, which defines the divergence differently
 REFERENCE = {"zskt": {"sr_start": 0.0, "sr_penalty": 0.01, "sr_batch_norm": "train", "sr_eta": 0.01},
              "ood": {"sr_start": 0.0, "sr_weight": 640, "sr_detach": 0, "sr_batch_norm": "train"}}
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """How backdoors are placed and students without data are trained on one data set."""
+    """Backdoor target, and training of teachers and students without data, on one data set."""
 
     folder: str
     name: str
     target: int
     batch_size: int  # of the teachers
-    zskt: Values = field(default_factory=dict)  # parameters of ZSKT that are not the defaults
-    defenses: Runs = field(default_factory=lambda: {"auto": {}, "sr": {}, "sv": {}})  # each with its parameters
-    more_methods: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by trigger; ZSKT meets every trigger
+    zskt: Values = field(default_factory=dict)  # parameters of ZSKT that differ from the defaults
+    defenses: Runs = field(default_factory=lambda: {"auto": {}, "sr": {}, "sv": {}})  # parameters by backdoor defense
+    more_methods: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by trigger; every trigger also uses ZSKT
 
 
 CIFAR10 = DataSet("CIFAR10/abd", "cifar10", target=0, batch_size=128, more_methods={
@@ -40,8 +40,8 @@ def teacher(data: DataSet, network: str = "wrn16_2") -> Values:
 
 
 def backdoor(data: DataSet, trigger: str, *methods: str, network: str = "wrn16_2", below: str = "") -> Runs:
-    """A poisoned teacher, its student with a fifth of the data, and students by each data-free method, undefended and
-    defended. below: a directory between those of the data set and the trigger."""
+    """A poisoned teacher, its student with a fifth of the data, and students by each data-free method, without and with
+    backdoor defense. below: a directory between those of the data set and the trigger."""
     place = f"{data.folder}/{below}{trigger}"
     poison = {"trigger": trigger, "target": data.target}
     poisoned = {**teacher(data, network), **poison, "poison_rate": 0.1}
@@ -59,7 +59,7 @@ def backdoor(data: DataSet, trigger: str, *methods: str, network: str = "wrn16_2
 
 
 def more_defenses(runs: Runs, place: str) -> Runs:
-    """Both defenses of ABD at once, and self-retrospection as in its programs."""
+    """Both defenses of ABD at once, and self-retrospection as in ABD's published code."""
     references = {f"{place}/{method}_sr_reference": {**runs[f"{place}/{method}"], **backdoor_defense("sr", **options)}
                   for method, options in REFERENCE.items()}
     return {f"{place}/zskt_sv_sr": {**runs[f"{place}/zskt"], **backdoor_defense("sv+sr")}, **references}

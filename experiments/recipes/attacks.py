@@ -1,8 +1,8 @@
-"""Attacks on a normal and a nasty teacher, with labels and without, and what they are compared with.
+"""Attacks on a normal and a nasty teacher, with and without labels, and their references.
 
-Every image is sent to the teacher once. Below FOLDER/attacks: `alone` (students of smoothed labels), `controls`, and
-for each teacher `labels`, `no_labels` and `foreign` (images of another data set); below
-FOLDER/ablations/query_budget students of a number of images.
+Every image is sent to the teacher once. FOLDER/attacks contains `alone` (students of smoothed labels, without a
+teacher), `controls` and, for each teacher, `labels`, `no_labels` and `foreign` (images of another data set);
+FOLDER/ablations/query_budget contains students of different numbers of images.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from experiments.recipes.demo import net
 TEMPERATURES = (1, 2, 4, 10, 20)
 SMOOTHING = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 CONTROLS = ("uniform", "class_mean")
-# A uniform answer has no top class, and the averager is a student of class means already.
+# A uniform answer has no top class, and the averager already learns class means.
 NO_CONTROL = (("hard_label", "uniform"), ("consensus", "uniform"), ("averager", "class_mean"))
 NO_LABELS = {"labels": 0}
 
@@ -27,7 +27,7 @@ class Grid:
 
     teachers: Teachers
     student: Values  # parameters of the student's network trained from labels
-    short: Runs  # parameters of attacks whose delays are made for longer runs, by attack
+    short: Runs  # shorter delays, by attack; the defaults are meant for longer runs
     augmented: bool  # whether the images are augmented, so that an attack can average views
 
     @property
@@ -35,7 +35,7 @@ class Grid:
         return f"{self.teachers.folder}/attacks"
 
     def name(self, kind: str) -> str:
-        """Directory of the attacks on the "normal" or the "nasty" teacher."""
+        """Directory name of the attacks on the "normal" or the "nasty" teacher."""
         return f"{kind}_{self.teachers.name}{self.teachers.suffix}"
 
     def thief(self, teacher: str, attack: str, **parameters: object) -> Values:
@@ -52,16 +52,16 @@ class Grid:
         found["kd_t1_round1"] = {"attack": "kd", "temperature": 1, **alpha, "interface": "round:1"}
         for attack in ("htc", "htc_matched", "reverse_kl", "jsd", "dist", "logit_standardization", "averager", "mkd"):
             found[attack] = {"attack": attack, **alpha}
-        found |= {attack: {"attack": attack} for attack in ("dkd", "skeptical")}  # which take top classes for labels
+        found |= {attack: {"attack": attack} for attack in ("dkd", "skeptical")}  # use top classes as labels
         found["hard_label"] = {"attack": "hard_label", **({"alpha": 0.5} if labels else {})}
         if labels:
             found |= {attack: {"attack": attack} for attack in ("swap", "consensus")}
-        else:  # views to average: those of the recipe, where the others have none
+        else:  # smoothing averages several views, so it needs augmentation
             found["smoothing"] = {"attack": "smoothing", **({} if self.augmented else {"augmentation": 1})}
         return found
 
     def controls(self) -> Runs:
-        """The attacks that read labels, on answers that know nothing of the image."""
+        """The attacks that read labels, on answers that do not depend on the image."""
         return {f"{name}_{control}": {"attack": control, "of": values["attack"], "of_parameters": {
             **self.short.get(values["attack"], {}),
             **{key: value for key, value in values.items() if key not in ("attack", "interface")}}}
@@ -69,8 +69,8 @@ class Grid:
             for control in CONTROLS if (name, control) not in NO_CONTROL}
 
     def chain(self, kind: str) -> Runs:
-        """Three students, each the teacher of the next, and a fourth one, for whom the network has to be that of the
-        teacher; the first three are not there for a table."""
+        """Three students, each the teacher of the next, and a fourth one trained by `scm_chain`, which needs the
+        teacher's network. The first three are in no table."""
         runs, source = {}, self.teachers.directories[kind]
         for link in (1, 2, 3):
             place = f"{self.teachers.folder}/ablations/scm_chain/{self.name(kind)}_link{link}"
@@ -94,7 +94,7 @@ class Grid:
         return found
 
     def budgets(self, steps: dict[int, tuple[int, int]]) -> Runs:
-        """Students of a number of images without labels. steps: batch size and epochs by number of images."""
+        """Students of different numbers of images, without labels. steps: (batch size, epochs) by number of images."""
         found: Runs = {}
         for kind, teacher in self.teachers.directories.items():
             for name, values in self.attacks(labels=False).items():
@@ -107,7 +107,7 @@ class Grid:
 
     def foreign(self, transfer_set: str, names: tuple[str, ...] = ("kd_t1", "kd_t4", "hard_label"),
                 **parameters: object) -> Runs:
-        """Students of foreign images. names: attacks, as of thieves without labels."""
+        """Students of foreign images. names: attacks, from those without labels."""
         return {f"{self.place}/{self.name(kind)}/foreign/{name}": {
             **self.thief(teacher, **values), **parameters, "transfer_set": transfer_set}
             for kind, teacher in self.teachers.directories.items()
@@ -117,13 +117,13 @@ class Grid:
 DEMO = Grid(DEMO_TEACHERS, net(16), {"dkd": {"warmup_epochs": 1}, "skeptical": {"delay": 0}}, augmented=False)
 BUDGETS = {100: (32, 80), 300: (32, 32), 1000: (128, 40), 3000: (128, 14), 10000: (128, 4)}
 
-# The published setting with the CNN as teacher, at the published length; the thieves train for a fifth of it.
+# Published setting and length with the CNN as teacher; thieves train for a fifth of the length.
 CNN = {"dataset": "cifar10", **nasty_teacher.CNN, "model_name": "net"}
 CIFAR10_TEACHERS = Teachers("CIFAR10", "net", {"model_name": "net"}, temperature=4, weight=0.04,
                             checkpoint="last_model.tar", baseline="cnn")
 CIFAR10 = Grid(CIFAR10_TEACHERS, {**CNN, "num_channels": 8, "num_epochs": 20, "schedule": [15]}, {
     "dkd": {"warmup_epochs": 3}, "skeptical": {"delay": 3}}, augmented=True)
-# Five epochs on a CPU: foreign images, and a nasty teacher that was made from the normal one at temperature 20.
+# Five epochs on a CPU: foreign images, and a nasty teacher made from the normal one at temperature 20.
 FOREIGN = Grid(replace(cifar10_short.TEMPERATURE_20, folder="CIFAR10_foreign", suffix="", checkpoint="last_model.tar"),
                cifar10_short.cnn(32), {}, augmented=True)
 CIFAR100 = Grid(nasty_teacher.CIFAR100.teacher_pair("resnet18"), nasty_teacher.CIFAR100.training("shufflenetv2"), {},

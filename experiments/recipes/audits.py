@@ -1,4 +1,4 @@
-"""Audits: of the demo's teachers by a thief with a tenth of the images (scripts/demo.sh), and of those of CIFAR-10."""
+"""Audits of the demo's teachers with a tenth of the images (scripts/demo.sh), and of the CIFAR-10 teachers."""
 from __future__ import annotations
 
 from experiments.recipes.attacks import CIFAR10, CNN, DEMO
@@ -7,7 +7,7 @@ from experiments.recipes.demo import net
 
 
 def audits(teachers: Teachers, training: Values, **values: object) -> Runs:
-    """Of the normal teacher, and of the nasty one against it."""
+    """Audits of the normal teacher, and of the nasty teacher compared with it."""
     places = {kind: f"{teachers.folder}/audits/{kind}" for kind in teachers.directories}
     found: Runs = {place: {**training, "checkpoint": f"experiments/{teachers.directories[kind]}", **values}
                    for kind, place in places.items()}

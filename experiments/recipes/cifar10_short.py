@@ -1,6 +1,6 @@
-"""Table 1 in small, for a CPU (docs/results.md): the CNN as the teacher, and 5 or 20 epochs in place of 100.
+"""Table 1 in small, for a CPU (docs/results.md): the CNN as the teacher, and 5 or 20 epochs instead of 100.
 
-The results of these runs are committed beside their params.json, so what is written here stays.
+The results of these runs are committed beside their params.json, so do not change these recipes.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cnn(channels: int, *, epochs: int = 5, **options: Any) -> Values:
 
 
 def short() -> Runs:
-    """5 epochs, 8 for ResNetC-20; with a larger weight, and with a nasty teacher made from the normal one."""
+    """Runs of 5 epochs (ResNetC-20: 8), also with a larger weight and with a nasty teacher made from the normal one."""
     net, net8 = cnn(32), cnn(8)
     table = {"CIFAR10_short/baseline/net": net, "CIFAR10_short/baseline/net8": net8,
              SHORT.directories["nasty"]: SHORT.nasty(net), **SHORT.students({"net": net, "net8": net8})}
@@ -44,7 +44,7 @@ def twenty_epochs() -> Runs:
 
 
 def short_ablations() -> Runs:
-    """A run in bfloat16, and a nasty teacher whose adversary has memorized a tenth of the images."""
+    """A run in bfloat16, and a nasty teacher whose adversary memorized a tenth of the images."""
     few_images = {**cnn(32, epochs=40), "subset_fraction": 0.1, "augmentation": 0}
     nasty = SHORT.nasty(few_images) | {"adversarial_resume": f"experiments/{MEMORIZED}/net/last_model.tar"}
     return {"CIFAR10_short/ablations/precision/bf16_net8": cnn(8, precision="bf16"),

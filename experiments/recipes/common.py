@@ -1,4 +1,4 @@
-"""Keys of a params.json, and groups of runs, that several recipes share."""
+"""Keys and groups of runs that several recipes share."""
 from __future__ import annotations
 
 import re
@@ -11,9 +11,9 @@ Runs = dict[str, Values]  # by directory below experiments/, or by name in a dir
 
 
 def reads(role: str, network: Values, run: str, checkpoint: str) -> Values:
-    """Keys for a frozen network of another run: role "teacher" gives `teacher_model` and `teacher_resume`.
+    """Keys to read a frozen network of another run: role "teacher" gives `teacher_model` and `teacher_resume`.
 
-    network: `model_name`, and `num_channels` where it is not the default; run: directory of that run.
+    network: `model_name`, and `num_channels` if not the default; run: directory of the other run.
     """
     keys = {f"{role}_{key.removesuffix('_name')}": value for key, value in network.items()}
     return {**keys, f"{role}_resume": f"experiments/{run}/{checkpoint}"}
@@ -25,9 +25,9 @@ def backdoor_defense(name: str, **options: Any) -> Values:
 
 
 def with_seeds(runs: Runs, *seeds: int) -> Runs:
-    """The runs, and each under other seeds in DIR/seedN, as scripts/seeds.py makes them.
+    """The runs, and copies with other seeds in DIR/seedN, as from scripts/seeds.py.
 
-    Seed N of a run reads seed N of the runs whose checkpoints it reads, so these must have that seed too.
+    Seed N of a run reads seed N of the runs whose checkpoints it reads, so these need that seed too.
     """
     def seeded(value: Any, seed: int) -> Any:
         return re.sub(r"/(\w+\.tar)$", rf"/seed{seed}/\1", value) if isinstance(value, str) else value
@@ -41,7 +41,7 @@ class Teachers:
     """A normal and a nasty teacher of one network, the students of both, and their place on disk.
 
     `FOLDER/baseline/NAME` (or another `baseline`) is the normal teacher; `FOLDER/kd_nasty_NAME/nasty_NAME` is the nasty
-    one, which was trained against it; `FOLDER/kd_{normal,nasty}_NAME/` hold the students.
+    one, trained against it; `FOLDER/kd_{normal,nasty}_NAME/` hold the students.
     """
 
     folder: str  # of the data set, below experiments/
@@ -49,7 +49,7 @@ class Teachers:
     network: Values  # as `reads` takes it
     temperature: float  # of the nasty teacher's KL term and of the students
     weight: float  # of the nasty teacher's KL term
-    checkpoint: str = "best_model.tar"  # which checkpoint of a teacher is read
+    checkpoint: str = "best_model.tar"  # checkpoint of a teacher that is read
     suffix: str = ""  # of kd_*_NAME, for a second nasty teacher
     baseline: str = ""  # directory of the normal teacher below FOLDER/baseline; empty: NAME
 
@@ -67,16 +67,16 @@ class Teachers:
         return reads("teacher", self.network, teacher, self.checkpoint)
 
     def student(self, training: Values, teacher: str) -> Values:
-        """A student of the teacher in that directory; training: parameters of the same network without a teacher."""
+        """A student of the teacher in a directory. training: parameters of the same network without a teacher."""
         return {**training, **self.read_by_student(teacher), "temperature": self.temperature, "alpha": 0.9}
 
     def students(self, trainings: Runs, kinds: Iterable[str] = ("normal", "nasty")) -> Runs:
-        """Students by name, of each teacher."""
+        """Students of each teacher, by directory. trainings: parameters without a teacher, by name."""
         return {f"{self.place(kind)}/{name}": self.student(training, self.directories[kind])
                 for kind in kinds for name, training in trainings.items()}
 
     def nasty(self, training: Values, *, from_normal: bool = False) -> Values:
-        """The nasty teacher. from_normal: it starts from the weights of the normal one, which is its adversary too."""
+        """The nasty teacher, with the normal one as adversary. from_normal: start from its weights."""
         adversary = reads("adversarial", self.network, self.directories["normal"], self.checkpoint)
         resume = adversary.pop("adversarial_resume")
         start = {"init_from": resume} if from_normal else {}
@@ -85,8 +85,8 @@ class Teachers:
 
 
 def ablations(teachers: Teachers, nasty: Values, students: Runs, values: dict[str, list[float]]) -> Runs:
-    """Students of both teachers at other values of alpha, temperature and subset_fraction, and nasty teachers of other
-    weights with their students.
+    """Students of both teachers with other values of alpha, temperature and subset_fraction, and nasty teachers with
+    other weights and their students.
 
     nasty: parameters of the nasty teacher; students: parameters without a teacher by name; values: by parameter.
     A smaller subset_fraction also has a student without a teacher, `alone_NAME`.

@@ -1,11 +1,14 @@
-"""Defenses of a teacher, in its training or in front of its answers, against the core attacks of a thief who sends a
-fixed number of images.
+"""Trained-in and answer defenses against the core attacks of a thief who sends a fixed number of images.
 
-Below FOLDER/defenses: `none`, students of the normal teacher; `continued`, one that has trained on from its
-weights for as long as the protected ones, and its students; `NAME`, a network that is protected by its training, from
-the weights of the normal one (`teacher`), and its students; `NAME_WEIGHT`, the same with other weights of the defense,
-attacked without labels only; `answers/NAME`, students of the normal teacher behind an answer defense. The students are
-in `labels` and `no_labels`; `alone` are those of the same images and their labels, without a teacher.
+Contents of FOLDER/defenses:
+- `none`: students of the normal teacher;
+- `continued`: the normal teacher, trained for as many more epochs as the protected ones (`teacher`), and its students;
+- `NAME`: a trained-in defense, from the weights of the normal teacher (`teacher`), and its students;
+- `NAME_WEIGHT`: a trained-in defense with another weight, only attacked without labels;
+- `answers/NAME`: students of the normal teacher behind an answer defense;
+- `alone`: students of the same images and their labels, without a teacher.
+
+Except in `alone`, students are in `labels` and `no_labels`.
 """
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from experiments.recipes.demo import net
 
 CORE = ("kd_t1", "kd_t4", "kd_t20", "hard_label", "kd_t1_top2", "htc", "averager", "logit_standardization")
 WEIGHTS = {"cmim": (0.1, 0.3, 1, 3, 10), "moving": (0.001, 0.004, 0.01, 0.04, 0.1)}
-MIDDLE = {"cmim": 1, "moving": 0.01}  # attacked with labels too
+MIDDLE = {"cmim": 1, "moving": 0.01}  # also attacked with labels
 ANSWERS = ("stingy:2", "temperature:4", "random:0.5", "reverse_sigmoid:1", "mad:0.5", "mad:1", "modelguard_w:0.5",
            "modelguard_w:1", "modelguard_s:1")
 SMOOTHING = (0.1, 0.3, 0.5)
@@ -30,8 +33,8 @@ class Defended:
 
     grid: Grid
     teacher: Values  # parameters of the protected network
-    budget: Values  # of a student: number of images, and for how long it trains on them
-    recovery: Values = field(default_factory=dict)  # of the attacks that undo an answer defense, if not the defaults
+    budget: Values  # number of images and length of training of a student
+    recovery: Values = field(default_factory=dict)  # overrides for the attacks that undo an answer defense
 
     @property
     def place(self) -> str:
@@ -42,7 +45,7 @@ class Defended:
         return self.grid.teachers.directories["normal"]
 
     def trained(self) -> Runs:
-        """Defense and parameters by name; without the weights of a sweep."""
+        """Parameters of the trained-in defenses by name, without the sweeps of `WEIGHTS`."""
         nasty_t4, nasty_t20 = ({"defense": "nasty", "temperature": temperature, "weight": self.grid.teachers.weight}
                                for temperature in (4, 20))
         return {"nasty_t4": nasty_t4,
@@ -57,8 +60,7 @@ class Defended:
         return {"defense": name, **({"temperature": 4} if name == "moving" else {}), "weight": weight}
 
     def protected(self, own: Values) -> Values:
-        """A teacher that starts from the weights of the normal one, which is also the adversary of those that have
-        one."""
+        """A teacher that starts from the weights of the normal one, which is also the adversary, if there is one."""
         normal = f"experiments/{self.normal}/{self.grid.teachers.checkpoint}"
         network = self.grid.teachers.network
         adversary = {"adversarial_model": network["model_name"],
@@ -67,7 +69,7 @@ class Defended:
         return {**self.teacher, "init_from": normal, **(adversary if own.get("defense") == "nasty" else {}), **own}
 
     def adaptive(self) -> Runs:
-        """The attacks that undo an answer defense."""
+        """Attacks that undo an answer defense."""
         network = {"attack": "ddae_plus", **self.recovery}
         return {"bayes": {"attack": "bayes", **{key: self.recovery[key] for key in ("pairs",) if key in self.recovery}},
                 "ddae_plus": network, "ddae_plus_sorted": {**network, "sort_classes": 1}}
@@ -108,7 +110,7 @@ class Defended:
                         for epsilon in SMOOTHING}
 
 
-# A tenth of the images. Against answer defenses a fifth of the pairs and of the epochs that are the defaults.
+# A tenth of the images. Attacks on answer defenses use a fifth of the default pairs and epochs.
 DEMO_DEFENDED = Defended(DEMO, net(16, epochs=5), {"query_budget": 1000, "num_epochs": 20, "schedule": [15]}, {
     "pairs": 20_000, "recovery_epochs": 40})
 CIFAR10_DEFENDED = Defended(CIFAR10, {**CNN, "num_epochs": 20, "schedule": [15]}, {"query_budget": 5000})

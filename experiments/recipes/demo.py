@@ -1,4 +1,4 @@
-"""Demos on the images that come with the repository, in minutes on two CPU cores (scripts/demo*.sh)."""
+"""Demos on the images of the repository, in minutes on two CPU cores (scripts/demo*.sh)."""
 from __future__ import annotations
 
 from experiments.recipes.common import Runs, Teachers, Values, ablations, backdoor_defense, reads
@@ -8,14 +8,14 @@ NET = Teachers("demo", "net16", NET16, temperature=20, weight=0.04, checkpoint="
 
 
 def net(channels: int, *, epochs: int = 4) -> Values:
-    """Parameters of a network trained from labels; the learning rate falls before the last epoch."""
+    """Parameters of a network trained from labels; the learning rate drops before the last epoch."""
     return {"model_name": "net", "num_channels": channels, "dropout_rate": 0.0, "learning_rate": 0.001,
             "schedule": [epochs - 1], "gamma": 0.1, "batch_size": 128, "num_epochs": epochs, "augmentation": 0,
             "dataset": "demo"}
 
 
 def nasty_teacher() -> Runs:
-    """scripts/demo.sh, scripts/demo_theft.sh and a small scripts/ablations.sh."""
+    """Runs of scripts/demo.sh, scripts/demo_theft.sh and a small scripts/ablations.sh."""
     networks = {"net16": net(16), "net8": net(8)}
     nasty = NET.nasty(net(16, epochs=5), from_normal=True)
     runs = {**{f"demo/baseline/{name}": training for name, training in networks.items()},
@@ -29,7 +29,7 @@ def nasty_teacher() -> Runs:
 
 
 def abd() -> Runs:
-    """scripts/demo_abd.sh."""
+    """Runs of scripts/demo_abd.sh."""
     poison = {"trigger": "badnet_sq", "target": 0}
     cosine = {"learning_rate": 0.002, "annealing": "cosine"}
     clean = {"dataset": "demo", **NET16, **cosine, "num_epochs": 8}

@@ -1,7 +1,7 @@
 """Tables 1 to 3 of the Nasty Teacher paper: CIFAR-10, CIFAR-100 and Tiny-ImageNet.
 
-The authors published the parameters of the baselines, of the nasty teachers, and of the students whose network is not
-that of their teacher. Written here: the students of the same network, students without data, and the ablations.
+The authors published the parameters of the baselines, the nasty teachers, and the students whose network differs from
+their teacher's. These recipes add students of the same network, students without data, and the ablations.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA_FREE = ("dafl", "deepinversion")
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper: its networks, and how they are trained."""
+    """Networks and training parameters of one table of the paper."""
 
     folder: str
     dataset: str
@@ -27,13 +27,13 @@ class Table:
     weight: float
     teachers: tuple[str, ...]
     students: tuple[str, ...]
-    others: tuple[str, ...]  # baselines that are neither
+    others: tuple[str, ...]  # baselines that are neither teachers nor students
 
     def teacher_pair(self, network: str) -> Teachers:
         return Teachers(self.folder, network, {"model_name": network}, self.temperature, self.weight)
 
     def training(self, name: str) -> Values:
-        """Parameters of a network trained from labels, keys in the order of the published files; cnn: `net`."""
+        """Parameters of a network trained from labels, in the key order of the published files; `cnn` means `net`."""
         recipe = {"model_name": "net", **CNN} if name == "cnn" else {"model_name": name, **self.sgd}
         return {**recipe, "num_workers": 4, "augmentation": 1, "cuda": 1, "dataset": self.dataset}
 
@@ -61,7 +61,7 @@ def published() -> set[str]:
 
 
 def without_data(table: Table) -> Runs:
-    """Theft without data: a normal and a nasty ResNet-34, and a ResNet-18 that sees no image of the data set."""
+    """Theft without data: a normal and a nasty ResNet-34, and ResNet-18 students that see no image of the data set."""
     teachers = table.teacher_pair("resnet34")
     training = {"dataset": table.dataset, "model_name": "resnet34", **table.sgd}
     runs = {teachers.directories["normal"]: training, teachers.directories["nasty"]: teachers.nasty(training)}
