@@ -22,10 +22,10 @@ FORMAT = 1
 class MeanStd(BaseModel):
     """Test accuracies at the last epoch, percent, of one experiment."""
 
-    directory: str = Field(description="of the experiment; each seed's run is in DIRECTORY/seedN")
-    seeds: dict[int, float] = Field(description="accuracy by seed")
+    directory: str = Field(description="directory of the experiment; the run of seed N is in DIRECTORY/seedN")
+    seeds: dict[int, float] = Field(description="test accuracy by seed, percent")
     mean: float
-    sd: float | None = Field(description="standard deviation over the seeds; null for one seed")
+    sd: float | None = Field(description="standard deviation over the seeds, points; null for one seed")
 
     @classmethod
     def of(cls, directory: str, seeds: Mapping[int, float]) -> MeanStd:
@@ -41,15 +41,16 @@ class Student(BaseModel):
     """One attack of one thief, or a student without a teacher, with the runs of all seeds."""
 
     network: str
-    images: int | None = Field(description="that it learned from; null: all training images")
-    count: int = Field(description="number of these images or, without data, patches")
+    images: int | None = Field(description="query budget, the number of training images; null: all")
+    count: int = Field(description="number of training images or, for a thief without data, patches")
     thief: str
-    victim: str = Field(description="`model`, `unprotected`, `control` (answers that know nothing of the image) or "
-                                    "`none` (labels alone)")
-    answers: str = Field(description="what the thief got for an image")
+    victim: str = Field(
+        description="teacher: `model`, `unprotected`, `control` (answers that do not depend on the image) or `none` "
+                    "(labels only)")
+    answers: str = Field(description="answers that the thief got, such as `logits` or `probabilities after mad:1`")
     answer_defense: str
     attack: str
-    top_class_only: bool = Field(description="whether it learned no more of an answer than its top class")
+    top_class_only: bool = Field(description="whether the student learned only the top class of each answer")
     accuracy: MeanStd
 
 
@@ -64,25 +65,26 @@ class ThiefVerdict(BaseModel):
     count: int
     thief: str
     answers: str
-    attack: str = Field(description="the strongest one")
-    accuracy: MeanStd = Field(description="of its student")
-    labels: MeanStd | None = Field(description="of a student of the same images and their labels, without a teacher")
-    label_smoothing: MeanStd | None = Field(description="the same with the better strength of label smoothing")
-    hard_label: MeanStd | None = Field(description="the best student of the top classes alone, of this model: the "
-                                                   "floor of defenses that keep the top class")
-    unprotected: MeanStd | None = Field(description="the strongest attack on the unprotected model or, without one, on "
-                                                   "this model's logits")
-    control: MeanStd | None = Field(description="the same attack on answers that know nothing of the image")
-    headroom: float | None = Field(description="strongest attack on the unprotected model less its floor, points: its "
-                                              "student of hard labels or, where the thief has labels, the better "
-                                              "student of these alone")
-    headroom_left: float | None = Field(description="strongest attack less the floor, points")
-    efficiency: float | None = Field(description="part of the headroom that protection takes; null where the headroom "
-                                                 "is within the margin; above 1 students are worse than from the "
-                                                 "unprotected model's top classes")
-    margin: float = Field(description="points within which students are not told apart: the larger standard "
-                                      "deviation of the seeds or, if that is more, the standard error of a difference "
-                                      "on so many test images")
+    attack: str = Field(description="strongest attack of those tried")
+    accuracy: MeanStd = Field(description="accuracy of the student of the strongest attack")
+    labels: MeanStd | None = Field(description="student trained on the labels of the same images, without a teacher")
+    label_smoothing: MeanStd | None = Field(description="student trained on the labels with label smoothing, the best "
+                                                        "strength")
+    hard_label: MeanStd | None = Field(description="best student that uses only this model's top classes: the floor of "
+                                                   "defenses that keep the top class")
+    unprotected: MeanStd | None = Field(
+        description="strongest attack on the unprotected model or, without one, on this model's logits")
+    control: MeanStd | None = Field(description="strongest attack, on answers that do not depend on the image")
+    headroom: float | None = Field(description="strongest attack on the unprotected model minus the floor of that "
+                                              "model, points. The floor: its hard-label student or, for a thief "
+                                              "with labels, the better student of labels only")
+    headroom_left: float | None = Field(description="strongest attack minus the floor of this model, points")
+    efficiency: float | None = Field(description="fraction of the headroom that protection takes; null if the headroom "
+                                                 "is within the margin; above 1 if students are below the "
+                                                 "unprotected model's floor")
+    margin: float = Field(description="differences within it are not significant, points: the standard deviation over "
+                                      "seeds or the standard error of a difference on that number of test images, "
+                                      "whichever is larger")
     sentence: str
 
 
@@ -98,12 +100,12 @@ class Audit(BaseModel):
     classes: int
     verdicts: list[ThiefVerdict]
     students: list[Student]
-    prices: dict[str, dict[str, float]] = Field(description="what answers are worth to honest users, and what they "
-                                                            "hold, as of evaluate.py; by what a client gets")
-    queries: list[int] = Field(description="numbers of images that the thieves' runs sent to the model")
-    not_tried: dict[str, str] = Field(description="attacks, and why they were not tried")
-    failed: list[str] = Field(description="directories of runs that failed")
-    seconds: float = Field(description="sum of the runs, training and evaluation")
+    prices: dict[str, dict[str, float]] = Field(description="metrics of the answers, as of evaluate.py, by kind of "
+                                                            "answers")
+    queries: list[int] = Field(description="distinct numbers of queries per run")
+    not_tried: dict[str, str] = Field(description="attacks that were not tried, with the reason")
+    failed: list[str] = Field(description="directories of failed runs")
+    seconds: float = Field(description="total training and evaluation time of the runs, seconds")
     runs: int
     versions: dict[str, Any]
     remarks: list[str]
