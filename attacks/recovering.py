@@ -57,7 +57,7 @@ class Recovering(KD):
         """Clean answers to observed ones, probabilities (N, C), from pairs, (P, C) each."""
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
-        return super().forward(student, batch, answers if self.recovered is None else self.recovered[batch.index])
+        return super().forward(student, batch, answers if self.recovered is None else batch.look_up(self.recovered))
 
 
 def draw_answers(observed: Tensor, count: int) -> Tensor:

@@ -6,6 +6,7 @@ epoch into parts.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -41,16 +42,30 @@ class Images:
 
 
 class Batch(NamedTuple):
-    """What a step trains on."""
+    """Batch of a training step. In a loop of your own, `Batch(images)` or `Batch(images, labels)` is enough.
 
-    images: Tensor  # float32 (B, 3, H, W), channels last
-    labels: Tensor  # int64 (B,); None for the attack of a thief without labels
-    index: Tensor  # type: ignore[assignment]  # int64 (B,): which training images; hides tuple.index
-    epoch: Tensor  # float32 (), the epoch counted from 0, on the device: a recorded step reads its present value
+    images: float32 (B, 3, H, W); channels last in a run.
+    labels: int64 (B,); None (default) for a thief without labels.
+    index: int64 (B,), positions of the images in the training set; None (default) if no table of answers is looked up.
+    epoch: float32 (), counted from 0; a tensor, since a recorded step reads its current value. Default: infinity, past
+        every warm-up, since at epoch 0 some methods ignore the answers.
+    """
+
+    images: Tensor
+    labels: Tensor = None  # type: ignore[assignment]
+    index: Tensor = None  # type: ignore[assignment]  # hides tuple.index
+    epoch: Tensor = torch.tensor(math.inf)  # on the CPU: operations accept a scalar from there on any device
 
     def without_labels(self) -> Batch:
-        """The batch as a thief has it that does not know labels."""
+        """The batch without labels."""
         return self._replace(labels=None)  # type: ignore[arg-type]
+
+    def look_up(self, table: Tensor) -> Tensor:
+        """Rows (B, C) of a table (N, C) over the training images. Raises ValueError if the batch has no index."""
+        if self.index is None:  # table[None] would be the whole table
+            raise ValueError("the batch has no index: pass the positions of its images in the training set, "
+                             "Batch(images, labels, index)")
+        return table[self.index]
 
 
 # Augmentation parameters of a batch, each (B,): `index` and, as the augmentation has it, `flip`, `top`, `left` or

@@ -79,9 +79,9 @@ class Frozen:
         """Answers (B, C) to a batch, float32: log-probabilities up to a constant per row, which a loss may save for
         backward. With cached logits they are those of the images as the batch was augmented."""
         if self._table is not None:
-            return self._table[batch.index]
+            return batch.look_up(self._table)
         if self._cache is not None:
-            logits = self._cache.logits[batch.index]
+            logits = batch.look_up(self._cache.logits)
         else:
             with torch.inference_mode():
                 logits = self.network(batch.images)
