@@ -139,7 +139,7 @@ def test_where_a_step_cannot_be_recorded_one_line_says_so_and_the_steps_are_as_w
     said = []
     assert torch.equal(run(GraphedStep(make()[1], said.append)), run(make()[1]))
     line, = said
-    assert line.startswith("cuda_graph: steps run as written")
+    assert line.startswith("cuda_graph: not used, the step cannot be recorded")
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_step_that_waits_for_the_gpu_is_not_recorded_and_runs_as_written():
     graphed = run(GraphedStep(make("cuda", kind=kind)[1], said.append))
     torch.testing.assert_close(graphed, run(make("cuda")[1]), rtol=1e-3, atol=1e-3)
     line, = said
-    assert line.startswith("cuda_graph: steps run as written")
+    assert line.startswith("cuda_graph: not used, the step cannot be recorded")
 
 
 def test_the_switches_of_speed_may_change_under_a_run(call, experiment):

@@ -116,7 +116,7 @@ def test_another_forward_of_equal_weights_has_a_table_of_its_own(tmp_path):
     torch.testing.assert_close(tables[1].logits, tables[0].logits * 2)
     assert tables[2].path == tables[0].path != tables[1].path == tables[3].path
     assert ["is not used" in line for line in said] == [False, True, False, False, True, False]
-    assert ["knows 100 of" in line for line in said] == [False, False, False, True, False, True]
+    assert ["has 100 of" in line for line in said] == [False, False, False, True, False, True]
 
 
 def test_a_table_whose_probe_is_damaged_is_filled_anew(tmp_path):
@@ -127,7 +127,7 @@ def test_a_table_whose_probe_is_damaged_is_filled_anew(tmp_path):
     said = []
     _, table = cache(tmp_path, said=said)
     table.start_epoch(0)
-    assert "knows 0 of the 100" in said[0] and table.path.read_bytes() == content
+    assert "has 0 of the 100" in said[0] and table.path.read_bytes() == content
 
 
 def test_a_row_that_was_half_written_is_computed_again(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_table_that_is_lost_costs_time_and_not_the_run(tmp_path):
     table.start_epoch(1)
     table.start_epoch(2)
     told, line = said
-    assert "knows 0 of the 100 answers of epoch 1" in told
+    assert "has 0 of the 100 logits of epoch 1" in told
     assert "No such file" in line
     expected, table = cache(tmp_path / "other")
     table.start_epoch(2)
@@ -169,7 +169,7 @@ def test_a_full_disk_costs_the_table_and_not_the_run(tmp_path, monkeypatch):
     table.start_epoch(0)
     table.start_epoch(1)
     told, line = said
-    assert "knows 0 of the 100 answers of epoch 1" in told
+    assert "has 0 of the 100 logits of epoch 1" in told
     assert "No space left on device" in line
     batch = next(batches().epoch(1))
     assert torch.allclose(frozen(batch), frozen.network(batch.images), atol=1e-5)
