@@ -1,24 +1,27 @@
-"""Distil a student from a teacher without its data, with or without a defense against a backdoor in it.
+"""Distil a student from a teacher without data, with or without a defense against a backdoor of the teacher.
 
-    ood            patches of one picture that has nothing to do with the data (Asano & Saeed, ICLR 2023)
-    zskt           a generator makes images on which student and teacher disagree (Micaelli & Storkey, NeurIPS 2019)
-    dafl           a generator makes images that the teacher is sure of (Chen et al., ICCV 2019)
-    dfq            the same, by the teacher's batch norms too (Choi et al., CVPR workshops 2020)
-    cmi            images that differ from each other are fitted, and kept (Fang et al., IJCAI 2021)
-    deepinversion  pixels are fitted, and kept (Yin et al., CVPR 2020)
+Methods:
 
-and `backdoor_defense`, the two of ABD (Hong et al., ICML 2023):
+    ood            patches of a single unrelated picture (Asano & Saeed, ICLR 2023)
+    zskt           generator of images on which student and teacher disagree (Micaelli & Storkey, NeurIPS 2019)
+    dafl           generator of images with confident teacher predictions (Chen et al., ICCV 2019)
+    dfq            as dafl, with the teacher's batch-norm statistics too (Choi et al., CVPR workshops 2020)
+    cmi            pool of optimized images that differ from each other (Fang et al., IJCAI 2021)
+    deepinversion  pool of images with optimized pixels (Yin et al., CVPR 2020)
 
-    sv     shuffling vaccine: images that the teacher answers as its shuffled copies do are suspicious
-    sr     self-retrospection: a perturbation that changes what the student says is found and unlearned
+Defenses of ABD (Hong et al., ICML 2023), `backdoor_defense`:
+
+    sv     shuffling vaccine: images on which the teacher agrees with its shuffled copies are suspicious
+    sr     self-retrospection: find a perturbation that changes the outputs, and unlearn it
     sv+sr  both
-    auto   sv, or sr where no good vaccine is found
+    auto   sv, or sr if no good vaccine is found
 
     python train_datafree.py --save_path experiments/CIFAR10/abd/badnet_grid/zskt
     python train_datafree.py --save_path experiments/mine --set backdoor_defense=sv
 
-Needs the teacher's checkpoint, `teacher_resume` of params.json. The data set is there for its classes and constants and
-for evaluation: of its images, the method gets none. With a `trigger` the success of that backdoor is measured too.
+Needs the checkpoint of the teacher, `teacher_resume` in params.json. Of `dataset`, only the classes, the normalization
+and the test images for evaluation are used. With `trigger` the success of that backdoor is measured too. The same
+command resumes an interrupted run.
 """
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ from utils.run import Run
 
 def train_datafree() -> None:
     if launcher.launched():
-        raise UserError("data-free methods run on one device: several GPUs take one run each")
+        raise UserError("data-free methods run on a single device: give each GPU a run of its own")
     run = Run.from_command_line(DATAFREE, build_model, __doc__, options=["teacher_resume"])
     params, test = run.params, run.parts["test"]
     method = datafree.REGISTRY[params.method]

@@ -1,4 +1,4 @@
-"""Distil a student from a frozen teacher, normal or nasty, by an attack: `kd` (Hinton et al., 2015) or another one.
+"""Train a student on the answers of a frozen teacher by an attack: `kd` (Hinton et al., 2015) or another one.
 
     answers = interface(answer_defense(teacher(x)))
     loss    = attack(student, (x, y), answers)
@@ -10,8 +10,8 @@
     python train_kd.py --save_path experiments/mine --set attack=dkd
     python train_kd.py --save_path experiments/mine --set labels=0 alpha=1 queries=once query_budget=1000
 
-Needs the teacher's checkpoint, `teacher_resume` of params.json. With a `trigger` the success of that backdoor on
-teacher and student is measured too. Run it again to continue an interrupted run.
+Needs the checkpoint of the teacher, `teacher_resume` in params.json. With `trigger` the success of that backdoor on
+teacher and student is measured too. The same command resumes an interrupted run.
 """
 from __future__ import annotations
 

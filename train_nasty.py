@@ -1,19 +1,18 @@
-"""Train a network that is accurate but of little use as a teacher, by a trained-in defense: `nasty` or another one.
+"""Train a network with a defense against distillation: `nasty` (Ma et al., ICLR 2021) or another one.
 
     loss = defense(network, (x, y))
 
     nasty: CE(nasty(x), y) - weight * T^2 * KL(softmax(nasty(x) / T) || softmax(adversary(x) / T))
 
-Nasty teachers are those of Ma et al. (ICLR 2021); their adversary is a normally trained teacher, frozen. Moving the
-softened outputs away from the adversary's keeps the true class on top and gives false peaks to the others, which are
-what a student learns from.
+The adversary of a nasty teacher is a frozen, normally trained teacher. Moving the softened outputs away from those of
+the adversary keeps the true class on top, but gives false peaks to other classes, which mislead students.
 
     python train_nasty.py --save_path experiments/CIFAR10/kd_nasty_resnet18/nasty_resnet18
     python train_nasty.py --save_path experiments/mine --set weight=0.01
 
-Needs the adversary's checkpoint, `adversarial_resume` of params.json. With `init_from` the network starts from trained
-weights, which protects an existing model in a few epochs. With a `trigger` the success of that backdoor on the
-adversary and on the network is measured too. Run it again to continue an interrupted run.
+`nasty` needs the checkpoint of the adversary, `adversarial_resume` in params.json. With `init_from` the network starts
+from trained weights, which protects an existing model in a few epochs. With `trigger` the success of that backdoor on
+the network and the adversary is measured too. The same command resumes an interrupted run.
 """
 from __future__ import annotations
 

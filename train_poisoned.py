@@ -1,15 +1,15 @@
-"""Train a teacher that carries a backdoor: images with a trigger on them are taken for the target class.
+"""Train a teacher with a backdoor: images with a trigger are classified as the target class.
 
-A share of the training images is stamped with the trigger and, unless the trigger is one of clean labels, labelled as
-the target; then the network learns from all of them as any other, with the cross-entropy.
+A fraction of the training images gets the trigger and, unless it is a clean-label trigger, the label of the target
+class. The network is then trained on all images by cross-entropy.
 
     python train_poisoned.py --save_path experiments/CIFAR10/abd/badnet_grid/teacher
     python train_poisoned.py --save_path experiments/mine --set trigger=blend target=3
 
-Which images were stamped stands in poisoned.json, by their number among the data set's training images. The logs give,
-beside the accuracy, the attack success rate (`asr`): test images of other classes that are taken for the target once
-the trigger is on them. Take last_model.tar: the best epoch is the one of highest accuracy on the test images. The
-trigger `cl` needs a clean classifier (`surrogate_resume`), to which the images it poisons are made adversarial.
+poisoned.json lists the poisoned images by their index among the training images of the data set. Besides the accuracy,
+the logs have the attack success rate (`asr`): the percentage of test images of other classes that are classified as the
+target with the trigger. Use last_model.tar, since best_model.tar is selected on the test images. The trigger `cl` needs
+a clean classifier (`surrogate_resume`), against which its poisoned images are made adversarial.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train_poisoned() -> None:
 
     if trigger.adversarial != bool(params.surrogate_resume):
         raise UserError(f'"surrogate_resume": the trigger {trigger.name} '
-                        + ("needs a clean classifier" if trigger.adversarial else "takes no clean classifier"))
+                        + ("needs a clean classifier" if trigger.adversarial else "uses no clean classifier"))
     how = {"target": params.target, "rate": params.poison_rate, "holdout": params.clean_fraction, "seed": params.seed}
     replacements = None
     if trigger.adversarial:

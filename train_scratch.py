@@ -1,12 +1,12 @@
-"""Train a network from labels alone: a normal teacher, or a student's baseline.
+"""Train a network on labels only: a normal teacher, or the baseline of a student.
 
-    loss = CE(network(x), y)      with `label_smoothing` E: CE(network(x), (1 - E) one-hot y + E / classes)
+    loss = CE(network(x), y)      with `label_smoothing` E: CE(network(x), (1 - E) * one_hot(y) + E / classes)
 
     python train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
     python train_scratch.py --save_path experiments/CIFAR10/baseline/cnn --set seed=1 'schedule=[40,80]'
     torchrun --nproc_per_node=4 train_scratch.py --save_path experiments/CIFAR10/baseline/resnet18
 
-Run it again to continue an interrupted run.
+The same command resumes an interrupted run.
 """
 from __future__ import annotations
 

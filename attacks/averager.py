@@ -33,8 +33,8 @@ class Averager(Attack):
         reads_class = True
         temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs in the KL term")
         class_mean: Literal["ema", "batch"] = Field(
-            "ema", description="images whose answers are averaged by class: `ema`, all so far, as a moving average; "
-                               "`batch`, those of the batch, as published")
+            "ema", description="averaging of the answers by class. `ema`: exponential moving average over all batches; "
+                               "`batch`: mean over the batch, as published")
 
     params: Params
 

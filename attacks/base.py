@@ -54,12 +54,15 @@ def classes(batch: Batch, answers: Tensor) -> Tensor:
 
 
 def weighted_terms(logits: Tensor, batch: Batch, *, alpha: float, **term: Tensor) -> dict[str, Tensor]:
-    """Loss `alpha` * term + (1 - `alpha`) * CE(logits, labels) and its terms. Pass one term, by its name in the log.
+    """Loss `alpha` * term + (1 - `alpha`) * CE(logits, labels) and its terms, for one term, given by its name.
 
-    Without labels, the cross-entropy is left out; `alpha` is 1 then (`AttackParams.needs_labels`).
+    Without labels the loss is the term. Raises ValueError without labels if `alpha` is not 1.
     """
-    (value,) = term.values()
+    (value,) = term.values()  # the only one, whatever its name
     if batch.labels is None:
-        return {"loss": alpha * value, **term}
+        if alpha != 1:
+            raise ValueError(f"the batch has no labels, but alpha is {alpha:g}, which weighs labels by {1 - alpha:g}: "
+                             "set alpha to 1, or pass Batch(images, labels)")
+        return {"loss": value, **term}
     ce = cross_entropy(logits, batch.labels)
     return {"loss": alpha * value + (1 - alpha) * ce, **term, "cross_entropy": ce}

@@ -24,9 +24,9 @@ class ControlParams(AttackParams):
 
     keeps_top_class: ClassVar[bool] = True  # whether the replaced answers have a top class
 
-    of: str = Field("kd", description="attack that gets the replaced answers; any but a control")
+    of: str = Field("kd", description="attack that gets the replaced answers; not a control")
     of_parameters: dict[str, Any] = Field(
-        {}, description="parameters of the attack `of`; those left out have its defaults for the data set")
+        {}, description="parameters of the attack `of`; others have the attack's defaults for the data set")
 
     @model_validator(mode="before")
     @classmethod

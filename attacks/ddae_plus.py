@@ -30,10 +30,10 @@ class DDAEPlus(Recovering):
 
     class Params(Recovering.Params):
         recovery_epochs: int = Field(
-            200, ge=1, description="epochs over the pairs in which the network that recovers answers is trained")
+            200, ge=1, description="training epochs of the network that recovers clean answers, over all `pairs`")
         sort_classes: Switch = Field(
-            False, description="whether the network that recovers answers sees their probabilities from the largest to "
-                               "the smallest; published: no")
+            False, description="sort the probabilities from largest to smallest before the network that recovers clean "
+                               "answers; published: no")
 
     params: Params
 

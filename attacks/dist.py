@@ -27,8 +27,8 @@ class DIST(Attack):
 
     class Params(WeightedParams):
         alpha: float = Field(
-            0.5, ge=0, le=1, description="weight of the correlation terms; the cross-entropy has 1 - `alpha`. The "
-                                         "default gives both the same weight, as published")
+            0.5, ge=0, le=1, description="weight of the correlation terms; the cross-entropy with the labels has 1 - "
+                                         "`alpha`. 0.5 weighs both alike, as published")
         temperature: float = Field(1.0, gt=0, description="temperature T of the outputs that are correlated")
         inter_weight: float = Field(
             1.0, ge=0, description="weight of the inter-class term, the correlation over the classes of an image")

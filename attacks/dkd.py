@@ -29,7 +29,8 @@ class DKD(Attack):
         reads_class = True
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         alpha: float = Field(1.0, ge=0, description="weight of TCKD, the KL term of the true class against the others")
-        beta: float = Field(8.0, ge=0, description="weight of NCKD, the KL term among the classes that are not true")
+        beta: float = Field(
+            8.0, ge=0, description="weight of NCKD, the KL term among the classes other than the true one")
         warmup_epochs: float = Field(
             20.0, ge=0, description="epochs over which the weight of both KL terms rises linearly from 0 to 1")
 

@@ -29,7 +29,7 @@ class HTC(Attack):
     class Params(WeightedParams):
         published: ClassVar = {"cifar100": {"temperature": 70.0}}
         temperature: float = Field(
-            50.0, gt=0, description="temperature T of the teacher's softened outputs; the student's are not softened; "
+            50.0, gt=0, description="temperature T of the teacher's softened outputs; the student's temperature is 1; "
                                     "70 for CIFAR-100")
 
     params: Params

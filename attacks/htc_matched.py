@@ -28,7 +28,7 @@ class MatchedHTC(KD):
         temperature: float = Field(
             50.0, gt=0, description="temperature T of the softened outputs of teacher and student; 70 for CIFAR-100")
         alpha: float = Field(
-            0.9 / 1.9, ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`. The default "
-                                               "is the published ratio of the terms, 0.9 to 1")
+            0.9 / 1.9, ge=0, le=1, description="weight of the KL term; the cross-entropy with the labels has 1 - "
+                                               "`alpha`. The default is the published ratio of the terms, 0.9 to 1")
 
     params: Params

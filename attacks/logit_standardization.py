@@ -29,7 +29,8 @@ class LogitStandardization(Attack):
     class Params(WeightedParams):
         temperature: float = Field(2.0, gt=0, description="temperature T of the softened z-scores in the KL term")
         multiplier: float = Field(
-            10.0, ge=0, description="factor of the KL term beside `alpha`: 10 makes it 9, as published, at `alpha` 0.9")
+            10.0, ge=0,
+            description="factor of the KL term in addition to `alpha`; 10 and `alpha` 0.9 give the published weight 9")
 
     params: Params
 

@@ -58,7 +58,8 @@ class AttackParams(MethodParams):
 class WeightedParams(AttackParams):
     """Parameters of the loss `alpha` * (teacher's term) + (1 - `alpha`) * CE(labels)."""
 
-    alpha: float = Field(0.9, ge=0, le=1, description="weight of the teacher's term; the cross-entropy has 1 - `alpha`")
+    alpha: float = Field(
+        0.9, ge=0, le=1, description="weight of the teacher term; the cross-entropy with the labels has 1 - `alpha`")
 
     @property
     def reads_labels(self) -> bool:

@@ -27,11 +27,11 @@ class Recovering(KD):
     class Params(KD.Params):
         published: ClassVar = {}
         alpha: float = Field(
-            1.0, ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`")
+            1.0, ge=0, le=1, description="weight of the KL term; the cross-entropy with the labels has 1 - `alpha`")
         temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in the KL term")
         pairs: int = Field(
-            100_000, ge=1000, description="number of pairs of clean and perturbed answers from which the thief learns "
-                                          "to undo the defense; published: 1,000,000")
+            100_000, ge=1000, description="number of pairs of clean and perturbed answers that the recovery is fitted "
+                                          "on; published: 1,000,000")
 
         @property
         def needs_all_answers(self) -> bool:
@@ -62,7 +62,7 @@ class Recovering(KD):
         """
 
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
-        return super().forward(student, batch, answers if self.recovered is None else self.recovered[batch.index])
+        return super().forward(student, batch, answers if self.recovered is None else batch.look_up(self.recovered))
 
 
 def draw_answers(observed: Tensor, count: int) -> Tensor:

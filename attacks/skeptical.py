@@ -45,14 +45,14 @@ class Skeptical(Attack):
         reads_class = True
         temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         alpha: float = Field(
-            0.9, ge=0, le=1, description="weight of the KL of the answers and the outer head; its cross-entropy has "
+            0.9, ge=0, le=1, description="weight of KL(answers || outer head); the cross-entropy of the outer head has "
                                          "1 - `alpha`")
         self_alpha: float = Field(
-            0.3, ge=0, le=1, description="weight of the KL of the student's output and the inner head; its "
-                                         "cross-entropy has 1 - `self_alpha`")
+            0.3, ge=0, le=1, description="weight of KL(student's output || inner head); the cross-entropy of the inner "
+                                         "head has 1 - `self_alpha`")
         delay: int = Field(
-            20, ge=-1, description="last epoch, counted from 0, that only trains the student's output on the labels; "
-                                   "-1: none")
+            20, ge=-1, description="last epoch, counted from 0, in which only the student's output is trained, on the "
+                                   "labels; -1: none")
 
     params: Params
 

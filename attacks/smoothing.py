@@ -25,10 +25,10 @@ class Smoothing(KD):
     class Params(KD.Params):
         published: ClassVar = {}
         alpha: float = Field(
-            1.0, ge=0, le=1, description="weight of the KL term; the cross-entropy has 1 - `alpha`")
+            1.0, ge=0, le=1, description="weight of the KL term; the cross-entropy with the labels has 1 - `alpha`")
         temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in the KL term")
         num_views: int = Field(
-            3, ge=2, description="augmented views of an image whose answers are averaged; each is a query")
+            3, ge=2, description="number of augmented views per image whose answers are averaged; each view is a query")
 
         @property
         def views(self) -> int:

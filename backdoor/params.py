@@ -11,8 +11,8 @@ from utils.params import MethodParams
 class BackdoorParams(MethodParams):
     """Trigger and target class of a backdoor."""
 
-    trigger: str | None = Field(None, description="trigger of a backdoor whose success on the network is measured")
-    target: int = Field(0, ge=0, description="class that the trigger leads to")
+    trigger: str | None = Field(None, description="trigger of the backdoor whose attack success rate is measured")
+    target: int = Field(0, ge=0, description="target class of the trigger")
 
     def ineffective_parameters(self) -> Iterator[tuple[str, str]]:
         yield from super().ineffective_parameters()

@@ -43,10 +43,10 @@ class CMI(Inversion):
         adversarial_weight: AdversarialWeight = 0.5
         latent_size: LatentSize = 256
         contrast_weight: float = Field(0.8, ge=0, description="weight of the contrastive loss")
-        contrast_temperature: float = Field(0.1, gt=0, description="divides the similarities of views")
-        negatives: int = Field(4096, ge=0, description="earlier images that a batch is contrasted with")
-        bank_size: int = Field(40_960, ge=1, description="earlier images that are remembered for that")
-        head_learning_rate: float = Field(1e-3, gt=0, description="of the network that compares views")
+        contrast_temperature: float = Field(0.1, gt=0, description="temperature of the contrastive loss")
+        negatives: int = Field(4096, ge=0, description="earlier images in the contrastive loss of a batch")
+        bank_size: int = Field(40_960, ge=1, description="capacity of the memory bank of earlier images")
+        head_learning_rate: float = Field(1e-3, gt=0, description="learning rate of the projection head")
 
     _params: Params
 

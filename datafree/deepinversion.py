@@ -35,7 +35,7 @@ class DeepInversion(Inversion):
         synthesis_learning_rate: SynthesisRate = 0.1
         batch_norm_weight: BatchNormWeight = 10.0
         adversarial_weight: AdversarialWeight = 1.0
-        variation_weight: float = Field(1e-3, ge=0, description="weight of the total variation")
+        variation_weight: float = Field(1e-3, ge=0, description="weight of the total variation loss")
 
     _params: Params
 

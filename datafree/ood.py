@@ -51,15 +51,18 @@ class OoD(Distiller):
         schedule: list[Annotated[int, Field(ge=0)]] = Field(
             [150, 300, 600], description=RecipeParams.model_fields["schedule"].description)
         gamma: float = Field(0.5, gt=0, description=RecipeParams.model_fields["gamma"].description)
-        num_epochs: int = Field(300, ge=1, description="passes over the patches")
+        num_epochs: int = Field(300, ge=1, description="number of passes over the patches")
         batch_size: int = Field(512, ge=2, description=RunParams.model_fields["batch_size"].description)
-        temperature: float = Field(8.0, gt=0, description="temperature T of the softened outputs")
-        picture: str | None = Field(None, description="file of a picture; null: one is drawn")
-        patches: int = Field(50_000, ge=2, description="patches that are cut out of it")
+        temperature: float = Field(8.0, gt=0, description="temperature T of the softened outputs in the KL term")
+        picture: str | None = Field(
+            None, description="image file that the patches are cut from; null: a picture drawn from `seed`")
+        patches: int = Field(50_000, ge=2, description="number of patches, the training images of the student")
         patch_kinds: list[Literal["colour", "grey", "blob"]] = Field(
-            ["colour"], min_length=1, description="what becomes of them, in turns: `colour`, `grey`, `blob`")
-        balance: Switch = Field(False, description="choose patches that the teacher takes for all classes alike")
-        cutmix: Switch = Field(True, description="mix each batch with itself")
+            ["colour"], min_length=1,
+            description="kinds of patches, used in turn. `colour`: unchanged; `grey`: luminance minus its mean; "
+                        "`blob`: luminance inside a random shape on black")
+        balance: Switch = Field(False, description="select patches that balance the teacher's predicted classes")
+        cutmix: Switch = Field(True, description="apply CutMix within each batch")
 
     def __init__(self, student: nn.Module, teacher: nn.Module, spec: DataSpec, params: Params,
                  dtype: torch.dtype) -> None:

@@ -9,16 +9,16 @@ from pydantic import Field
 from backdoor.params import BackdoorParams
 from utils.params import Augmentation, Description, Params, Switch, TeacherParams, name_answers
 
-# Keys whose default depends on the method.
-SREpochs = Annotated[int, Field(ge=1, description="last epochs, in which self-retrospection is on")]
-SRWeight = Annotated[float, Field(ge=0, description="weight of the hypergradient beside the gradient of distillation")]
-LatentSize = Annotated[int, Field(ge=1, description="numbers that the generator makes an image of")]
-StudentSteps = Annotated[int | None, Field(ge=1, description="steps of the student in a round; null: `epoch_steps`")]
-SynthesisSteps = Annotated[int, Field(ge=1, description="steps that make images, in a round")]
-SynthesisRate = Annotated[float, Field(gt=0, description="learning rate of what makes them: generator, or pixels")]
-BatchNormWeight = Annotated[float, Field(ge=0, description="weight of the loss of batch-norm statistics")]
-AdversarialWeight = Annotated[float, Field(ge=0, description="weight of the disagreement of student and teacher")]
-ActivationWeight = Annotated[float, Field(ge=0, description="weight of the activation before the classifier")]
+# Keys that several methods have with defaults of their own.
+SREpochs = Annotated[int, Field(ge=1, description="number of final epochs that use self-retrospection")]
+SRWeight = Annotated[float, Field(ge=0, description="weight of the hypergradient of self-retrospection")]
+LatentSize = Annotated[int, Field(ge=1, description="dimension of the generator's latent vector")]
+StudentSteps = Annotated[int | None, Field(ge=1, description="student steps per synthesis round; null: `epoch_steps`")]
+SynthesisSteps = Annotated[int, Field(ge=1, description="steps on the images or the generator per synthesis round")]
+SynthesisRate = Annotated[float, Field(gt=0, description="learning rate of the images or the generator")]
+BatchNormWeight = Annotated[float, Field(ge=0, description="weight of the batch-norm statistics loss")]
+AdversarialWeight = Annotated[float, Field(ge=0, description="weight of the adversarial teacher-student divergence")]
+ActivationWeight = Annotated[float, Field(ge=0, description="weight of the activation loss (classifier input)")]
 
 
 class DataFreeParams(BackdoorParams, TeacherParams, Params):
@@ -27,7 +27,7 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
     script = "train_datafree.py"
     artifacts: ClassVar[tuple[str, ...]] = ("synthetic.png", "perturbation.png")
     renamed: ClassVar[Mapping[str, str]] = {"defense": "backdoor_defense"}
-    method: str = Field(description="how the student learns without data")
+    method: str = Field(description="data-free distillation method")
 
     @property
     def changeable(self) -> tuple[str, ...]:
@@ -48,44 +48,58 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
             yield "sr_*", '"backdoor_defense" has no self-retrospection'
 
     backdoor_defense: Literal["none", "sv", "sr", "sv+sr", "auto"] = Field(
-        "none", description="ABD: shuffling vaccine, self-retrospection, or `sr` where no good vaccine is found")
-    sv_weight: float = Field(0.1, ge=0, description="weight of the vaccine's term")
+        "none", description="backdoor defense of ABD. `sv`: shuffling vaccine; `sr`: self-retrospection; `sv+sr`: "
+                            "both; `auto`: `sv`, or `sr` if no good vaccine is found")
+    sv_weight: float = Field(0.1, ge=0, description="weight of the shuffling vaccine in the loss")
     sv_layers: int | None = Field(
-        None, ge=1, description="convolutions that the vaccine shuffles, from the last on; null: 5, or half of fewer")
-    sv_members: int = Field(3, ge=1, description="shuffled copies of the teacher")
+        None, ge=1,
+        description="number of final convolutions that the vaccine shuffles; null: 5, or half of fewer than 10")
+    sv_members: int = Field(3, ge=1, description="number of shuffled copies of the teacher in the vaccine")
     sv_batches: int = Field(
-        0, ge=0, description="batches that judge a vaccine before it is used, up to 8 times; 0: none, in `auto` 50")
-    sv_tail: float = Field(0.02, ge=0, lt=1, description="share of tail samples above which a vaccine is accepted")
+        0, ge=0, description="batches that test a vaccine before use; up to 8 vaccines are tested. 0: no test (50 "
+                             "batches if `backdoor_defense` is `auto`)")
+    sv_tail: float = Field(
+        0.02, ge=0, lt=1, description="fraction of tail samples above which a vaccine is accepted (`sv_batches`)")
     sr_epochs: SREpochs = 2
-    sr_learning_rate: float = Field(5e-4, gt=0, description="at the first of them, falling to 0 along half a cosine")
-    sr_rounds: int = Field(10, ge=1, description="steps of Adam that seek the perturbation")
-    sr_perturbation_rate: float = Field(0.1, gt=0, description="their learning rate, in units of normalised images")
-    sr_start: float = Field(0.01, ge=0, description="standard deviation of the noise they start from; published: 0")
+    sr_learning_rate: float = Field(
+        5e-4, gt=0, description="initial learning rate of the student in self-retrospection; cosine to 0")
+    sr_rounds: int = Field(10, ge=1, description="Adam steps on the perturbation per student step")
+    sr_perturbation_rate: float = Field(
+        0.1, gt=0, description="Adam learning rate of the perturbation, in units of normalized pixels")
+    sr_start: float = Field(
+        0.01, ge=0, description="standard deviation of the initial perturbation, in normalized pixels; published: 0")
     sr_source: Literal["teacher", "student"] = Field(
-        "teacher", description="the network that the perturbation is sought against")
+        "teacher", description="network whose outputs the perturbation changes most")
     sr_weight: SRWeight = 1.0
-    sr_penalty: float = Field(1e-3, ge=0, description="weight of the perturbation's squared L2 norm")
-    sr_radius: float | None = Field(None, gt=0, description="largest L2 norm of the perturbation, in normalised units")
+    sr_penalty: float = Field(1e-3, ge=0, description="weight of the penalty on the perturbation's squared L2 norm")
+    sr_radius: float | None = Field(
+        None, gt=0, description="maximum L2 norm of the perturbation, in normalized pixels; null: no limit")
     sr_batch_norm: Literal["frozen", "train"] = Field(
-        "frozen", description="whether perturbed images enter the running statistics of the student")
-    sr_portion: float = Field(0.02, gt=0, le=1, description="share of a batch that is perturbed to unlearn it")
-    sr_detach: Switch = Field(True, description="move perturbed outputs to clean ones, and not both to each other")
-    sr_steps: int = Field(5, ge=1, description="fixed-point iterations of the hypergradient")
-    sr_eta: float = Field(0.1, gt=0, description="their step size")
+        "frozen", description="batch norm in self-retrospection. `frozen`: running statistics, not updated; `train`: "
+                              "batch statistics in the student, which update its running ones")
+    sr_portion: float = Field(
+        0.02, gt=0, le=1,
+        description="fraction of a batch that is perturbed in the unlearning loss of self-retrospection")
+    sr_detach: Switch = Field(
+        True, description="detach the clean outputs in the unlearning loss of self-retrospection")
+    sr_steps: int = Field(5, ge=1, description="number of fixed-point iterations of the hypergradient")
+    sr_eta: float = Field(0.1, gt=0, description="step size of the fixed-point iterations of the hypergradient")
 
 
 class SynthesisParams(DataFreeParams):
     """Parameters of methods that make images in rounds. The defaults are those of ABD's code for CIFAR-10."""
 
-    learning_rate: float = Field(0.1, gt=0, description="of the student, falling to 0 along half a cosine")
-    num_epochs: int = Field(200, ge=1, description="times `epoch_steps`")
-    temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs")
-    epoch_steps: int = Field(400, ge=1, description="steps of the student in an epoch, a multiple of `student_steps`")
+    learning_rate: float = Field(0.1, gt=0, description="initial learning rate of the student; cosine to 0")
+    num_epochs: int = Field(200, ge=1, description="number of epochs, each of `epoch_steps` student steps")
+    temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs in the KL term")
+    epoch_steps: int = Field(400, ge=1, description="student steps per epoch; a multiple of `student_steps`")
     student_steps: StudentSteps = None
     synthesis_steps: SynthesisSteps
-    synthesis_batch_size: int = Field(256, ge=2, description="images that are made at once")
+    synthesis_batch_size: int = Field(256, ge=2, description="batch size of the synthesis")
     synthesis_learning_rate: SynthesisRate = 1e-3
-    one_hot_weight: float = Field(1.0, ge=0, description="weight of the teacher's cross-entropy")
+    one_hot_weight: float = Field(
+        1.0, ge=0, description="weight of the cross-entropy of the teacher with the target class or, for `dafl` and "
+                               "`dfq`, with its top class")
     batch_norm_weight: BatchNormWeight = 0.0
     adversarial_weight: AdversarialWeight = 0.0
 
@@ -103,4 +117,5 @@ class GenerativeParams(SynthesisParams):
     synthesis_steps: SynthesisSteps = 1
     latent_size: LatentSize = 256
     activation_weight: ActivationWeight = 0.0
-    balance_weight: float = Field(20.0, ge=0, description="weight of the balance of the predicted classes")
+    balance_weight: float = Field(
+        20.0, ge=0, description="weight of the information-entropy loss, which balances the predicted classes")

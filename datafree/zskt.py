@@ -41,18 +41,18 @@ class ZSKT(Distiller):
     """Zero-shot knowledge transfer. An epoch is `pseudo_batches` pseudo-batches. Defaults: ABD's for CIFAR-10."""
 
     class Params(DataFreeParams):
-        learning_rate: float = Field(2e-3, gt=0, description="of the student, falling to 0 along half a cosine")
-        num_epochs: int = Field(400, ge=1, description="intervals of `pseudo_batches`")
-        temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs")
-        pseudo_batches: int = Field(200, ge=1, description="batches that an epoch generates")
-        student_steps: int = Field(10, ge=1, description="steps of the student on each of them")
+        learning_rate: float = Field(2e-3, gt=0, description="initial learning rate of the student; cosine to 0")
+        num_epochs: int = Field(400, ge=1, description="number of epochs, each of `pseudo_batches` batches")
+        temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in the KL term")
+        pseudo_batches: int = Field(200, ge=1, description="generated batches per epoch")
+        student_steps: int = Field(10, ge=1, description="student steps per generated batch")
         latent_size: LatentSize = 100
         generator_learning_rate: float = Field(
             1e-3, gt=0, description="initial learning rate of the generator; cosine to 0")
         attention_weight: float = Field(
             250.0, ge=0,
-            description="weight of the attention losses; must be 0 for networks without stages, such as `mlp`")
-        clip_norm: float = Field(5.0, gt=0, description="largest norm of a gradient, of student and generator")
+            description="weight of the attention loss; must be 0 for networks without stages, such as `mlp`")
+        clip_norm: float = Field(5.0, gt=0, description="maximum gradient norm of student and generator")
         sr_weight: SRWeight = 0.1
         sr_epochs: SREpochs = 3
 

@@ -45,13 +45,13 @@ class AST(Defense):
         temperature: float = Field(
             6.0, gt=0, description="temperature T of the softened outputs in the divergence; 30 for CIFAR-100")
         top_k: int = Field(
-            2, ge=1, description="number of classes whose logits for an adversarial example are kept; 7 for CIFAR-100")
+            2, ge=1, description="number of top logits of an adversarial example that are kept; 7 for CIFAR-100")
         epsilon: float = Field(
-            8 / 255, ge=0, le=1, description="largest change of a pixel, in [0, 1], in an adversarial example")
+            8 / 255, ge=0, le=1,
+            description="maximum change of a pixel, for pixels in [0, 1], in an adversarial example")
         step_size: float = Field(
-            2 / 255, gt=0, description="change of a pixel, in [0, 1], in a step of the attack that makes adversarial "
-                                       "examples")
-        num_steps: int = Field(5, ge=0, description="steps of the attack that makes adversarial examples")
+            2 / 255, gt=0, description="step size of the attack that makes adversarial examples, for pixels in [0, 1]")
+        num_steps: int = Field(5, ge=0, description="number of steps of the attack that makes adversarial examples")
 
     params: Params
 

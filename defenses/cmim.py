@@ -39,11 +39,11 @@ class CMIM(Defense):
         weight: float = Field(1.0, ge=0, description="weight of the conditional mutual information term")
         temperatures: list[Annotated[float, Field(gt=0)]] = Field(
             [1.0, 2.0, 4.0, 8.0, 16.0], min_length=1,
-            description="temperatures at which outputs are compared with the mean of their class; the term is the mean "
-                        "over all of them")
+            description="temperatures at which outputs are compared with the mean of their class; the term is averaged "
+                        "over them")
         decay: float = Field(
-            0.99, ge=0, lt=1, description="decay, for each batch that holds the class, of the moving average of a "
-                                          "class's outputs; 0: the mean over the batch")
+            0.99, ge=0, lt=1, description="decay of the moving average of the outputs of a class, per batch with "
+                                          "images of the class; 0: mean over the batch")
 
     params: Params
 

@@ -44,15 +44,15 @@ class Moving(Defense):
         strength: ClassVar = "weight"
         temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         weight: float = Field(
-            0.001, ge=0, description="weight of the KL term that drives the network away from the student")
+            0.001, ge=0, description="weight of the KL term that moves the network away from the student")
         student_model: str | None = Field(
-            None, description="network of the zoo that is the student, with random initial weights; null: the "
-                              "architecture of the network itself")
+            None, description="architecture of the moving student, a network of the zoo with random initial weights; "
+                              "null: that of the protected network")
         student_num_channels: int = Field(
-            32, ge=1, description="width of the student's first layer if `student_model` is `net`")
+            32, ge=1, description="width of the first layer if `student_model` is `net`")
         student_learning_rate: float = Field(
-            0.01, gt=0, description="constant learning rate of the student, which is trained by SGD (momentum 0.9, "
-                                    "weight decay 5e-4)")
+            0.01, gt=0,
+            description="constant learning rate of the moving student (SGD, momentum 0.9, weight decay 5e-4)")
 
         @field_validator("student_model")
         @classmethod

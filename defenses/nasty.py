@@ -43,19 +43,19 @@ class Nasty(Defense):
         strength: ClassVar = "weight"
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in the KL term")
         weight: float = Field(
-            0.04, ge=0, description="weight of the KL term that drives the nasty teacher away from the adversary")
+            0.04, ge=0, description="weight of the KL term that moves the nasty teacher away from the adversary")
         adversarial_model: str = Field(
             description="architecture of the frozen adversary, usually the same as `model_name`")
         adversarial_num_channels: int = Field(
-            32, ge=1, description="width of the adversary's first layer if the adversary is a `net`")
+            32, ge=1, description="width of the first layer if `adversarial_model` is `net`")
         adversarial_model_options: ModelOptions = Field(
-            {}, description="keyword arguments for the adversary's constructor if it is not a network of the zoo")
+            {}, description="constructor arguments of an adversary that is not in the zoo")
         adversarial_resume: str = Field(description="checkpoint of the adversary, a normally trained teacher")
         trained_layers: Literal["all", "classifier"] = Field(
-            "all", description="layers that are trained. `classifier`: the one that computes the logits, with the rest "
-                               "of the network frozen; start from trained weights then (`init_from`)")
+            "all", description="layers that are trained. `classifier`: only the layer that computes the logits; start "
+                               "from trained weights then (`init_from`)")
         kl_layers: Literal["all", "classifier"] = Field(
-            "all", description="layers that the gradient of the KL term reaches: `all`, or the `classifier`, which "
+            "all", description="layers that get the gradient of the KL term. `classifier`: only the layer that "
                                "computes the logits")
 
         def ineffective_parameters(self) -> Iterator[tuple[str, str]]:

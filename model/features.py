@@ -1,14 +1,14 @@
-"""Activations by name: what the modules of a network take and give in forward passes.
+"""Activations by name: inputs and outputs of the modules of a network in forward passes.
 
     with capture_outputs(network, "layer1", "layer2") as captured:
         logits = network(images)
     captured["layer2"]  # (B, C, H, W), with its autograd graph
 
-This works on any network, in autocast, in a recorded CUDA graph and in a compiled function that enters the context; as
-hooks do, it sees nothing of a network that was compiled before. Hooks exist only inside the context.
+This works for any network, also in autocast, in a recorded CUDA graph and in a compiled function that enters the
+context; a network that was compiled before calls no hooks. Hooks exist only inside the context.
 
-Names are those of `network.named_modules()`. `stages`, `paired_stages`, `classifier` and `batch_norms` find the ones
-that methods ask for.
+Names are those of `network.named_modules()`. `stages`, `paired_stages`, `classifier` and `batch_norms` find the names
+that methods need.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Call(NamedTuple):
-    """A call of a module, and the tensor that it took or gave."""
+    """Call of a module, with its input or output tensor."""
 
     name: str
     module: nn.Module
@@ -36,10 +36,10 @@ class Call(NamedTuple):
 
 
 class Captured:
-    """Tensors of all forward passes since the context was entered.
+    """Tensors captured in all forward passes since the context was entered.
 
     `captured[name]` is the tensor of the last call of a module; KeyError if it has not been called. `captured.calls`
-    lists all calls in order of execution: a module that is shared or called again has several.
+    lists all calls in order of execution; a shared module has several.
     """
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class Captured:
 
 
 def capture_inputs(network: nn.Module, *names: str) -> AbstractContextManager[Captured]:
-    """Context that captures what the named modules take: of each call, the first tensor among the arguments.
+    """Context that captures the inputs of the named modules: for each call, the first tensor among the arguments.
 
-    Nothing is copied: a tensor that the network changes in place afterwards, as `ReLU(inplace=True)` does, is captured
-    as changed. ValueError for a name that the network does not have.
+    Tensors are not copied, so later in-place changes, as by `ReLU(inplace=True)`, are visible. Raises ValueError for an
+    unknown name.
     """
     def register(module: nn.Module, record: Callable[[Any], None]) -> RemovableHandle:
         def hook(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -68,9 +68,9 @@ def capture_inputs(network: nn.Module, *names: str) -> AbstractContextManager[Ca
 
 
 def capture_outputs(network: nn.Module, *names: str) -> AbstractContextManager[Captured]:
-    """Context that captures what the named modules give: of each call the output, or the first tensor in a tuple.
+    """Context that captures the outputs of the named modules: for each call, the output or the first tensor of a tuple.
 
-    See `capture_inputs` for tensors that are changed in place, and for errors.
+    See `capture_inputs` for in-place changes and errors.
     """
     def register(module: nn.Module, record: Callable[[Any], None]) -> RemovableHandle:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -98,7 +98,7 @@ def _capture(network: nn.Module, names: tuple[str, ...],
 
 
 def _submodule(network: nn.Module, name: str) -> nn.Module:
-    if isinstance(network, DistributedDataParallel):  # what several processes call is named as in the network itself
+    if isinstance(network, DistributedDataParallel):  # names are those of the wrapped network
         network = network.module
     try:
         return network.get_submodule(name)
@@ -124,10 +124,10 @@ def batch_norms(network: nn.Module) -> list[str]:
 
 
 def classifier(network: nn.Module, image_size: int = 32) -> str | None:
-    """Name of the layer that computes the logits; its input are the penultimate features, see `pooled`.
+    """Name of the layer that computes the logits; its inputs are the penultimate features, see `pooled`.
 
-    It is the last linear layer or convolution to run among those with as many outputs as there are logits; None if
-    there is none. Probes the network as `stages` does.
+    This is the last executed linear layer or convolution with as many outputs as there are logits; None if there is
+    none. Runs the network once, like `stages`.
     """
     run = _probe(network, image_size)
     if run.output_shape is None:
@@ -141,21 +141,20 @@ def classifier(network: nn.Module, image_size: int = 32) -> str | None:
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Features as vectors (B, D): the mean over positions of (B, D, H, W); (B, D) stays as it is."""
+    """Average features (B, D, H, W) over positions to (B, D); features (B, D) are returned unchanged."""
     return features if features.ndim == 2 else features.flatten(2).mean(2)
 
 
 def stages(network: nn.Module, image_size: int = 32) -> dict[str, tuple[int, int]]:
     """Names of the modules whose outputs (B, C, H, W) end the stages of a network, in order, with their (H, W).
 
-    A stage is what runs between two halvings of height and width, to the last one that leaves more than one position.
-    It ends with its last block: the outermost module that has a convolution and halves at most once itself. What
-    follows a block without a convolution, such as the final batch norm of a preactivation network, does not count;
-    after a single convolution it does. A network that never halves, such as `mlp` or a vision transformer, has no
-    stages: {}.
+    A stage lies between two halvings of height and width; the last stage has more than one position. It ends with its
+    last block, the outermost module that has a convolution and halves the size at most once. Modules without a
+    convolution after a block, such as the final batch norm of a pre-activation network, do not count; after a single
+    convolution they do. A network that never halves the size, such as `mlp` or a vision transformer, has no stages: {}.
 
     Runs the network once on a black image, (1, 3, image_size, image_size), in eval mode. Modes, buffers and random
-    number generators stay as they were. Errors are those of the network, such as for an image size that it refuses.
+    number generators are restored. Errors of the network, such as for an unsupported image size, are passed on.
     """
     ends = []
     for trunk in _split_at_halvings(_trunk(_probe(network, image_size))):
@@ -166,8 +165,8 @@ def stages(network: nn.Module, image_size: int = 32) -> dict[str, tuple[int, int
 
 
 def paired_stages(first: nn.Module, second: nn.Module, image_size: int = 32) -> list[tuple[str, str]]:
-    """Names of stages of two networks that can be compared: for each stage of the first, the one of the second whose
-    height and width are nearest, if they are less than a halving apart."""
+    """Pairs of stage names of two networks that can be compared: each stage of the first network, with the stage of the
+    second that has the nearest height and width, if they differ by less than a halving."""
     pairs, others = [], stages(second, image_size)
     for name, size in stages(first, image_size).items():
         for other in sorted(others, key=lambda other: abs(math.log(math.prod(others[other]) / math.prod(size))))[:1]:
@@ -178,7 +177,7 @@ def paired_stages(first: nn.Module, second: nn.Module, image_size: int = 32) -> 
 
 @dataclass
 class _ModuleCall:
-    """A call of a module in a probe: the shapes of what it took and gave, and the calls that it made."""
+    """Call of a module during a probe: shapes of input and output, and nested calls."""
 
     name: str
     module: nn.Module
@@ -187,22 +186,22 @@ class _ModuleCall:
     parts: list[_ModuleCall] = field(default_factory=list)
 
     def descendants(self) -> Iterator[_ModuleCall]:
-        """The calls below this one, in the order in which they ended."""
+        """Nested calls at any depth, in the order in which they ended."""
         for part in self.parts:
             yield from part.descendants()
             yield part
 
 
 class _SizedCall(NamedTuple):
-    """A call that gives images (B, C, H, W), and their (H, W)."""
+    """Call with output (B, C, H, W), and its (H, W)."""
 
     run: _ModuleCall
     size: tuple[int, int]
 
 
 def run_once(network: nn.Module, image_size: int, *, count: int = 1, training: bool = False) -> Any:
-    """Output of a network for black images, (count, 3, image_size, image_size), in eval or training mode, without
-    gradients and in the precision of its weights. Modes, buffers and random number generators stay as they were."""
+    """Run a network on black images, (count, 3, image_size, image_size), in eval or training mode, without gradients
+    and in the precision of its weights. Modes, buffers and random number generators are restored."""
     weight = next(network.parameters(), torch.empty(()))
     images = torch.zeros(count, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -220,7 +219,7 @@ def run_once(network: nn.Module, image_size: int, *, count: int = 1, training: b
 
 
 def _probe(network: nn.Module, image_size: int) -> _ModuleCall:
-    """The call of a network on a black image, see `stages`."""
+    """Record the calls of a network on a black image, see `stages`."""
     top = _ModuleCall("", nn.Identity())
     with _recorded(network, top):
         run_once(network, image_size)
@@ -229,7 +228,7 @@ def _probe(network: nn.Module, image_size: int) -> _ModuleCall:
 
 @contextmanager
 def _recorded(network: nn.Module, top: _ModuleCall) -> Iterator[None]:
-    """Append the calls of the network, as trees, to the parts of `top`."""
+    """Context that appends the calls of the network, as trees, to the parts of `top`."""
     call_stack = [top]
 
     def pre_hook(name: str, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -248,7 +247,7 @@ def _recorded(network: nn.Module, top: _ModuleCall) -> Iterator[None]:
 
 
 def _trunk(run: _ModuleCall) -> Iterator[_SizedCall]:
-    """The outermost calls, in order, that give (B, C, H, W) of several positions and halve the size at most once."""
+    """Outermost calls, in order, with an output (B, C, H, W) of several positions that halve the size at most once."""
     for part in run.parts:
         if _halves_repeatedly(part):
             yield from _trunk(part)
@@ -257,7 +256,7 @@ def _trunk(run: _ModuleCall) -> Iterator[_SizedCall]:
 
 
 def _halves_repeatedly(run: _ModuleCall) -> bool:
-    """Whether a call halves the size more than once, or gives no (B, C, H, W), so that its parts are looked at."""
+    """Whether a call halves the size more than once or has another output than (B, C, H, W)."""
     input_size, output_size = _size(run.input_shape), _size(run.output_shape)
     if input_size is None or output_size is None:
         return output_size is None
@@ -266,7 +265,7 @@ def _halves_repeatedly(run: _ModuleCall) -> bool:
 
 
 def _split_at_halvings(trunk: Iterator[_SizedCall]) -> list[list[_SizedCall]]:
-    """The calls, parted where the size is halved; larger ones, after upsampling, are left out."""
+    """Split the calls where the size is halved; larger outputs, after upsampling, are left out."""
     parts: list[list[_SizedCall]] = []
     for call in trunk:
         if not parts or _is_halved(parts[-1][0].size, call.size):
@@ -277,7 +276,7 @@ def _split_at_halvings(trunk: Iterator[_SizedCall]) -> list[list[_SizedCall]]:
 
 
 def _is_halved(size: tuple[int, int], smaller: tuple[int, int]) -> bool:
-    """Whether sides shrink to two thirds at most: a halving, rounded, but no convolution without padding."""
+    """Whether sides shrink to two thirds at most: a rounded halving, but not a convolution without padding."""
     return 9 * math.prod(smaller) <= 4 * math.prod(size)
 
 

@@ -1,7 +1,6 @@
-"""Networks of other people by name: `torchvision:NAME`, `timm:NAME`, `package.module:callable`.
+"""Networks from elsewhere by name: `torchvision:NAME`, `timm:NAME`, `package.module:callable`.
 
-The libraries are imported only when such a name is asked for. `package.module` is code of the user's own choice; it may
-lie in the current directory.
+The libraries are imported on first use. `package.module` is code of the user, which may lie in the current directory.
 """
 from __future__ import annotations
 
@@ -18,29 +17,29 @@ from torch import Tensor, nn
 
 from model.features import run_once
 
-# What each source is given, beside the number of classes. Weights come from checkpoints that are read as data.
+# A function that builds a network, and its fixed arguments. Weights are never downloaded; they come from checkpoints.
 Source = tuple[Callable[..., nn.Module], dict[str, Any]]
 
 
 def find(name: str) -> Source:
-    """The function that builds the network `name`, SOURCE:NAME, and arguments that options may not replace.
+    """Function that builds the network SOURCE:NAME, and arguments that options may not replace.
 
-    ValueError of one line for a name that does not exist.
+    Raises a one-line ValueError for an unknown name.
     """
     source, _, what = name.partition(":")
     return SOURCES.get(source, functools.partial(_from_module, source))(what)
 
 
 def imports_code(name: str) -> bool:
-    """Whether a name is `package.module:callable`, code of the user's own choice."""
+    """Whether a name is `package.module:callable`, code of the user."""
     module, colon, _ = name.partition(":")
     return bool(colon) and module not in SOURCES
 
 
 def imported_code(name: str) -> str | None:
-    """The module that `package.module:callable` imports, with its file; None for every other name.
+    """Module and file that `package.module:callable` imports; None for other names.
 
-    ValueError of one line if it cannot be imported.
+    Raises a one-line ValueError if the import fails.
     """
     if not imports_code(name):
         return None
@@ -49,9 +48,10 @@ def imported_code(name: str) -> str | None:
 
 
 def check_logits(network: nn.Module, num_classes: int, image_size: int) -> None:
-    """ValueError, in one line, unless a network maps images to logits (B, num_classes), in eval mode and in training.
+    """Raise a one-line ValueError unless a network maps images to logits (B, num_classes) in eval and training mode.
 
-    Runs it on black images, (B, 3, image_size, image_size), and leaves it and random number generators as they were.
+    Runs the network on black images, (2, 3, image_size, image_size); its state and random number generators are
+    restored.
     """
     for training in (False, True):
         try:
@@ -66,7 +66,7 @@ def check_logits(network: nn.Module, num_classes: int, image_size: int) -> None:
 
 
 def near_match(name: str, names: Iterable[str]) -> str:
-    """A hint for a message: the name that was meant, or nothing."""
+    """Hint for a message with similar names; empty if there are none."""
     near = get_close_matches(name, list(names), n=3)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
@@ -77,7 +77,7 @@ def _from_torchvision(name: str) -> Source:
     known = models.list_models(module=models)
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}{near_match(name, known)}")
-    # The heads beside the classifier are left out: a network here maps images to logits, in training too.
+    # Without auxiliary heads, as networks must return only logits in training too.
     auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return models.get_model_builder(name), {"weights": None, **auxiliary}
 
@@ -106,13 +106,13 @@ def _from_module(module_name: str, attribute: str) -> Source:
 def _import(name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # last, so that nobody's file replaces a library
+        sys.path.append(here)  # last, so that no file there shadows a library
     try:
-        importlib.invalidate_caches()  # a file may be newer than the listing of its directory
+        importlib.invalidate_caches()  # the file may be newer than the cached directory listing
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"there is no module {error.name!r}, neither installed nor in {here}") from None
+            raise ValueError(f"module {error.name!r} is neither installed nor in {here}") from None
         reason = " ".join(str(error).split())
         raise ValueError(f"module {name} cannot be imported: {type(error).__name__}: {reason}") from error
 

@@ -1,6 +1,6 @@
 """`mlp`, a perceptron of two hidden layers of 512 units, for 32x32 images.
 
-Its logits pass through a ReLU as well, as in the published Nasty Teacher code (Ma et al., ICLR 2021, arXiv:2105.07381).
+The logits pass through a ReLU too, as in the published Nasty Teacher code (Ma et al., ICLR 2021, arXiv:2105.07381).
 """
 
 import torch.nn.functional as F

@@ -1,7 +1,7 @@
 """Pre-activation ResNet: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016,
 arXiv:1603.05027.
 
-The thin CIFAR networks (16, 32 and 64 channels, for 32x32 images) that Nasty Teacher calls ResNetC-N. They depart from
+The thin CIFAR networks (16, 32 and 64 channels, for 32x32 images) that Nasty Teacher calls ResNetC-N. They differ from
 the paper in two ways: a shortcut convolution reads the raw input of its block, not the activated one; and the depth in
 the name is 6n + 2 for n blocks a stage even from 44 on, where blocks are bottlenecks of three layers (`preresnet110`
 thus has the 164 layers of the paper's ResNet-164).

@@ -1,4 +1,4 @@
-"""Registry of the zoo: networks by name, entered by a `@register` line in the file of each family."""
+"""Registry of the zoo: networks by name, registered in the file of each family."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -6,19 +6,20 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-Build = Callable[..., nn.Module]  # of (num_classes, **options)
+Build = Callable[..., nn.Module]  # (num_classes, **options) -> network
 
 
 class Entry(NamedTuple):
     build: Build
-    optimizer: str  # "sgd" or "adam": the published recipe of the network
+    optimizer: str  # "sgd" or "adam", by the published recipe of the network
 
 
 REGISTRY: dict[str, Entry] = {}
 
 
 def register(name: str, *, optimizer: str = "sgd") -> Callable[[Any], Any]:
-    """Enter a class or function under a name; it is called with the number of classes, and options as keywords."""
+    """Decorator that registers a class or function `(num_classes, **options) -> network`. Raises ValueError for a name
+    that is taken."""
     def decorate(build: Any) -> Any:
         if name in REGISTRY:
             raise ValueError(f"two models are registered as {name!r}")

@@ -2,7 +2,7 @@
 CVPR 2017, arXiv:1611.05431.
 
 The CIFAR network of the paper: three stages of three bottlenecks, 8 groups, group width 64 doubling with each stage.
-Convolutions start from He's normal initialisation over the fan-out, the classifier from that over the fan-in.
+Convolutions have He's normal initialization over the fan-out, the classifier that over the fan-in.
 """
 
 import torch.nn.functional as F

@@ -12,8 +12,8 @@ from model.registry import register
 
 
 def _interleave(first: Tensor, second: Tensor) -> Tensor:
-    """Concatenate along channels and shuffle them in 2 groups: a0 b0 a1 b1 ... (N x 2C x H x W)."""
-    # Stacked in N x H x W x C order, this is one copy, and the result stays channels-last.
+    """Interleave the channels of two tensors (B, C, H, W): a0 b0 a1 b1 ..., (B, 2C, H, W)."""
+    # Stacking in the order (B, H, W, C) takes one copy, and the result stays channels-last.
     pair = torch.stack((first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)), dim=-1)
     return pair.flatten(3).permute(0, 3, 1, 2)
 

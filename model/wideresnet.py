@@ -1,8 +1,8 @@
 """WideResNet: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, arXiv:1605.07146.
 
 WRN-d-k for small images: pre-activation, (d - 4) / 6 blocks in each of three groups, k times the channels, no dropout.
-Where a block changes the number of channels, batch norm and ReLU come before the split, so that its shortcut
-convolution reads the activated input; elsewhere the identity path carries the raw one.
+In a block that changes the number of channels, the shortcut convolution reads the activated input (after batch norm and
+ReLU); in the other blocks the identity path carries the raw input.
 """
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """ValueError for a depth that is not 6n + 4 or a width below 1."""
+    """WideResNet of a given depth and width. Raises ValueError if depth is not 6n + 4 or width is below 1."""
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()

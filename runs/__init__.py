@@ -1,1 +1,1 @@
-"""Experiments as they lie on disk: what is finished, what needs what, and the same under other seeds."""
+"""Runs on disk: their state, their dependencies, and copies with other seeds."""

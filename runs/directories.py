@@ -1,7 +1,4 @@
-"""Experiments as they lie on disk: one directory each, finished or not.
-
-Nothing that is found there stops whoever reads it: what cannot be read is remarked and left out.
-"""
+"""Read the directories of runs, finished or not. Unreadable files give a warning, not an error."""
 from __future__ import annotations
 
 import csv
@@ -25,13 +22,13 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Run:
-    """One directory with a params.json."""
+    """Run directory, a directory with a params.json."""
 
     directory: Path
-    params: Params  # of the finished run; else as params.json says
+    params: Params  # of the finished run or, if unfinished, of params.json
     results: Results | None = None  # of a finished run
-    history: list[Row] = field(default_factory=list)  # a row per epoch
-    stale: tuple[str, ...] = ()  # how params.json differs by now from what was run, as `key (old -> new)`
+    history: list[Row] = field(default_factory=list)  # one row per epoch
+    stale: tuple[str, ...] = ()  # changes of params.json since the run, as `key (old -> new)`
 
     @property
     def finished(self) -> bool:
@@ -47,17 +44,17 @@ class Run:
 
 
 def is_seed(directory: Path) -> bool:
-    """Whether this is the directory of one seed of the experiment above it."""
+    """Whether a directory, `seedN`, is one seed of the experiment in its parent."""
     return re.fullmatch(r"seed\d+", directory.name) is not None
 
 
 def experiment(directory: Path) -> Path:
-    """The directory that all seeds share: `cnn` of `cnn` and of `cnn/seed1`."""
+    """Directory that all seeds of an experiment share: `cnn` for `cnn` and `cnn/seed1`."""
     return directory.parent if is_seed(directory) else directory
 
 
 def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """All runs at and below directories, by path, and a remark on each place that is none or cannot be read."""
+    """All runs in and below directories, sorted by path, and a warning for each path that is missing or unreadable."""
     runs: dict[Path, Run] = {}
     warnings = []
     for root in roots:
@@ -78,19 +75,19 @@ def find(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def unreadable(roots: Iterable[Path], runs: Iterable[Run]) -> list[Path]:
-    """The directories at and below these that hold a params.json but are none of the runs that `find` found there."""
+    """Directories with a params.json in and below `roots` that are not among `runs`, the result of `find`."""
     found = {run.directory.resolve() for run in runs}
     directories = {file.parent.resolve(): file.parent for root in roots for file in _files(root)}
     return sorted(path for resolved, path in directories.items() if resolved not in found)
 
 
 def _files(root: Path) -> list[Path]:
-    """Every params.json at and below a directory but those of audits, whose runs lie below theirs."""
+    """All params.json in and below a directory except those of audits, whose runs lie below."""
     return [file for file in sorted(root.rglob("params.json")) if not is_audit(file)]
 
 
 def is_audit(file: Path) -> bool:
-    """Whether a params.json is that of an audit, which names the `checkpoint` that it is of."""
+    """Whether a params.json is that of an audit, which has the key `checkpoint`."""
     try:
         return "checkpoint" in read_json(file)
     except (UserError, OSError):
@@ -98,7 +95,7 @@ def is_audit(file: Path) -> bool:
 
 
 def _read(directory: Path, warnings: list[str]) -> Run:
-    """Raises UserError where params.json is none of ours."""
+    """Read a run directory. Raises UserError if its params.json is invalid."""
     file = directory / "params.json"
     values = read_json(file)
     history = _history(directory / "metrics.csv", warnings)
@@ -112,21 +109,21 @@ def _read(directory: Path, warnings: list[str]) -> Run:
                 stale.append(f"num_epochs ({params.num_epochs} -> {now.num_epochs})")
             return Run(directory, params, results, history, tuple(stale))
     except ValidationError:
-        warnings.append(f"{directory / 'results.json'} has other parameters than its stage reads: taken as unfinished")
+        warnings.append(f"{directory / 'results.json'} has other parameters than its stage: taken as unfinished")
     except (UserError, OSError) as error:
         warnings.append(f"taken as unfinished: {error}")
     return Run(directory, check_params(values, file, _checked_stage(values, file), {}), history=history)
 
 
 def _checked_stage(values: dict[str, Any], file: Path) -> Stage:
-    """The stage of a params.json. Raises UserError where it is none of ours."""
+    """Stage of a params.json. Raises UserError if it is none of an experiment."""
     if missing := [key for key in ("dataset", "model_name") if key not in values]:
         raise UserError(f"{file} is not of an experiment: it has no {' and no '.join(missing)}")
     return stage_of(values)
 
 
 def _history(file: Path, warnings: list[str]) -> list[Row]:
-    """The rows of a metrics.csv up to the first that is damaged; none where there is no such file."""
+    """Rows of a metrics.csv up to the first damaged one; empty if the file does not exist."""
     rows: list[Row] = []
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:  # a spreadsheet adds a byte order mark

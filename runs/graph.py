@@ -1,4 +1,4 @@
-"""Which run needs which: a run's checkpoints come from other runs' directories."""
+"""Dependencies between runs: a run may read checkpoints of other runs."""
 from __future__ import annotations
 
 import os
@@ -12,26 +12,25 @@ from utils.files import split_key
 
 
 def needs(runs: Sequence[Run]) -> dict[Path, list[Path]]:
-    """The directories of these runs, sources first, and for each those whose checkpoints it reads. Raises UserError
-    where runs need each other in a circle, or an unfinished one a checkpoint that is not there and that none of them
-    writes."""
+    """Directories of the runs in topological order, each with the directories whose checkpoints it reads. Raises
+    UserError for a cycle, and if an unfinished run needs a missing checkpoint that none of the runs writes."""
     graph: dict[Path, list[Path]] = {run.directory: [] for run in runs}
     for run, key, name, source in _reads(runs):
         if source is None and not run.finished and not split_key(name)[0].exists():
-            raise UserError(f'{run.directory}: "{key}": there is no {name}, and none of these runs writes it')
+            raise UserError(f'{run.directory}: "{key}": {name} is missing, and none of these runs writes it')
         if source is not None and source.directory not in graph[run.directory]:
             graph[run.directory].append(source.directory)
     try:
         return {directory: graph[directory] for directory in TopologicalSorter(graph).static_order()}
     except CycleError as error:
-        raise UserError(f"in a circle: {' needs '.join(map(str, reversed(error.args[1])))}") from None
+        raise UserError(f"runs in a cycle: {' needs '.join(map(str, reversed(error.args[1])))}") from None
 
 
 def without(runs: Sequence[Run], unreadable: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs that can be run although the params.json of some directories cannot be read; and, for each other one,
-    a text that names the checkpoint that it waits for in vain.
+    """Runs that do not depend on directories with an unreadable params.json, and for each other run a text that names
+    the checkpoint it lacks.
 
-    An unreadable directory is no obstacle where its run is finished and the checkpoint is there.
+    An unreadable directory does not matter if its run is finished and the checkpoint exists.
     """
     unread = {absolute(directory) for directory in unreadable}
     lost = {directory for directory in unread if not (directory / "results.json").exists()}
@@ -50,15 +49,15 @@ def without(runs: Sequence[Run], unreadable: Sequence[Path]) -> tuple[list[Run],
 
 
 def check_sources(runs: Sequence[Run]) -> None:
-    """Raise UserError where an unfinished run needs a checkpoint that is not there and that nobody writes any more."""
+    """Raise UserError if an unfinished run needs a missing checkpoint of a finished run."""
     for run, key, name, source in _reads(runs):
         if source is not None and source.finished and not run.finished and not split_key(name)[0].exists():
-            raise UserError(f'{run.directory}: "{key}": there is no {name}, and {source.directory} is finished without '
+            raise UserError(f'{run.directory}: "{key}": {name} is missing, and {source.directory} is finished without '
                             "it (--restart runs it again)")
 
 
 def _reads(runs: Sequence[Run]) -> Iterator[tuple[Run, str, str, Run | None]]:
-    """Each checkpoint that a run reads: the run, the parameter, the file, and which of the runs the file is of."""
+    """Checkpoints that the runs read: the run, the parameter, the file, and the run that writes the file or None."""
     by_directory = {absolute(run.directory): run for run in runs}
     for run in runs:
         for key, name in run.params.checkpoints().items():
@@ -66,5 +65,5 @@ def _reads(runs: Sequence[Run]) -> Iterator[tuple[Run, str, str, Run | None]]:
 
 
 def absolute(path: Path) -> Path:
-    """Without `..`, and links as they are."""
+    """Absolute path without `..`; links are not resolved."""
     return Path(os.path.abspath(path))

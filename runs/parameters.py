@@ -1,8 +1,8 @@
-"""What a params.json may say, for people and editors.
+"""Print the keys of params.json as a Markdown table or a JSON schema.
 
-    python -m utils.params              # the table of docs/parameters.md
-    python -m utils.params kd           # JSON schema for an editor: scratch, nasty, kd, poisoned, datafree
-    python -m utils.params kd dkd       # of one attack, defense or data-free method
+    python -m utils.params              # table of docs/parameters.md
+    python -m utils.params kd           # JSON schema of a stage: scratch, nasty, kd, poisoned, datafree, audit
+    python -m utils.params kd dkd       # JSON schema of one attack, defense or data-free method
 """
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from utils.params.stage import Stage
 
 
 def markdown_table() -> str:
-    """The parameters of all stages as a Markdown table."""
-    rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # stage and method with a key of the same type and meaning
+    """Parameters of all stages as a Markdown table."""
+    rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # (stage, method) pairs by equal table row
     for stage in STAGES.values():
         for method, kind in stage.all_params().items():
             schemas = kind.model_json_schema()["properties"]
@@ -34,7 +34,7 @@ def markdown_table() -> str:
 
 
 def _owners(owners: list[tuple[str, str]]) -> str:
-    """Stages, and of those that have a key for some methods only, the methods."""
+    """Stages of a key, with the methods in parentheses if only some of them have it."""
     texts = []
     for stage in STAGES.values():
         methods = [method for name, method in owners if name == stage.name]
@@ -48,7 +48,7 @@ def _type_name(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " / ".join(f"`{choice}`" if isinstance(choice, str) else str(choice) for choice in schema["enum"]
                           if not isinstance(choice, bool))
-    if "anyOf" in schema:  # an optional value: what it is when it is not null
+    if "anyOf" in schema:  # an optional value: its type if not null
         return " or ".join(_type_name(choice) for choice in schema["anyOf"] if choice.get("type") != "null")
     if "$ref" in schema:  # an object with keys of its own
         return "object"
@@ -57,7 +57,7 @@ def _type_name(schema: dict[str, Any]) -> str:
 
 
 def schema(stage: Stage, method: str | None = None) -> dict[str, Any]:
-    """The JSON schema of a stage's params.json, or of those of one method."""
+    """JSON schema of a stage's params.json, or of one method."""
     kinds = stage.all_params()
     schemas = [kinds[method]] if method else list(kinds.values())
     found = [kind.model_json_schema() for kind in schemas]
@@ -68,17 +68,17 @@ def show() -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.params", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", nargs="?", metavar="STAGE",
-                        help=f"print the JSON schema of one: {', '.join(STAGES)} (default: the table of all)")
-    parser.add_argument("method", nargs="?", metavar="METHOD", help="only that of one attack, defense or method")
+                        help=f"print the JSON schema of a stage: {', '.join(STAGES)} (default: table of all)")
+    parser.add_argument("method", nargs="?", metavar="METHOD", help="only that of an attack, defense or method")
     arguments = parser.parse_args()
     if not arguments.stage:
         print(markdown_table())
         return
     if arguments.stage not in STAGES:
-        raise UserError(f"{arguments.stage!r}: choose from {', '.join(STAGES)}, or nothing for the table")
+        raise UserError(f"unknown stage {arguments.stage!r}: choose from {', '.join(STAGES)}")
     known = STAGES[arguments.stage].methods
     if arguments.method and arguments.method not in known:
-        raise UserError(f"{arguments.method!r}: " + (f"choose from {', '.join(known)}" if known else
+        raise UserError(f"unknown method {arguments.method!r}: " + (f"choose from {', '.join(known)}" if known else
                                                      f"{arguments.stage} has no methods to choose from"))
     print(json.dumps(schema(STAGES[arguments.stage], arguments.method), indent=2))
 

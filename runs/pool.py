@@ -1,7 +1,7 @@
-"""Runs several at a time, each in a process of its own that begins when what it needs is finished.
+"""Execution of several runs at a time, each in its own process, in the order of their dependencies.
 
-The processes are forked from one that has imported torch already, where the system can fork: of a run of a few seconds
-the import is a third.
+On Linux the processes are forked from one that has already imported torch; the import would take a third of a run of a
+few seconds.
 """
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from runs.directories import Run
 from utils import interrupts
 
 ROOT = Path(__file__).resolve().parent.parent
-# Imported before the forks, by what a run imports: the last one is what an optimizer imports when it is built.
+# Modules imported before the fork. torch._dynamo is imported when an optimizer is built.
 PRELOADED = ("train_scratch", "train_nasty", "train_kd", "train_poisoned", "train_datafree", "torch._dynamo")
 
 
 class Watcher:
-    """Is told what becomes of the runs. This one prints a line each time."""
+    """Callbacks for the state of runs. The defaults print one line each."""
 
     def started(self, run: Run, number: int, of: int) -> None:
         _print_line(f"[{number} of {of}] {run.command}")
@@ -42,7 +42,7 @@ class Watcher:
         _print_line(f"failed: {run.directory}: {error}")
 
     def skipped(self, run: Run) -> None:
-        _print_line(f"left out, as it needs what failed: {run.directory}")
+        _print_line(f"skipped, as a run that it needs failed: {run.directory}")
 
 
 @dataclass
@@ -54,12 +54,12 @@ class _Running:
 
 
 class Pool:
-    """Processes of runs."""
+    """Pool of processes that execute runs."""
 
     def __init__(self, jobs: int, *, gpus: Sequence[int] = (), data_dir: Path = Path("data"), show: bool = False,
                  watcher: Watcher | None = None) -> None:
-        """jobs: runs at a time. gpus: their numbers, over which the runs are spread; none: the device is up to each
-        run. show: whether what the runs print is shown; else only what they print on stderr is kept, for `failed`."""
+        """jobs: runs at a time. gpus: numbers of the GPUs to distribute the runs over; empty: each run selects its
+        device. show: show the output of the runs; otherwise only stderr is kept, for `failed`."""
         self.jobs, self.gpus, self.data_dir, self.show = jobs, gpus, data_dir, show
         self.watcher = watcher or Watcher()
         if jobs > 1:
@@ -68,17 +68,17 @@ class Pool:
         self._free = list(range(jobs))[::-1]
 
     def run(self, graph: Mapping[Path, Iterable[Path]], runs: Mapping[Path, Run]) -> list[Path]:
-        """Run what `graph` holds: directories, and for each those that it needs, of which the ones that are not in
-        `graph` are finished. Returns the directories whose runs failed or needed one that did.
+        """Execute the runs of `graph`, which maps each directory to the directories that it needs; those that are not
+        keys are finished. Returns the directories of the runs that failed or were skipped.
 
-        An interrupt ends all processes; each keeps the epochs that it has finished.
+        An interrupt ends all processes; finished epochs are kept.
         """
         order = TopologicalSorter({at: [source for source in sources if source in graph]
                                    for at, sources in graph.items()})
         order.prepare()
         ready: list[Path] = []
         failed: list[Path] = []
-        running: dict[Any, _Running] = {}  # by what tells the end of a process
+        running: dict[Any, _Running] = {}  # by sentinel of the process
         number = 0
         with tempfile.TemporaryDirectory() as errors:
             try:
@@ -94,7 +94,7 @@ class Pool:
                             continue
                         number += 1
                         self.watcher.started(runs[at], number, len(graph))
-                        with interrupts.deferred():  # else a process could be begun of which nobody knows
+                        with interrupts.deferred():  # so that every started process is recorded
                             started = self._start(runs[at], Path(errors))
                             running[started.process.sentinel] = started
                     for sentinel in connection.wait(list(running)) if running else ():
@@ -120,13 +120,13 @@ class Pool:
         return started
 
     def _end(self, ended: _Running, errors: Path) -> bool:
-        """Tell what became of a run whose process has ended. Returns whether it is finished."""
+        """Report a run whose process has ended. Returns whether it succeeded."""
         ended.process.join()
         self._free.append(ended.slot)
         status, file = ended.process.exitcode, errors / str(ended.slot)
         if status:
             text = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
-            if status == 2:  # one line; else all that there is to know
+            if status == 2:  # a UserError, one line; otherwise a traceback
                 text = text.rpartition("\n")[2]
             self.watcher.failed(ended.run, text or f"exit status {status}")
         else:
@@ -136,11 +136,11 @@ class Pool:
 
 
 def _context() -> Any:
-    if sys.platform != "linux":  # where a process that has loaded the system's libraries cannot safely be forked
+    if sys.platform != "linux":  # forking is not safe after system libraries are loaded
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # Its modules are found by the environment alone, and a question whether there is a GPU must not open it: a process
-    # that was forked afterwards could not.
+    # The fork server finds modules only through the environment. Its check for a GPU must not initialize CUDA, which
+    # would break forked processes.
     paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -149,11 +149,11 @@ def _context() -> Any:
 
 
 def _stage(words: list[str], errors: str | None) -> None:
-    """In a process of its own: a stage, as by its command line. errors: a file for what it prints on stderr, when the
-    rest is not shown either."""
+    """Run a stage by its command line, in a child process. errors: file for stderr, with stdout discarded; None: show
+    both."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if errors:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # both are open to the end
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # both stay open to the end
         sys.stderr = open(errors, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         os.dup2(sys.stdout.fileno(), 1)
         os.dup2(sys.stderr.fileno(), 2)
@@ -162,8 +162,7 @@ def _stage(words: list[str], errors: str | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """Interrupt this process once its parent has gone, by a kill for example: whoever starts the runs again would find
-    their directories locked."""
+    """Interrupt this process when its parent dies, so that the run directory does not stay locked."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

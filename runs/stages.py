@@ -1,6 +1,6 @@
-"""The stages: the parameters that all runs of a script share, and the methods that a run chooses from.
+"""The stages: parameters common to all runs of a script, and the methods to choose from.
 
-Importing this module imports no method, and so no torch; a stage's methods are imported when its runs are read.
+Importing this module imports no method and no torch; the methods of a stage are imported on first use.
 """
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ __all__ = ["AUDIT", "DATAFREE", "KD", "NASTY", "POISONED", "SCRATCH", "STAGES", 
 
 class CacheParams(MethodParams):
     teacher_cache: Switch = Field(
-        False, description="cache the frozen network's logits of every view that is sent to it, for all runs, in "
-                           "`data/cache`")
+        False, description="cache the frozen network's logits in `data/cache`, one entry per augmented view, for this "
+                           "run and later ones")
 
 
 class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CacheParams, DataParams):
     """train_kd.py: a student of a frozen teacher."""
 
     script = "train_kd.py"
-    attack: str = Field("kd", description="how the student learns from the teacher's answers")
+    attack: str = Field("kd", description="attack that trains the student on the teacher's answers")
 
     @model_validator(mode="after")
     def _refuse_what_does_not_fit(self) -> Self:
@@ -76,10 +76,10 @@ class KDParams(AttackParams, BackdoorParams, QueryParams, TeacherParams, CachePa
 
 
 class NastyParams(BackdoorParams, CacheParams, DataParams):
-    """train_nasty.py: a network whose answers teach little."""
+    """train_nasty.py: a network with a trained-in defense against distillation."""
 
     script = "train_nasty.py"
-    defense: str = Field("nasty", description="how the network is trained to be of little use as a teacher")
+    defense: str = Field("nasty", description="trained-in defense against distillation")
 
     @property
     def description(self) -> Description:
@@ -89,23 +89,23 @@ class NastyParams(BackdoorParams, CacheParams, DataParams):
 
 
 class PoisonedParams(BackdoorParams, DataParams):
-    """train_poisoned.py: a teacher that carries a backdoor."""
+    """train_poisoned.py: a teacher with a backdoor."""
 
     script = "train_poisoned.py"
     artifacts: ClassVar[tuple[str, ...]] = ("poisoned.json", "poisoned.png")
-    trigger: str = Field(description="trigger that is stamped on the poisoned images")
+    trigger: str = Field(description="trigger stamped on the poisoned images")
     poison_rate: float = Field(0.1, gt=0, le=1, description="poisoned images as a fraction of all training images")
     clean_fraction: float = Field(
         0.05, ge=0, lt=1, description="fraction of the training images that is never poisoned")
     surrogate_model: str | None = Field(
-        None, description="architecture of the clean classifier for `surrogate_resume`; null: `model_name`")
+        None, description="architecture of the clean classifier `surrogate_resume`; null: `model_name`")
     surrogate_num_channels: int = Field(
-        32, ge=1, description="width of the clean classifier's first layer if it is a `net`")
+        32, ge=1, description="width of the first layer of the clean classifier if it is a `net`")
     surrogate_model_options: ModelOptions = Field(
-        {}, description="keyword arguments for the clean classifier's constructor if it is not a network of the zoo")
+        {}, description="constructor arguments of a clean classifier that is not in the zoo")
     surrogate_resume: str | None = Field(
-        None, description="checkpoint of a clean classifier: the poisoned images are made adversarial to it (trigger "
-                          "`cl`)")
+        None, description="checkpoint of a clean classifier, to which the poisoned images are made adversarial; "
+                          "required by the trigger `cl`, refused by others")
 
     @property
     def description(self) -> Description:
@@ -115,7 +115,7 @@ class PoisonedParams(BackdoorParams, DataParams):
         yield from super().ineffective_parameters()
         if not self.surrogate_resume:
             keys = "surrogate_model", "surrogate_num_channels", "surrogate_model_options"
-            yield from ((key, 'there is no "surrogate_resume"') for key in keys)
+            yield from ((key, 'no "surrogate_resume" is given') for key in keys)
         elif (self.surrogate_model or self.model_name) != "net":
             yield "surrogate_num_channels", 'the clean classifier is not a "net"'
 
@@ -125,7 +125,8 @@ class ScratchParams(DataParams):
 
     script = "train_scratch.py"
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="probability that the target spreads evenly over all classes; 0: the label itself")
+        0.0, ge=0, lt=1,
+        description="probability of the target that is spread evenly over all classes; 0: one-hot labels")
 
     @property
     def description(self) -> Description:
@@ -140,40 +141,41 @@ NASTY = Stage("nasty", NastyParams, key="defense", methods=defenses.REGISTRY)
 KD = Stage("kd", KDParams, key="attack", methods=attacks.REGISTRY)
 POISONED = Stage("poisoned", PoisonedParams)
 DATAFREE = Stage("datafree", DataFreeParams, key="method", methods=datafree.REGISTRY)
-AUDIT = Stage("audit", AuditParams)  # which trains by the other ones
+AUDIT = Stage("audit", AuditParams)  # trains through the other stages
 STAGES = Stage.ALL
 
-# Keys that tell the params.json of a stage from those below; students without data also have a teacher, for instance.
+# Keys that identify the stage of a params.json; the first match counts (data-free students also have a teacher).
 _SIGNS = {"method": DATAFREE, "attack": KD, "teacher_model": KD, "defense": NASTY, "adversarial_model": NASTY,
           "trigger": POISONED}
 
 
 def stage_of(values: Mapping[str, Any]) -> Stage:
-    """The stage of a params.json, by the keys that it has."""
+    """The stage of a params.json, identified by its keys."""
     return next((stage for sign, stage in _SIGNS.items() if sign in values), SCRATCH)
 
 
 def stage_of_script(script: str) -> Stage:
-    """The stage whose script this is. Raises UserError if there is none."""
+    """The stage of a script. Raises UserError if there is none."""
     for stage in STAGES.values():
         if stage.script == script:
             return stage
-    raise UserError(f"there is no stage {script}")
+    raise UserError(f"unknown stage script {script}: choose from "
+                    f"{', '.join(stage.script for stage in STAGES.values())}")
 
 
 def recorded_params(script: str, params: dict[str, Any]) -> Params:
-    """The parameters that a run of a stage recorded. Raises UserError or ValidationError where they are none."""
+    """Validate the parameters that a run recorded. Raises UserError or ValidationError if they are invalid."""
     kind = stage_of_script(script).params_of(params)
     return kind.model_validate(kind.with_new_names(params))
 
 
 def display_name(method: str) -> str:
-    """What tables call an attack or data-free method; the name itself where none of that name is registered."""
+    """Display name of an attack or data-free method in tables; the name itself if it is not registered."""
     return next((stage.display_name(method) for stage in STAGES.values() if method in stage.methods), method)
 
 
 def answer_defense_name(name: str) -> str:
-    """What tables call an answer defense; the name itself where none of that name is registered."""
-    from defenses.answers import ANSWER_DEFENSES  # with torch, of which params.json files have no need
+    """Display name of an answer defense in tables; the name itself if it is not registered."""
+    from defenses.answers import ANSWER_DEFENSES  # imports torch, which reading params.json does not need
 
     return ANSWER_DEFENSES.entry(name).display_name if name in ANSWER_DEFENSES else name

@@ -284,6 +284,21 @@ class TestEveryAttack:
             pytest.skip(why)
         assert math.isfinite(self.loss(name, random_logits(6, 5, 1), **own)[0])
 
+    def test_a_weight_of_labels_is_refused_for_a_batch_without(self, name):
+        if not issubclass(attacks.REGISTRY[name].Params, WeightedParams):
+            pytest.skip("no weighted sum")
+        with pytest.raises(ValueError, match="no labels"):
+            self.loss(name, random_logits(6, 5, 1), alpha=0.75)
+
+    def test_a_loop_of_ones_own_needs_neither_index_nor_epoch(self, name):
+        images, answers, labels = random_logits(6, 12, 3).view(6, 3, 2, 2), random_logits(6, 5, 1), torch.arange(6) % 5
+        losses = []
+        for batch in (Batch(images, labels), Batch(images, labels, torch.arange(6), torch.tensor(1e6))):
+            torch.manual_seed(0)
+            student, attack = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), build_attack(name, 5)
+            losses.append(attack(student, batch, answers)["loss"])
+        assert losses[0] == losses[1]
+
     def test_a_loss_that_reads_no_labels_does_not_depend_on_them(self, name):
         own = self.without_weight_of_labels(name)
         losses, params = zip(*(self.loss(name, random_logits(6, 5, 1), labels, **own)

@@ -68,11 +68,11 @@ def test_the_params_json_of_another_stage_names_that_stage(call, experiment, tea
     directory = experiment(**KD, teacher_resume=teacher)
     assert_refused(call, "train_nasty", directory, words=["is for train_kd.py, not for train_nasty.py"])
     assert_refused(call, "train_kd", experiment(), words=["is for train_scratch.py, not for train_kd.py"])
-    assert_refused(call, "train_scratch", experiment(), "--set", "alpha=1", words=["train_kd.py would read it"])
+    assert_refused(call, "train_scratch", experiment(), "--set", "alpha=1", words=["key of train_nasty.py and"])
 
 
 def test_a_path_to_params_json_instead_of_its_directory_is_refused(call, experiment):
-    assert_refused(call, "train_scratch", experiment() / "params.json", words=["names the directory"])
+    assert_refused(call, "train_scratch", experiment() / "params.json", words=["must be a directory"])
 
 
 @pytest.mark.parametrize("arguments, words", [(("--gpu_id", "0,1"), ["--gpu_id", "'0,1'"]),
@@ -194,7 +194,7 @@ def test_a_teacher_whose_outputs_are_not_finite_is_refused_before_anything_is_re
 
 
 def test_resume_without_a_run_is_refused(call, experiment):
-    assert_refused(call, "train_scratch", experiment(), "--resume", words=["last_model.tar", "no run to continue"])
+    assert_refused(call, "train_scratch", experiment(), "--resume", words=["last_model.tar", "no run to resume"])
     assert_refused(call, "train_scratch", experiment(), "--resume", "--restart", words=["contradict"])
 
 

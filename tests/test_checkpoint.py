@@ -263,12 +263,12 @@ def mismatch(tmp_path, weights, network):
 
 def test_the_first_shape_that_differs_is_named_with_both_shapes(tmp_path):
     text = mismatch(tmp_path, WEIGHTS, net(num_channels=8))
-    assert "conv1.weight has shape (4, 3, 3, 3) there and (8, 3, 3, 3) here" in text
+    assert "conv1.weight has shape (4, 3, 3, 3) in the file and (8, 3, 3, 3) in the network" in text
 
 
 def test_another_class_count_is_named(tmp_path):
     text = mismatch(tmp_path, net(num_classes=100).state_dict(), net())
-    assert "it knows 100 classes, the data set has 10" in text
+    assert "the file has 100 classes, the data set has 10" in text
 
 
 def test_missing_and_unexpected_entries_are_named(tmp_path):

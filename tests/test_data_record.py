@@ -30,8 +30,8 @@ def without(record, *keys):
 
 @pytest.mark.parametrize("now, changed", [
     (record(train=part(), test=part()), []),
-    (record(train=part(pixel=8), test=part()), ["pixels or labels (train)"]),
-    (record(train=part(label=1), test=part(label=1)), ["pixels or labels (train, test)"]),
+    (record(train=part(pixel=8), test=part()), ["pixels or labels of train"]),
+    (record(train=part(label=1), test=part(label=1)), ["pixels or labels of train, test"]),
     (record(train=part(count=5), test=part()), ["images"]),
     (record(("b", "a"), train=part(), test=part()), ["classes"]),
 ])
@@ -66,9 +66,9 @@ def test_the_same_classes_in_another_order_are_an_error(theirs, ours, difference
     ({"data": "anything"}, []),
     ({"data": {"classes": 3, "mean": ["x"], "std": None}}, []),
     ({"data": record()}, []),
-    ({"data": record(("a", "c"))}, ["teacher: trained on classes of other names (its class 1 is 'c', here 'b')"]),
+    ({"data": record(("a", "c"))}, ["teacher: trained on classes with other names (its class 1 is 'c', here 'b')"]),
     ({"data": record() | {"mean": [0.5, 0.25, 0.1]}},
-     ['teacher: trained with mean [0.5, 0.25, 0.1], here [0.5, 0.25, 0.125] (params.json may give "mean")']),
+     ['teacher: trained with mean [0.5, 0.25, 0.1], here [0.5, 0.25, 0.125] (params.json may set "mean")']),
     ({"data": record(size=16)}, ["teacher: trained on images of 16x16 pixels, here 8x8"]),
     ({"data": without(record(), "image_size"), "params": {"dataset": "folder:x", "image_size": 16}},
      ["teacher: trained on images of 16x16 pixels, here 8x8"]),
@@ -92,9 +92,9 @@ def exchange(one, other):
 
 
 @pytest.mark.parametrize("where, params, changed", [
-    ("train", {}, "its pixels or labels (train) changed"),
-    ("test", {"mean": [0.5] * 3, "std": [0.5] * 3}, "its pixels or labels (test) changed"),
-    ("train", {"validation_fraction": 0.2}, "its pixels or labels (validation, train) changed"),
+    ("train", {}, "changed since this run started (pixels or labels of train)"),
+    ("test", {"mean": [0.5] * 3, "std": [0.5] * 3}, "changed since this run started (pixels or labels of test)"),
+    ("train", {"validation_fraction": 0.2}, "changed since this run started (pixels or labels of validation, train)"),
 ])
 def test_class_folders_exchanged_under_a_run_are_an_error(call, experiment, mine, where, params, changed):
     directory = experiment(dataset=f"folder:{mine}", num_epochs=1, **params)
@@ -121,7 +121,7 @@ def test_a_poisoned_run_notices_other_images_too(call, experiment, mine):
     assert call("train_poisoned", directory, "--set", "num_epochs=2").returncode == 0
     exchange(mine / "train" / "blue" / "00.png", mine / "train" / "blue" / "01.png")
     line = refused(call, "train_poisoned", directory, "--set", "num_epochs=3")
-    assert "pixels or labels (train)" in line
+    assert "pixels or labels of train" in line
 
 
 @pytest.mark.parametrize("script, role, params", [
@@ -139,7 +139,7 @@ def test_every_role_compares_its_checkpoint_with_the_data(call, experiment, mine
     directory = experiment(dataset=f"folder:{mine}", num_epochs=1, **params, **{key: str(source / "last_model.tar")})
     done = call(script, directory)
     assert done.returncode == 0, done.stderr
-    assert f"{role}: trained on classes of other names (its class 0 is 'blue', here 'green')" in done.stdout
+    assert f"{role}: trained on classes with other names (its class 0 is 'blue', here 'green')" in done.stdout
     assert f"{role}: trained with mean [0.3, 0.3, 0.3], here" in done.stdout
     assert f"{role}: trained on images" not in done.stdout
     for part in ("train", "test"):

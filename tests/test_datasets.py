@@ -132,7 +132,7 @@ def test_a_failed_download_names_the_file_and_its_source(error, cifar, tmp_path,
     monkeypatch.setattr(source, "download", download)
     monkeypatch.setattr(source, "url", "https://somewhere.example/cifar.tar.gz")
     message = fails("cifar10", tmp_path)
-    assert message.startswith(f"cifar10: there is no {folder / 'data_batch_3'}")
+    assert message.startswith(f"cifar10: {folder / 'data_batch_3'} is missing")
     assert "https://somewhere.example/cifar.tar.gz" in message and str(folder.parent) in message
     assert " ".join(str(error).split()) in message
     assert "downloading https://somewhere.example/cifar.tar.gz" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_a_method_without_data_refuses_several_processes(experiment):
     done = launched(experiment(), "train_datafree")
     assert done.returncode == 2
     line, = done.stderr.splitlines()
-    assert "one device" in line
+    assert "single device" in line
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_several_gpu_ids_start_a_process_each(monkeypatch):
 
 @pytest.mark.parametrize("gpu_ids, environ, words", [
     ([0, 7], {}, "GPU 7 does not exist, there are 4"),
-    ([1, 1], {}, "named twice"),
+    ([1, 1], {}, "given twice"),
     ([0], {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "2 processes for 1 GPU"),
 ])
 def test_gpus_that_do_not_fit_are_an_error(monkeypatch, gpu_ids, environ, words):

@@ -293,7 +293,7 @@ def test_a_checkpoint_does_not_import_code(trained, run, tmp_path, monkeypatch):
     (["--std", "0", "0", "0"], '"std"'),
     (["--image_size", "4"], '"image_size" is 4'),
     (["--dataset", "cifar11"], "unknown data set 'cifar11' (did you mean 'cifar10'?)"),
-    (["--dataset", "demo"], "it knows 3 classes, the data set has 10"),
+    (["--dataset", "demo"], "the file has 3 classes, the data set has 10"),
     (["--against", "nowhere.pt"], "checkpoint: nowhere.pt does not exist"),
     (["--device", "tpu"], "--device tpu"),
 ])

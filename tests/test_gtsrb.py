@@ -214,9 +214,9 @@ def test_a_failed_download_names_the_file_and_its_source(archive, tmp_path, monk
     monkeypatch.setattr(torchvision.datasets.GTSRB, "download", download)
     archive.train.rename(archive.train.with_name("elsewhere"))
     message = fails("gtsrb", tmp_path)
-    assert message.startswith(f"gtsrb: there is no {archive.train}")
+    assert message.startswith(f"gtsrb: {archive.train} is missing")
     assert gtsrb.URL in message and "no route to host" in message
-    assert "unpack GTSRB_Final_Training_Images.zip" in message and f" in {archive.base} yourself" in message
+    assert "download GTSRB_Final_Training_Images.zip" in message and f" unpack into {archive.base}" in message
 
 
 # --- damaged or missing files ---

@@ -341,13 +341,13 @@ def test_class_folders_a_level_too_deep_are_an_error_that_says_so(pictures, tmp_
     deepen(train)
     line = fails(f"folder:{pictures}", tmp_path)
     assert line == (f"{train} holds a single class folder, images: its images lie in images/cat, images/dog, move "
-                    "these folders up; expected are PATH/train/CLASS/IMAGE")
+                    "these folders up; expected PATH/train/CLASS/IMAGE")
 
 
 def test_a_single_class_is_an_error(pictures, tmp_path):
     (pictures / "train" / "cat").rename(tmp_path / "cat")
     line = fails(f"folder:{pictures}", tmp_path)
-    assert line.startswith(f"{pictures / 'train'} holds a single class folder, dog: two or more are needed")
+    assert line.startswith(f"{pictures / 'train'} holds a single class folder, dog: at least two are needed")
 
 
 def test_sub_folders_of_class_folders_are_warned_about(pictures, tmp_path):
@@ -365,7 +365,7 @@ def test_a_path_one_folder_off_names_the_right_one(pictures, tmp_path):
 
 
 def test_a_folder_without_its_two_parts_gets_the_expected_layout(pictures, tmp_path):
-    words = "expected are PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
+    words = "expected PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE"
     assert words in fails("folder:", tmp_path)
     assert words in fails(f"folder:{tmp_path / 'nowhere'}", tmp_path)
     (pictures / "test").rename(pictures / "holdout")

@@ -146,8 +146,8 @@ def test_an_out_of_memory_step_is_named_and_the_last_checkpoint_is_kept(call, ex
     done = call("train_scratch", directory)
     assert done.returncode == 2
     assert done.stderr == ("error: epoch 2, step 3: out of memory: cannot allocate 2.00 GiB (GPU 0 has a total "
-                           'capacity of 79.11 GiB of which 1.20 GiB is free); reduce "batch_size"; what was saved '
-                           "after an earlier epoch is kept\n")
+                           'capacity of 79.11 GiB of which 1.20 GiB is free); reduce "batch_size"; saved '
+                           "checkpoints are kept\n")
     assert "stopped: epoch 2, step 3: out of memory" in (directory / "training.log").read_text()
     assert torch.load(directory / "last_model.tar", weights_only=True)["epoch"] == 1
     assert call("train_scratch", directory).returncode == 0  # continues once there is enough memory

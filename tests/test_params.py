@@ -132,7 +132,7 @@ def test_an_unknown_key_on_the_command_line_is_named_too(tmp_path):
 
 def test_a_key_of_another_stage_names_that_stage(tmp_path):
     text = message(tmp_path, KD_VALUES)
-    assert 'unknown key "teacher_model" (train_kd.py and train_datafree.py would read it)' in text
+    assert 'unknown key "teacher_model" (it is a key of train_kd.py and train_datafree.py)' in text
 
 
 def test_a_missing_key_is_named(tmp_path):
@@ -150,9 +150,9 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("[]", "a JSON object is expected"), ("3", "a JSON object is expected"), ("", "line 1, column 1: not valid JSON"),
-    ("\x00", "not valid JSON"), ('{"dataset": "folder:/\\udce9"}', "half a character"),
-    pytest.param("[" * 100_000, "too many brackets", id="brackets"),
+    ("[]", "expected a JSON object"), ("3", "expected a JSON object"), ("", "line 1, column 1: not valid JSON"),
+    ("\x00", "not valid JSON"), ('{"dataset": "folder:/\\udce9"}', "half a surrogate pair"),
+    pytest.param("[" * 100_000, "nested too deeply", id="brackets"),
     pytest.param('{"gamma": 1' + "0" * 5000 + "}", "too many digits", id="digits")])
 def test_a_file_without_a_json_object_is_an_error(tmp_path, text, words):
     assert words in message(tmp_path, text)

@@ -230,7 +230,7 @@ class TestRuns:
         ({"transfer_set": "demo"}, 'no labels, which the attack "kd" needs'),
         ({"transfer_set": "demo", "alpha": 1, "validation_fraction": 0.1}, "validation_fraction"),
         ({"subset_size": 46}, '"subset_size" is 46, but'),
-        ({"subset_size": 10, "subset_fraction": 0.5}, "both say how many"),
+        ({"subset_size": 10, "subset_fraction": 0.5}, "both set the number"),
         ({"answer_defense": "modelguard_s:1"}, "depends on the order of the queries"),
         ({"attack": "smoothing", "augmentation": 0}, "averages 3 augmented views"),
         ({"interface": "top_k"}, "takes a whole number")])

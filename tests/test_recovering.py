@@ -67,6 +67,13 @@ def test_without_a_known_defense_the_attack_is_plain_distillation(name):
     assert torch.equal(*losses)
 
 
+def test_recovered_answers_need_the_index_of_each_image():
+    attack = build_attack("bayes", 4, pairs=1000)
+    attack.recovered = answers()
+    with pytest.raises(ValueError, match="the batch has no index"):
+        attack(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), Batch(torch.randn(5, 3, 2, 2)), answers(5))
+
+
 def test_sampled_answers_scatter_around_the_observed_ones():
     observed = torch.tensor([[0.7, 0.2, 0.1]])
     torch.manual_seed(0)

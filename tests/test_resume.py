@@ -75,7 +75,7 @@ def test_a_killed_run_continues_to_equal_results(stage, experiment):
         assert 1 <= state(directory)["epoch"] < 60
         assert not (directory / "results.json").exists()
         done = stage("train_scratch", directory)
-        assert "continues after epoch" in done.stdout
+        assert "resuming after epoch" in done.stdout
         assert_same_run(whole, directory)
 
 
@@ -201,7 +201,7 @@ def test_resume_with_a_weights_only_checkpoint_starts_a_new_run_from_those_weigh
     torch.save(content["state_dict"], tmp_path / "published.tar")
     other = call("train_scratch", directory, "--resume", tmp_path / "published.tar")
     assert other.returncode == 2
-    assert "did not begin from it" in other.stderr
+    assert "did not start from it" in other.stderr
 
 
 def test_resume_with_a_state_of_another_directory_continues_that_run_here(call, experiment):
@@ -241,7 +241,7 @@ def test_the_best_model_only_resumes_a_run_without_its_last_model(call, experime
     assert call("train_scratch", directory, "--set", "num_epochs=2").returncode == 0
     best = directory / "best_model.tar"
     if state(directory)["epoch"] != state(directory, "best_model.tar")["epoch"]:
-        assert "goes on after its last_model.tar" in refused(call, "train_scratch", directory, "--resume", best)
+        assert "resumes from its last_model.tar" in refused(call, "train_scratch", directory, "--resume", best)
     (directory / "last_model.tar").unlink()
     assert call("train_scratch", directory, "--resume", best).returncode == 0
     assert_same_run(whole, directory)
@@ -288,7 +288,7 @@ def test_a_finished_run_without_its_checkpoints_does_not_silently_start_over(cal
     assert call("train_scratch", directory).returncode == 0
     for path in directory.glob("*.tar"):
         path.unlink()
-    assert "no last_model.tar to go on after" in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
+    assert "no last_model.tar to resume from" in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
 
 
 @pytest.mark.slow
@@ -333,7 +333,7 @@ def test_another_teacher_under_an_unfinished_run_is_an_error(call, experiment, t
     path.write_bytes((teachers[1] / "best_model.tar").read_bytes())
     done = call("train_kd", student)
     assert done.returncode == 2
-    assert "is not the checkpoint that this run began with" in done.stderr
+    assert "is not the checkpoint that this run started with" in done.stderr
 
 
 def test_images_that_changed_under_a_run_are_an_error(call, experiment, data, tmp_path):
@@ -342,7 +342,7 @@ def test_images_that_changed_under_a_run_are_an_error(call, experiment, data, tm
     assert call("train_scratch", directory).returncode == 0
     (tmp_path / "mine" / "train" / "red" / "00.png").unlink()
     line = refused(call, "train_scratch", directory, "--set", "num_epochs=2")
-    assert "its images, mean, std changed" in line
+    assert "changed since this run started (images, mean, std)" in line
 
 
 @pytest.mark.parametrize("key", ["teacher_resume", "adversarial_resume", "init_from"])
@@ -398,7 +398,7 @@ def test_a_damaged_state_only_loads_as_weights(call, experiment, key, value):
     directory = experiment(num_epochs=1)
     assert call("train_scratch", directory).returncode == 0
     torch.save({**state(directory), key: value}, directory / "last_model.tar")
-    assert "no state of a run" in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
+    assert "no state to resume from" in refused(call, "train_scratch", directory, "--set", "num_epochs=2")
 
 
 @pytest.mark.slow

@@ -42,9 +42,9 @@ def test_each_run_follows_its_dependencies(tree):
 def test_dependency_cycles_and_missing_checkpoints_are_named(tree):
     params = json.loads((tree / "z/params.json").read_text())
     (tree / "z/params.json").write_text(json.dumps(params | {"init_from": str(tree / "x/last_model.tar")}))
-    with pytest.raises(UserError, match="circle"):
+    with pytest.raises(UserError, match="cycle"):
         needs(find([tree])[0])
-    with pytest.raises(UserError, match=r'y: "teacher_resume": there is no .*z/last_model.tar, and none of these'):
+    with pytest.raises(UserError, match=r'y: "teacher_resume": .*z/last_model.tar is missing, and none of these'):
         needs(find([tree / "y"])[0])
 
 
@@ -52,7 +52,7 @@ def test_a_finished_teacher_without_its_checkpoint_is_named_before_anything_is_r
     assert call("train_scratch", tree / "z").returncode == 0
     check_sources(find([tree])[0])
     (tree / "z/last_model.tar").unlink()
-    with pytest.raises(UserError, match=r"there is no .*z/last_model.tar, and .*z is finished without it"):
+    with pytest.raises(UserError, match=r".*z/last_model.tar is missing, and .*z is finished without it"):
         check_sources(find([tree])[0])
 
 
@@ -64,7 +64,7 @@ def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
     assert params["teacher_resume"] == str(tree / "z/seed1/last_model.tar")
     assert "0 written, 3 exist already" in script("seeds", 1, tree).stdout
     (tree / "y/seed1/params.json").write_text(json.dumps(params | {"teacher_resume": str(tree / "z/last_model.tar")}))
-    assert f"y/seed1 reads {tree / 'z/last_model.tar'}, though there is" in script("seeds", 1, tree).stdout
+    assert f"y/seed1 reads {tree / 'z/last_model.tar'}, although " in script("seeds", 1, tree).stdout
     (tree / "y/seed1/params.json").write_text("[]")
     done = script("seeds", 1, tree)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "y/seed1/params.json" in done.stderr
@@ -214,7 +214,7 @@ def test_independent_runs_continue_after_a_failure(tree, experiment):
     done = script("run_all", tree, "--jobs", 2)
     assert done.returncode == 2
     assert (tree / "a/results.json").exists() and (tree / "z/results.json").exists()
-    assert "last_model.tar" in done.stdout and f"left out, as it needs what failed: {tree / 'x'}" in done.stdout
+    assert "last_model.tar" in done.stdout and f"skipped, as a run that it needs failed: {tree / 'x'}" in done.stdout
     assert done.stderr.startswith("error: 2 of 4 runs are not finished")
     assert done.stderr.endswith(f"; cannot be read: {tree / 'b/params.json'}\n")
 

@@ -305,7 +305,7 @@ def test_a_run_of_one_plus_one_epochs_equals_one_of_two(call, experiment, attack
     assert call("train_kd", whole).returncode == 0
     assert call("train_kd", parts, "--set", "num_epochs=1").returncode == 0
     done = call("train_kd", parts)
-    assert done.returncode == 0 and "continues after epoch 1" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming after epoch 1" in done.stdout, done.stderr
     one = same_to_the_bit(whole, parts)
     assert ("method_optim_dict" in one["learner"]) == ("mkd" in attack.values())
     assert one["learner"]["method"] and not set(one["state_dict"]) & set(one["learner"]["method"])

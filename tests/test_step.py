@@ -139,7 +139,7 @@ def test_a_step_that_cannot_be_recorded_logs_one_line_and_falls_back(monkeypatch
     said = []
     assert torch.equal(run(GraphedStep(make()[1], said.append)), run(make()[1]))
     line, = said
-    assert line.startswith("cuda_graph: steps run as written")
+    assert line.startswith("cuda_graph: not used, the step cannot be recorded")
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_step_that_waits_for_the_gpu_is_not_recorded():
     graphed = run(GraphedStep(make("cuda", kind=kind)[1], said.append))
     torch.testing.assert_close(graphed, run(make("cuda")[1]), rtol=1e-3, atol=1e-3)
     line, = said
-    assert line.startswith("cuda_graph: steps run as written")
+    assert line.startswith("cuda_graph: not used, the step cannot be recorded")
 
 
 def test_speed_settings_may_change_during_a_run(call, experiment):

@@ -116,7 +116,7 @@ def test_another_forward_with_equal_weights_has_its_own_cache(tmp_path):
     torch.testing.assert_close(tables[1].logits, tables[0].logits * 2)
     assert tables[2].path == tables[0].path != tables[1].path == tables[3].path
     assert ["is not used" in line for line in said] == [False, True, False, False, True, False]
-    assert ["knows 100 of" in line for line in said] == [False, False, False, True, False, True]
+    assert ["has 100 of" in line for line in said] == [False, False, False, True, False, True]
 
 
 def test_a_cache_with_a_damaged_probe_is_refilled(tmp_path):
@@ -127,7 +127,7 @@ def test_a_cache_with_a_damaged_probe_is_refilled(tmp_path):
     said = []
     _, table = cache(tmp_path, said=said)
     table.start_epoch(0)
-    assert "knows 0 of the 100" in said[0] and table.path.read_bytes() == content
+    assert "has 0 of the 100" in said[0] and table.path.read_bytes() == content
 
 
 def test_a_partly_written_row_is_computed_again(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_run_continues_after_losing_its_cache(tmp_path):
     table.start_epoch(1)
     table.start_epoch(2)
     told, line = said
-    assert "knows 0 of the 100 answers of epoch 1" in told
+    assert "has 0 of the 100 logits of epoch 1" in told
     assert "No such file" in line
     expected, table = cache(tmp_path / "other")
     table.start_epoch(2)
@@ -169,7 +169,7 @@ def test_a_run_continues_without_a_cache_on_a_full_disk(tmp_path, monkeypatch):
     table.start_epoch(0)
     table.start_epoch(1)
     told, line = said
-    assert "knows 0 of the 100 answers of epoch 1" in told
+    assert "has 0 of the 100 logits of epoch 1" in told
     assert "No space left on device" in line
     batch = next(batches().epoch(1))
     assert torch.allclose(frozen(batch), frozen.network(batch.images), atol=1e-5)

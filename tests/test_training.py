@@ -203,7 +203,7 @@ def test_a_frozen_network_runs_in_eval_mode_and_a_loss_may_use_its_logits():
     network = build_model("net", 4, num_channels=4, dropout_rate=0.5).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     frozen = Frozen(network)
-    batch = Batch(torch.randn(8, 3, 32, 32), None, torch.arange(8), torch.tensor(0.0))
+    batch = Batch(torch.randn(8, 3, 32, 32))
     logits = frozen(batch)
     weights = torch.randn(8, 4, requires_grad=True)
     (logits * weights).sum().backward()

@@ -1,4 +1,4 @@
-"""What every stage shares: parameters, data, losses, training, checkpoints and logs.
+"""Code shared by all stages: parameters, data, losses, training, checkpoints and logs.
 
 The layers from the top; a module imports from its own layer and those below it:
 

@@ -1,4 +1,4 @@
-"""Memory of the CPU: freed tensors stay with the process."""
+"""Memory allocator settings for CPUs."""
 from __future__ import annotations
 
 import ctypes
@@ -10,11 +10,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed for the tensors of the next step.
+    """Make the C library keep freed memory for the tensors of the next step.
 
-    As it comes, glibc returns every freed block of more than 32 MiB to the system, and the next step waits for new
-    pages and for the zeros in them: up to a third of its time (docs/benchmarks.md). Does nothing where the user has
-    set the allocator (MALLOC_*, GLIBC_TUNABLES), and where the C library is another.
+    By default, glibc returns every freed block of more than 32 MiB to the system, and the next step waits for new,
+    zeroed pages: up to a third of its time (docs/benchmarks.md). No effect if the user has configured the allocator
+    (MALLOC_*, GLIBC_TUNABLES) or if the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return

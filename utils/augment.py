@@ -1,10 +1,10 @@
-"""Augmentation and normalisation of whole batches, on the device that holds the data set.
+"""Augmentation and normalization of whole batches, on the device that holds the data set.
 
-A data set is one uint8 tensor (N, H, W, C). A training step names the images of its batch and what happens to each of
-them (offsets, angle, flip), and gets the augmented batch back from a single gather: no loop over images, no copy of
-the originals, nothing that waits for the device. The random numbers are the caller's, so everything here is a pure
-function. Image by image the results equal those of torchvision's RandomCrop, RandomRotation (nearest neighbour) and
-RandomHorizontalFlip under the same offsets, angles and flips.
+A data set is one uint8 tensor (N, H, W, C). A training step passes the indices of its batch and the augmentation
+parameters of each image (offsets, angle, flip), and gets the augmented batch from a single gather: no loop over images,
+no copy of the data set, no wait for the device. The caller draws the random numbers, so all functions are pure. The
+results equal those of torchvision's RandomCrop, RandomRotation (nearest neighbor) and RandomHorizontalFlip with the
+same offsets, angles and flips.
 """
 
 import torch
@@ -13,24 +13,24 @@ from torch.nn import functional as F
 
 
 def pad(images: Tensor, padding: int) -> Tensor:
-    """Surround uint8 images (N, H, W, C) with `padding` zeros: (N, H + 2 padding, W + 2 padding, C)."""
+    """Pad uint8 images (N, H, W, C) with `padding` zeros on each side: (N, H + 2 padding, W + 2 padding, C)."""
     return F.pad(images, (0, 0, padding, padding, padding, padding))
 
 
 def crop(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
-    """Cut a window of `size` x `size` pixels out of each chosen image: as `crop_flip` without a flip."""
+    """Crop `size` x `size` pixels from each chosen image: `crop_flip` without the flip."""
     return _windows(padded, index, top, left[:, None] + torch.arange(size, device=padded.device))
 
 
 def crop_flip(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Cut a window of `size` x `size` pixels out of each chosen image, mirrored left to right where `flip` says so.
+    """Crop `size` x `size` pixels from each chosen image, and flip it horizontally where `flip` is true.
 
     Args:
         padded: uint8 (N, H + 2p, W + 2p, C), the padded data set.
-        index: int64 (B,), the images of the batch.
-        top, left: int64 (B,), the upper left corner of each window, in pixels of the padded image.
+        index: int64 (B,), indices of the images of the batch.
+        top, left: int64 (B,), upper left corner of each crop, in pixels of the padded image.
         flip: bool (B,).
-        size: height and width of the windows.
+        size: height and width of the crops, in pixels.
 
     Returns:
         uint8 (B, size, size, C), contiguous.
@@ -40,13 +40,13 @@ def crop_flip(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flip: Te
 
 
 def rotate_flip(images: Tensor, index: Tensor, angle: Tensor, flip: Tensor) -> Tensor:
-    """Rotate each chosen image about its centre, then mirror it left to right where `flip` says so.
+    """Rotate each chosen image about its center, then flip it horizontally where `flip` is true.
 
-    Nearest neighbour; what comes from outside the image is zero.
+    Nearest-neighbor sampling; pixels from outside the image are zero.
 
     Args:
         images: uint8 (N, H, W, C), the data set.
-        index: int64 (B,), the images of the batch.
+        index: int64 (B,), indices of the images of the batch.
         angle: float (B,), degrees, counter-clockwise.
         flip: bool (B,).
 
@@ -55,7 +55,7 @@ def rotate_flip(images: Tensor, index: Tensor, angle: Tensor, flip: Tensor) -> T
     """
     height, width = images.shape[1:3]
     # float64 for the 2 B numbers of the matrices and float32 for the grid, in torchvision's order of operations, so
-    # that pixels halfway between two neighbours round the same way.
+    # that pixels halfway between two neighbors round the same way.
     radians = torch.deg2rad(-angle.double())
     cosine, sine = radians.cos().float()[:, None], radians.sin().float()[:, None]
     x = torch.arange(width, device=images.device) - (width - 1) / 2
@@ -66,7 +66,7 @@ def rotate_flip(images: Tensor, index: Tensor, angle: Tensor, flip: Tensor) -> T
         scaled = across[:, None, :] + down[:, :, None]
         return scaled.add_(1).mul_(length / 2).sub_(0.5).round_()
 
-    # A border of zeros around the chosen images stands for everything outside; clamping leads there.
+    # Positions outside an image are clamped to a border of zeros.
     chosen = pad(images.index_select(0, index), 1)
     columns = source(x * (cosine / (width / 2)), y * (sine / (width / 2)), width).clamp_(-1, width)
     rows = source(x * (-sine / (height / 2)), y * (cosine / (height / 2)), height).clamp_(-1, height)
@@ -75,7 +75,7 @@ def rotate_flip(images: Tensor, index: Tensor, angle: Tensor, flip: Tensor) -> T
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turn uint8 pixels into the network's input, (pixel / 255 - mean) / std.
+    """Normalize uint8 pixels to the network's input, (pixel / 255 - mean) / std.
 
     Args:
         images: uint8 (B, H, W, C).
@@ -85,7 +85,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         float32 (B, C, H, W) in channels-last memory format.
     """
     width = images.shape[2]
-    # Whole rows as the innermost dimension: broadcasting over C = 3 alone keeps a CPU from vectorising.
+    # Whole rows as the innermost dimension: broadcasting over only C = 3 would not vectorize on a CPU.
     scale, shift = (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)
     rows = images.reshape(-1, scale.numel()).float()
     torch.addcmul(shift, rows, scale, out=rows)  # in place: fresh memory costs a CPU more than the arithmetic
@@ -93,18 +93,18 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def denormalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """The network's input (B, C, H, W) as pixels in [0, 1], to look at: `normalize` taken back."""
+    """Invert `normalize`: the network's input (B, C, H, W) as pixels in [0, 1], for display."""
     return (images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).clamp(0, 1)
 
 
 def _windows(padded: Tensor, index: Tensor, top: Tensor, columns: Tensor) -> Tensor:
-    """Square windows of chosen images, from row `top` (B,) on, of the columns (B, size)."""
+    """Square crops of chosen images: rows from `top` (B,) on, columns (B, size)."""
     height, width = padded.shape[1:3]
     rows = (index * height + top)[:, None] + torch.arange(columns.shape[1], device=padded.device)
     return _gather(padded, rows[:, :, None] * width + columns[:, None, :])
 
 
 def _gather(images: Tensor, position: Tensor) -> Tensor:
-    """Pixels of `images` (N, H, W, C), counted through the whole set, at `position` (B, h, w): (B, h, w, C)."""
+    """Pixels (B, h, w, C) of `images` (N, H, W, C) at flat positions (B, h, w)."""
     channels = images.shape[3]
     return images.view(-1, channels).index_select(0, position.view(-1)).view(*position.shape, channels)

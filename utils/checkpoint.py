@@ -1,8 +1,8 @@
-"""Checkpoints: atomic saves, loads that execute nothing, weights checked name by name.
+"""Checkpoints: atomic saves, loads that execute no code, weights checked name by name.
 
-A checkpoint is a `torch.save` of a dict with the reference's keys `epoch` (epochs done), `state_dict` and `optim_dict`;
-ours stand beside them. Weights of other people load too: a bare state dict, one under another usual key, safetensors,
-half precision, names with the prefixes of wrappers. `FILE#KEY` names one of several state dicts in a file.
+A checkpoint is a `torch.save` of a dict with the published keys `epoch` (epochs done), `state_dict` and `optim_dict`,
+and further ones. Weights from elsewhere load too: a bare state dict, one under another usual key, safetensors, half
+precision, names with the prefixes of wrappers. `FILE#KEY` selects one of several state dicts in a file.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WRAPPER_COUNTER = "n_averaged"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read from a file, and which file it was."""
+    """Content of a checkpoint file, with its path and SHA-256."""
 
     path: Path
     sha256: str
@@ -37,53 +37,53 @@ class Checkpoint:
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """Weights by name, as the file has them."""
+        """Weights by name, unchanged from the file."""
         return self.content["state_dict"]
 
     @property
     def source(self) -> dict[str, str]:
-        """Where weights came from, for the records of a run."""
+        """Origin of the weights, for the records of a run: `path`, `sha256` and, with one, `key`."""
         source = {"path": str(self.path), "sha256": self.sha256}
         return source | {"key": self.key} if self.key else source
 
 
 def weights_id(source: Mapping[str, str]) -> str:
-    """What tells the weights of one `Checkpoint.source` from others: the hash of the file, and the key in it."""
+    """Identifier of the weights of a `Checkpoint.source`: hash of the file, and the key in it."""
     return "#".join(filter(None, (source.get("sha256"), source.get("key"))))
 
 
 def save(content: dict[str, Any], *paths: Path) -> None:
-    """Write a checkpoint, to each path in turn. A kill, a crash or a full disk leaves the previous file there whole."""
-    buffer = io.BytesIO()  # so that a full disk is an OSError here and not a RuntimeError inside torch
+    """Write a checkpoint atomically to each path: a kill, a crash or a full disk leaves the previous file intact."""
+    buffer = io.BytesIO()  # a full disk is then an OSError, not a RuntimeError inside torch
     torch.save(content, buffer)
     for path in paths:
         files.write(path, buffer.getbuffer())
 
 
 class Writer:
-    """Saves checkpoints in the background, one at a time: training goes on while the disk works."""
+    """Saves checkpoints in a background thread, one at a time, while training continues."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)  # a process that ends waits for it
+        self._pool = ThreadPoolExecutor(1)  # the process waits for it at exit
         self._pending: Future[None] | None = None
 
     def save(self, content: dict[str, Any], *paths: Path) -> None:
-        """As `save`, of what the content is now. Raises the error of the save before."""
+        """Save a copy of the present content, see `save`. Raises the error of the previous save."""
         self.wait()
         self._pending = self._pool.submit(save, _copied(content), *paths)
 
     def wait(self) -> None:
-        """Until all is on the disk. Raises the error of the last save."""
+        """Wait until everything is on disk. Raises the error of the last save."""
         pending, self._pending = self._pending, None
         try:
             if pending:
                 pending.result()
         finally:
-            del pending  # it holds the error, whose traceback holds this frame, and what hangs on it
+            del pending  # breaks a cycle: future, error, traceback, this frame
 
 
 def _copied(content: Any) -> Any:
-    """The same with copies of all tensors, on the CPU, which later steps do not change."""
+    """The content with all tensors copied to the CPU, so that later steps do not change them."""
     if isinstance(content, Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):
@@ -92,10 +92,10 @@ def _copied(content: Any) -> Any:
 
 
 def load(name: str | Path, role: str = "checkpoint") -> Checkpoint:
-    """Read a checkpoint, `FILE` or `FILE#KEY`, onto the CPU. Raises UserError that begins with `role` and names the
-    file.
+    """Load a checkpoint, `FILE` or `FILE#KEY`, onto the CPU.
 
-    Weights may come from anyone, so nothing but tensors and plain values is unpickled.
+    Only tensors and plain values are unpickled, so untrusted files are safe. Raises UserError that begins with `role`
+    and names the file.
     """
     path, key = files.split_key(name)
     check_exists(path, role)
@@ -117,11 +117,11 @@ def load(name: str | Path, role: str = "checkpoint") -> Checkpoint:
 
 
 def _select(content: Any, key: str | None, path: Path) -> dict[str, Any]:
-    """Content of a file with the weights that are meant as its `state_dict`. Raises ValueError that completes the
-    sentence "FILE ...".
+    """Content of a file, with the selected weights as `state_dict`. Raises ValueError that completes the sentence
+    "FILE ...".
 
-    key: of the state dict, where the user names one. What else the file holds is then left out, as it may belong to
-    other weights.
+    key: that of the state dict, if the user gives one. The other content of the file is then left out, as it may belong
+    to other weights.
     """
     found = formats.weights_in(content)
     if key is not None:
@@ -137,7 +137,7 @@ def _select(content: Any, key: str | None, path: Path) -> dict[str, Any]:
 
 
 def _choice(found: Mapping[str, Any], path: Path) -> str:
-    """How to name one of the state dicts of a file; empty where it has none."""
+    """Hint that lists the state dicts of a file as FILE#KEY; empty if it has none."""
     return f"choose one as {' or '.join(f'{path}#{key}' for key in list(found)[:10])}" if found else ""
 
 
@@ -147,10 +147,10 @@ def _without_weights(content: Any) -> str:
 
 
 def check_exists(name: str | Path, role: str) -> None:
-    """Raise UserError, as `load` does, if there is no such file."""
+    """Raise UserError, as `load` does, if the file does not exist."""
     path, _ = files.split_key(name)
     if not path.exists():
-        raise UserError(f"{role}: {path} does not exist (current directory: {Path.cwd()}); train it first, or name "
+        raise UserError(f"{role}: {path} does not exist (current directory: {Path.cwd()}); train it first, or give "
                         "another file")
 
 
@@ -167,13 +167,13 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, role: str = "checkp
 
 
 def _named_as(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names of the network, where they differ only in what wrappers add to them.
+    """Weights renamed to the names of the network, if these differ only in the prefixes of wrappers.
 
-    Batch norm before torch 0.4.1 did not count its batches: counters that are missing are 0.
+    Missing batch counters of batch norm are 0: torch before 0.4.1 had none.
     """
     ours = {_unwrapped(name): name for name in wanted}
     named = {ours.get(_unwrapped(name), name): tensor for name, tensor in found.items()}
-    if len(ours) < len(wanted) or len(named) < len(found):  # the wrappers' words tell names apart
+    if len(ours) < len(wanted) or len(named) < len(found):  # names differ only in these prefixes: rename nothing
         named = dict(found)
     if _WRAPPER_COUNTER not in wanted:
         named.pop(_WRAPPER_COUNTER, None)
@@ -188,28 +188,28 @@ def _unwrapped(name: str) -> str:
 
 
 def _misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """The first difference between two state dicts that keeps one from being loaded for the other; empty if none."""
+    """First reason why a state dict cannot be loaded into the network; empty if there is none."""
     for name, tensor in wanted.items():
         if name not in found:
             instead = "".join([f", but {other}" for other in found if other not in wanted][:1])
             return f"it has no {name} (shape {tuple(tensor.shape)}){instead}; is it another architecture?"
         theirs, ours = tuple(found[name].shape), tuple(tensor.shape)
         if theirs != ours:
-            reason = f"{name} has shape {theirs} there and {ours} here"
+            reason = f"{name} has shape {theirs} in the file and {ours} in the network"
             if _is_classifier(name, wanted) and theirs[1:] == ours[1:]:
-                return reason + f": it knows {theirs[0]} classes, the data set has {ours[0]}"
+                return reason + f": the file has {theirs[0]} classes, the data set has {ours[0]}"
             return reason + ": is it another architecture, or another num_channels?"
         if tensor.is_floating_point() and not _is_plain(found[name]):
             return f"{name} is a tensor of {found[name].dtype}, {found[name].layout}: quantized, complex, sparse " \
                 "and meta tensors are not loaded"
     for name, tensor in found.items():
         if name not in wanted:
-            return f"{name} (shape {tuple(tensor.shape)}) has no place in this network; is it another architecture?"
+            return f"{name} (shape {tuple(tensor.shape)}) does not exist in this network; is it another architecture?"
     return ""
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether it holds floating-point numbers, one an element."""
+    """Whether a tensor is a dense floating-point tensor with data."""
     return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
 
 

@@ -1,6 +1,6 @@
-"""The command line that every stage has, what it prints, and how it ends: exit status 0, or one line on stderr and 2.
+"""Command line of the stages: options, error messages (one line on stderr) and exit status.
 
-Without torch, as report.py and scripts/run_all.py begin with it too.
+Imports no torch, because report.py and scripts/run_all.py use it too.
 """
 from __future__ import annotations
 
@@ -18,54 +18,55 @@ from utils import interrupts, launcher
 from utils.errors import Finished, UserError, one_line
 from utils.memory import OutOfMemory, Phase
 
-LAST = "last"  # what a bare --resume stands for
-_IN_ASCII = {"±": "+-", "–": "-"}  # what tables have beyond ASCII
+LAST = "last"  # value of --resume without an argument
+_IN_ASCII = {"±": "+-", "–": "-"}  # non-ASCII characters of tables
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help explains)")
+        raise UserError(f"{message} (see --help)")
 
 
 def recorded(argument: str) -> str:
-    """An argument that a run writes into its files, which are UTF-8. Raises ArgumentTypeError where it is not."""
+    """Check that an argument can be recorded in the files of a run. Raises ArgumentTypeError if it is not UTF-8."""
     try:
         argument.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8, and the run would record it: rename the file or "
+        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8 and cannot be recorded: rename the file or "
                                          "directory, or give a link to it") from None
     return argument
 
 
 def parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """The arguments that all stages share."""
+    """Argument parser with the options that all stages share."""
     result = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                     epilog=f"{epilog}All parameters of a params.json: docs/parameters.md.")
+                     epilog=f"{epilog}Parameters of params.json: docs/parameters.md.")
     result.add_argument("--save_path", required=True, type=lambda path: Path(recorded(path)), metavar="DIR",
-                        help="experiment directory: holds params.json, receives logs and checkpoints")
+                        help="experiment directory: has params.json, gets logs and checkpoints")
     result.add_argument("--data_dir", type=Path, default=Path("data"), metavar="DIR",
-                        help="where the data sets are, or are downloaded to (default: data)")
+                        help="directory of the data sets; missing ones are downloaded (default: data)")
     result.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)")
     result.add_argument("--gpu_id", type=int, nargs="+", metavar="N",
-                        help="GPUs to use; several share each batch among one process each")
+                        help="GPUs to use; with several, each batch is split over one process per GPU")
     result.add_argument("--resume", nargs="?", const=LAST, type=recorded, metavar="CHECKPOINT",
-                        help="without a value: fail unless there is a run to continue (one is continued anyway); with "
-                             "one: continue that run here or, if the file holds only weights, start from them")
+                        help="without a value: fail unless there is a run to resume (an existing run is always "
+                             "resumed); with a file: resume that run in DIR or, if the file holds only weights, "
+                             "start from them")
     result.add_argument("--restart", action="store_true",
-                        help="start over: what an earlier run wrote in the directory is removed")
+                        help="start over; the files of an earlier run in the directory are removed")
     result.add_argument("--set", nargs="+", action="extend", default=[], type=recorded,
                         metavar="KEY=VALUE",
-                        help="parameters of this run that differ from params.json")
+                        help="parameters that replace those of params.json, such as seed=1 'schedule=[40,80]'")
     return result
 
 
 def main(stage: Callable[[], None]) -> NoReturn:
-    """Run a stage. An error that the user can mend is one line and exit status 2, an interrupt 130, SIGTERM 143, a
-    reader of the output that has gone 141. What the terminal cannot show is printed in ASCII or escaped."""
+    """Run a stage and exit. Exit status: 0; 2 after a UserError, printed as one line; 130 after an interrupt; 143 after
+    SIGTERM; 141 if the reader of stdout has gone. Characters that the terminal lacks are replaced or escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_in_ascii.__name__)
-    if not launcher.launched():  # one of several may wait for the others where Python handles no signal
+    if not launcher.launched():  # one of several may wait for the others in C code, where Python handles no signal
         signal.signal(signal.SIGTERM, _terminate)
         sys.exit(_run(stage))
     try:
@@ -74,7 +75,7 @@ def main(stage: Callable[[], None]) -> NoReturn:
         status = end.code if isinstance(end.code, int) else 0
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # the threads of a process group can abort a process that takes itself apart
+    os._exit(status)  # threads of the process group can abort a regular exit
 
 
 def _run(stage: Callable[[], None]) -> int:
@@ -88,15 +89,15 @@ def _run(stage: Callable[[], None]) -> int:
         return 0
     except UserError as error:
         return _failed(str(error), single_process=isinstance(error, OutOfMemory))
-    except BrokenPipeError:  # who read the output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
+    except BrokenPipeError:  # the reader of the output has gone, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still flushes at exit
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno is None:
             raise
         return _failed(str(UserError.from_os(error)))
     except KeyboardInterrupt as interrupt:
-        if not launcher.launched():  # run_all ends runs that the terminal's Ctrl-C is ending already
+        if not launcher.launched():  # run_all may send SIGTERM after the terminal's Ctrl-C
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if launcher.local_rank() == 0:
             print("interrupted: the same command (without --restart) continues after the last finished epoch, if any",
@@ -105,13 +106,13 @@ def _run(stage: Callable[[], None]) -> int:
 
 
 def _run_to_completion(stage: Callable[[], None]) -> None:
-    """Run a stage and print what is buffered: at Python's own end it would be too late for a reader that has gone.
+    """Run a stage and flush stdout, since a broken pipe could not be handled at exit.
 
-    Raises an interrupt also where a library made another error of it.
+    Raises KeyboardInterrupt even if a library turned it into another error.
     """
     try:
         stage()
-    except SystemExit:  # of --help, for example
+    except SystemExit:  # for example after --help
         print(end="", flush=True)
         raise
     except Exception as error:
@@ -122,7 +123,7 @@ def _run_to_completion(stage: Callable[[], None]) -> None:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """An error handler of codecs: signs of ours as people write them in ASCII, others as `\\u732b`."""
+    """Error handler of codecs: `±` as `+-` and the like, other characters as `\\u732b`."""
     if isinstance(error, UnicodeEncodeError) and (substitute := _IN_ASCII.get(error.object[error.start])):
         return substitute, error.start + 1
     return codecs.backslashreplace_errors(error)
@@ -136,7 +137,7 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def _failed(message: str, *, single_process: bool = False) -> int:
-    """single_process: whether an error may be that of one process of several, of which the others do not know."""
+    """single_process: whether the error may have occurred in only one of several processes."""
     if single_process or launcher.local_rank() == 0:
         print(f"error: {one_line(message)}", file=sys.stderr)
     return 2

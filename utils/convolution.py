@@ -1,8 +1,8 @@
-"""Weight gradients of convolutions by matrix products, where a processor is slow at them otherwise.
+"""Weight gradients of convolutions by matrix products, on CPUs whose library is slow at them.
 
-With AVX2 and float32, oneDNN computes the gradient of a wide convolution in its weights at some 60 % of the rate of its
-other two passes. Gathering the patches of a few images and multiplying them is 1.05 to 1.4 times as fast for forward
-and backward together (docs/benchmarks.md), from about 48 input channels on; 1x1 kernels gain nothing.
+With AVX2 and float32, oneDNN computes the weight gradient of a wide convolution at about 60 % of the rate of its other
+two passes. Gathering the patches of a few images and multiplying them speeds up forward and backward together by a
+factor of 1.05 to 1.4 (docs/benchmarks.md), from about 48 input channels on; 1x1 kernels gain nothing.
 """
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 MIN_CHANNELS = 48
-PATCHES = 2**21  # numbers gathered at once: 8 MiB
+PATCHES = 2**21  # float32 values gathered at once: 8 MiB
 
 
 def fast_convolutions(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """The context in which networks run forward, of the arithmetic `dtype`; gradients have one order at most."""
+    """Context for forward passes in `dtype` with fast weight gradients; no higher-order gradients."""
     slow = device.type == "cpu" and dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX2"
     return _Wide() if slow else nullcontext()
 
 
 class _Wide(TorchFunctionMode):
-    """Has wide convolutions that learn go through `Convolution`."""
+    """Routes wide trainable convolutions through `Convolution`."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         if function is torch.conv2d and len(arguments) == 7 and not options:  # as nn.Conv2d calls it
@@ -40,7 +40,7 @@ class _Wide(TorchFunctionMode):
 
 
 class Convolution(torch.autograd.Function):
-    """A convolution of images (B, C, H, W) with a weight (O, C, h, w), without bias, dilation or groups."""
+    """Convolution of images (B, C, H, W) with a weight (O, C, h, w), without bias, dilation or groups."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
@@ -64,14 +64,14 @@ class Convolution(torch.autograd.Function):
 
 def _weight_gradient(gradient: Tensor, images: Tensor, shape: torch.Size, stride: tuple[int, int],
                      padding: tuple[int, int]) -> Tensor:
-    """patches^T gradient, summed over the positions of all images."""
+    """Sum of patches^T gradient over the positions of all images, (O, C, h, w)."""
     outputs, channels, *kernel = shape
     count, _, height, width = gradient.shape
     (top, left), length = padding, kernel[0] * kernel[1] * channels
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
     of_image, of_row, of_column, of_channel = padded.stride()
     strides = of_image, stride[0] * of_row, stride[1] * of_column, of_row, of_column, of_channel
-    patches = padded.as_strided((count, height, width, *kernel, channels), strides)  # overlap: no memory of their own
+    patches = padded.as_strided((count, height, width, *kernel, channels), strides)  # overlapping views, no copy
     gradient = gradient.permute(0, 2, 3, 1)
     total = images.new_zeros(length, outputs)
     few = max(1, PATCHES // (height * width * length))

@@ -1,11 +1,11 @@
-"""Batches on the device: the data set lies there as uint8, every step gathers, augments and normalises there.
+"""Batches on the device: the data set lies there as uint8; every step gathers, augments and normalizes there.
 
-No worker processes, no PIL, no copy from the host inside an epoch. The order of the images and what happens to each
-derive from (seed, epoch) and from the position in the epoch, so processes that share a batch cut one and the same
-epoch into parts.
+No worker processes, no PIL, no copy from the host during an epoch. Order and augmentation of the images derive from
+(seed, epoch) and the position in the epoch, so that several processes split the same epoch.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,12 +18,12 @@ from utils.datasets import Dataset
 from utils.errors import UserError
 from utils.params import AUGMENTATIONS, DataParams, Params
 
-MAX_ROTATION = 20.0  # degrees, either way
+MAX_ROTATION = 20.0  # degrees, in either direction
 
 
 @dataclass(frozen=True)
 class Images:
-    """A part of a data set on the device: uint8 images (N, H, W, 3), int64 labels (N,), mean and std (3,)."""
+    """Part of a data set on the device: uint8 images (N, H, W, 3), int64 labels (N,), mean and std (3,)."""
 
     images: Tensor
     labels: Tensor
@@ -35,32 +35,46 @@ class Images:
 
     @property
     def batch_size(self) -> int:
-        """Of a network that only answers: enough images to fill a GPU, few enough for the caches of a CPU."""
+        """Batch size for inference: large enough to fill a GPU, small enough for the caches of a CPU."""
         pixels = (1024 if self.labels.is_cuda else 256) * 32**2
         return max(1, pixels // self.images.shape[1] ** 2)
 
 
 class Batch(NamedTuple):
-    """What a step trains on."""
+    """Batch of a training step. In a loop of your own, `Batch(images)` or `Batch(images, labels)` is enough.
 
-    images: Tensor  # float32 (B, 3, H, W), channels last
-    labels: Tensor  # int64 (B,); None for the attack of a thief without labels
-    index: Tensor  # type: ignore[assignment]  # int64 (B,): which training images; hides tuple.index
-    epoch: Tensor  # float32 (), the epoch counted from 0, on the device: a recorded step reads its present value
+    images: float32 (B, 3, H, W); channels last in a run.
+    labels: int64 (B,); None (default) for a thief without labels.
+    index: int64 (B,), positions of the images in the training set; None (default) if no table of answers is looked up.
+    epoch: float32 (), counted from 0; a tensor, since a recorded step reads its current value. Default: infinity, past
+        every warm-up, since at epoch 0 some methods ignore the answers.
+    """
+
+    images: Tensor
+    labels: Tensor = None  # type: ignore[assignment]
+    index: Tensor = None  # type: ignore[assignment]  # hides tuple.index
+    epoch: Tensor = torch.tensor(math.inf)  # on the CPU: operations accept a scalar from there on any device
 
     def without_labels(self) -> Batch:
-        """The batch as a thief has it that does not know labels."""
+        """The batch without labels."""
         return self._replace(labels=None)  # type: ignore[arg-type]
 
+    def look_up(self, table: Tensor) -> Tensor:
+        """Rows (B, C) of a table (N, C) over the training images. Raises ValueError if the batch has no index."""
+        if self.index is None:  # table[None] would be the whole table
+            raise ValueError("the batch has no index: pass the positions of its images in the training set, "
+                             "Batch(images, labels, index)")
+        return table[self.index]
 
-# Augmentation parameters of a batch, each (B,): `index` and, as the augmentation has it, `flip`, `top`, `left` or
+
+# Augmentation parameters of a batch, each (B,): `index` and, depending on the augmentation, `flip`, `top`, `left` or
 # `angle`; and `epoch` ().
 Draw = dict[str, Tensor]
 
 
 def split(dataset: Dataset, params: Params, device: torch.device) -> dict[str, Images]:
-    """The parts `test` and, for stages that learn from data, `train` and, where a fraction is held out of the training
-    images, `validation`. Raises UserError if one of them is empty."""
+    """Split a data set into `test`, `train` (for stages that train on data) and, if images are held out, `validation`.
+    Raises UserError if a part is empty."""
     parts = {"test": (dataset.test_images, dataset.test_labels)}
     if isinstance(params, DataParams):
         parts |= _training_parts(dataset, params)
@@ -76,14 +90,15 @@ def split(dataset: Dataset, params: Params, device: torch.device) -> dict[str, I
 def _training_parts(dataset: Dataset, params: DataParams) -> dict[str, tuple[Tensor, Tensor]]:
     images, labels = dataset.train_images, dataset.train_labels
     index = training_index(dataset, params)
-    if len(index) == 1 and len(index["train"]) == len(labels):  # all of them, which need no copy
+    if len(index) == 1 and len(index["train"]) == len(labels):  # all images: no copy
         return {"train": (images, labels)}
     return {name: (images[chosen], labels[chosen]) for name, chosen in index.items()}
 
 
 def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
-    """Which of a data set's training images make the parts `train` and, if any are held out, `validation`. A group of
-    near copies is held out as a whole: images whose copies a network was trained on would flatter it."""
+    """Indices of the training images in `train` and, if images are held out, `validation`. A group of near copies is
+    held out as a whole, since copies of training images would inflate the accuracy. Raises UserError if the parameters
+    ask for more images than there are."""
     count = len(dataset.train_labels)
     index = torch.arange(count)
     if params.subset_size is not None and params.subset_size > count:
@@ -100,16 +115,16 @@ def training_index(dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
 
 
 def _draw_subset(index: Tensor, size: int, count: int) -> Tensor:
-    """`size` of the images in `index`, drawn from one order of all `count` images: smaller draws lie in larger ones."""
+    """Draw `size` images of `index` by a fixed order of all `count` images: smaller draws lie in larger ones."""
     position = torch.randperm(count, generator=seeds.generator("subset")).argsort()
     return index[position[index].argsort()[:size]].sort().values
 
 
 def _held_out(index: Tensor, dataset: Dataset, params: DataParams) -> dict[str, Tensor]:
-    """The images in `index` as `train` and `validation`."""
+    """Split the images in `index` into `train` and `validation`."""
     names, group = (index if dataset.train_groups is None else dataset.train_groups[index]).unique(return_inverse=True)
     shuffled = torch.randperm(len(names), generator=seeds.generator(params.seed, "validation"))
-    position = shuffled.argsort()[group]  # of each image's group in the order that was drawn
+    position = shuffled.argsort()[group]  # of each image's group in the random order
     order = position.argsort(stable=True)
     min_count = max(1, round(params.validation_fraction * len(index)))
     held_out = int((position <= position[order[min_count - 1]]).sum())
@@ -117,8 +132,7 @@ def _held_out(index: Tensor, dataset: Dataset, params: DataParams) -> dict[str, 
 
 
 def chosen_augmentation(dataset: Dataset, params: Params) -> str | None:
-    """What `augmentation` of the parameters says to `TrainBatches`; for stages that do not read it, the recipe of the
-    data set."""
+    """Augmentation for `TrainBatches`, from the parameter `augmentation` or, for stages without, of the data set."""
     chosen = getattr(params, "augmentation", True)
     if chosen in AUGMENTATIONS:
         return AUGMENTATIONS[chosen].recipe
@@ -126,10 +140,11 @@ def chosen_augmentation(dataset: Dataset, params: Params) -> str | None:
 
 
 class TrainBatches:
-    """The training images of a run: each epoch a new permutation, each image augmented anew.
+    """Batches of the training images of a run, with a new permutation and new augmentation in each epoch.
 
-    `augmentation`: `crop` (shift by up to an eighth of the image, 4 pixels of 32), `crop_flip` (that and horizontal
-    flip), `rotate_flip` (up to 20 degrees and flip) or None.
+    `augmentation`: `crop` (random crop after padding by an eighth of the image, 4 pixels of 32), `crop_flip` (random
+    crop and horizontal flip), `rotate_flip` (rotation by up to 20 degrees and flip) or None. Raises UserError if there
+    are too few images.
     """
 
     def __init__(self, part: Images, batch_size: int, augmentation: str | None, seed: int) -> None:
@@ -141,29 +156,30 @@ class TrainBatches:
         self._pixels = augment.pad(part.images, self._padding) if self._crops else part.images
         if batch_size < distributed.world_size():
             raise UserError(f"a batch of {batch_size} images cannot be shared by {distributed.world_size()} processes")
-        # Batch statistics need two images, and every process needs one: a smaller rest waits for another epoch.
+        # Batch statistics need two images, and every process needs one: a smaller last batch is dropped.
         remainder = len(part) % batch_size
         self.usable = len(part) - (remainder if remainder < max(2, distributed.world_size()) else 0)
         if not self.usable:
-            raise UserError(f"{len(part)} training images are too few to train on")
+            raise UserError(f"{len(part)} training images are too few, at least {max(2, distributed.world_size())} are "
+                            "needed")
 
     def __len__(self) -> int:
         return -(-self.usable // self.batch_size)
 
     def batch_sizes(self) -> list[int]:
-        """Images of each step over all processes; the last may be smaller."""
+        """Number of images of each step over all processes; the last may be smaller."""
         return [min(self.batch_size, self.usable - start) for start in range(0, self.usable, self.batch_size)]
 
     def full_draw(self, epoch: int) -> Draw:
-        """What the epoch does to all images, the remainder that it leaves out included, on the CPU; without `epoch`."""
+        """Augmentation parameters of all images in an epoch, a dropped last batch included, on the CPU; no `epoch`."""
         return self._draw(epoch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's share of each batch."""
+        """Iterate over this process's share of each batch."""
         return map(self.gather, self.draws(epoch, self.part.labels.device))
 
     def draws(self, epoch: int, device: torch.device) -> list[Draw]:
-        """What the epoch does to which images: this process's share of each batch, on the device."""
+        """Augmentation parameters of each batch of an epoch: this process's share, on the device."""
         draw = {name: values.to(device, non_blocking=True) for name, values in self._draw(epoch).items()}
         current_epoch = torch.tensor(float(epoch), device=device)
         rank, ranks = distributed.rank(), distributed.world_size()
@@ -176,19 +192,19 @@ class TrainBatches:
 
     @property
     def views(self) -> int | None:
-        """How many images the augmentation can make of one; None: without number, as angles are."""
+        """Number of different views of an image; None if unbounded (rotation)."""
         shifts = (2 * self._padding + 1) ** 2
         return {None: 1, "crop": shifts, "crop_flip": 2 * shifts}.get(self.augmentation)
 
     def view(self, draw: Draw) -> Tensor:
-        """Which of its `views` each image is drawn in: int64 (B,)."""
+        """Number of each image's view, int64 (B,), from 0 to `views` - 1."""
         if not self.augmentation:
             return torch.zeros_like(draw["index"])
         shift = draw["top"] * (2 * self._padding + 1) + draw["left"]
         return shift * 2 + draw["flip"] if self._flips else shift
 
     def _draw(self, epoch: int) -> Draw:
-        """Drawn on the CPU, so that it is the same on every device."""
+        """Draw on the CPU, so that the result is equal on every device."""
         random = seeds.generator(self.seed, "epoch", epoch)
         count = len(self.part)
         draw = {"index": torch.randperm(count, generator=random)}
@@ -202,7 +218,7 @@ class TrainBatches:
         return draw
 
     def gather(self, draw: Draw) -> Batch:
-        """The batch that was drawn, gathered, augmented and normalised on the device."""
+        """Gather, augment and normalize a batch on the device."""
         if self.augmentation == "crop":
             images = augment.crop(self._pixels, draw["index"], draw["top"], draw["left"], self._size)
         elif self.augmentation == "crop_flip":
@@ -216,8 +232,8 @@ class TrainBatches:
 
 
 def in_order(part: Images, *, all_ranks: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of a part (or the whole part) in its order, not augmented: images as from
-    `TrainBatches.epoch`, labels."""
+    """Iterate over this process's share of a part (or all of it) in order, without augmentation: normalized images
+    (B, 3, H, W) and labels (B,)."""
     batch_size = part.batch_size
     rank, ranks = (0, 1) if all_ranks else (distributed.rank(), distributed.world_size())
     share = range(len(part) * rank // ranks, len(part) * (rank + 1) // ranks)

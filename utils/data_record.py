@@ -1,7 +1,7 @@
-"""Record of a run's data, kept in its checkpoints and results.json, and comparisons with the record of another run.
+"""Record of a run's data in checkpoints and results.json, and its comparison with that of another run.
 
 A record is a dict of plain values: `classes`, in the order of their labels; `images`, the number in each part;
-`image_size` in pixels; `mean` and `std` of pixels in [0, 1]; `sha256` of the images and labels of each part. Runs of
+`image_size` in pixels; `mean` and `std` for pixels in [0, 1]; `sha256` of the images and labels of each part. Runs of
 earlier versions have no `image_size` and no `sha256`.
 """
 from __future__ import annotations
@@ -18,8 +18,8 @@ from utils.errors import UserError
 
 
 def describe(dataset: Dataset, parts: Mapping[str, Images]) -> dict[str, Any]:
-    """The record of a data set and of the parts that a run makes of it, before any image is poisoned: poisoning
-    follows from the parameters, and its rounding from the device, which may change under a run."""
+    """Record of a data set and its parts, before poisoning: poisoned images follow from the parameters, and their
+    rounding depends on the device, which may change when a run is resumed."""
     return {"classes": list(dataset.classes), "images": {name: len(part) for name, part in parts.items()},
             "image_size": dataset.image_size, "mean": parts["test"].mean.tolist(), "std": parts["test"].std.tolist(),
             "sha256": {name: _sha256(part) for name, part in parts.items()}}
@@ -33,23 +33,23 @@ def _sha256(part: Images) -> str:
 
 
 def changes(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """What differs between the record of a run and that of its data now. What the first does not have, as it is of an
-    earlier version, is not compared."""
+    """Entries that differ between the record of a run and its present data. Entries that the record lacks (earlier
+    versions) are not compared."""
     changed = [key for key in ("images", "mean", "std") if recorded.get(key) != current[key]]
     if _names(recorded) != _names(current):
         changed.insert(0, "classes")
     hashes = recorded.get("sha256", {})
     parts = [name for name, value in current["sha256"].items() if hashes.get(name, value) != value]
-    if parts and "images" not in changed:  # of another number of images the hash differs anyway
-        changed.append(f"pixels or labels ({', '.join(parts)})")
+    if parts and "images" not in changed:  # with another number of images the hash always differs
+        changed.append(f"pixels or labels of {', '.join(parts)}")
     return changed
 
 
 def compare_origin(source: Checkpoint, current: Mapping[str, Any], role: str) -> list[str]:
-    """Compare what a checkpoint of this repository knows of its data with the data set that its network meets here.
+    """Compare the data that a checkpoint was trained on with the present data.
 
-    Returns remarks for the log; none for checkpoints from elsewhere, which record nothing. Raises UserError where the
-    classes have the same names in another order: every answer would be read as that of another class.
+    Returns warnings for the log; none for checkpoints from elsewhere, which have no record. Raises UserError if the
+    classes have equal names in another order, since every prediction would be assigned to a wrong class.
     """
     recorded = source.content.get("data")
     if not isinstance(recorded, dict):
@@ -59,15 +59,15 @@ def compare_origin(source: Checkpoint, current: Mapping[str, Any], role: str) ->
         label = _first_difference([form(name) for name in source_names], [form(name) for name in names])
         if label is not None and sorted(map(form, source_names)) == sorted(map(form, names)):
             raise UserError(f"{role}: {source.path} was trained on the same classes in another order (its class "
-                            f"{label} is {source_names[label]!r}, here {names[label]!r}); name the class folders so "
-                            "that they sort alike")
+                            f"{label} is {source_names[label]!r}, here {names[label]!r}); rename the class "
+                            "folders so that they sort alike")
     label = _first_difference(source_names, names)
-    warnings = [] if label is None else [f"{role}: trained on classes of other names (its class {label} is "
+    warnings = [] if label is None else [f"{role}: trained on classes with other names (its class {label} is "
                                         f"{source_names[label]!r}, here {names[label]!r})"]
     for key in ("mean", "std"):
         trained, here = _numbers(recorded.get(key)), _numbers(current[key])
         if trained and trained != here:
-            warnings.append(f'{role}: trained with {key} {trained}, here {here} (params.json may give "{key}")')
+            warnings.append(f'{role}: trained with {key} {trained}, here {here} (params.json may set "{key}")')
     size, here = recorded.get("image_size", _size_of_folder(source.content)), current["image_size"]
     if size not in (None, here):
         warnings.append(f"{role}: trained on images of {size}x{size} pixels, here {here}x{here}")
@@ -75,30 +75,30 @@ def compare_origin(source: Checkpoint, current: Mapping[str, Any], role: str) ->
 
 
 def _names(record: Mapping[str, Any]) -> list[str]:
-    """Class names in one form of Unicode; empty where there are none."""
+    """Class names in Unicode form NFC; empty if there are none."""
     names = record.get("classes")
     return [unicodedata.normalize("NFC", str(name)) for name in names] if isinstance(names, list | tuple) else []
 
 
 def _normalize_name(name: str) -> str:
-    """A form of a class name in which `007` and `7` are the same, and `Cat` and `cat`."""
+    """Class name without leading zeros and case: `007` equals `7`, `Cat` equals `cat`."""
     return name.lstrip("0") if name.isdecimal() else name.casefold()
 
 
 def _first_difference(source_names: Sequence[str], names: Sequence[str]) -> int | None:
-    """The first label whose names differ; None if there is none."""
+    """First label whose names differ; None if there is none."""
     return next((label for label, (one, two) in enumerate(zip(source_names, names, strict=False)) if one != two), None)
 
 
 def _numbers(values: Any) -> str:
-    """Numbers as a message shows them, `[0.4914, 0.4822, 0.4465]`; empty where there are none."""
+    """Format numbers for a message, `[0.4914, 0.4822, 0.4465]`; empty if there are none."""
     if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
         return ""
     return f"[{', '.join(f'{value:.4g}' for value in values)}]"
 
 
 def _size_of_folder(content: Mapping[str, Any]) -> int | None:
-    """Image size of a run of an earlier version, as its parameters say; None for data sets that have their own."""
+    """Image size in the parameters of an earlier version; None unless the data set is a folder."""
     params = content.get("params")
     if isinstance(params, dict) and str(params.get("dataset")).startswith("folder:"):
         return params.get("image_size")

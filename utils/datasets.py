@@ -1,9 +1,9 @@
-"""Data sets, from disk to uint8 tensors.
+"""Data sets as uint8 tensors in memory.
 
     load_dataset("cifar10", "data")
 
-To add a data set, write a function of the data directory and of whether training images are wanted (it need not leave
-them out) that returns a `Dataset`, with a `@DATASETS.register` line.
+To add a data set, register a function `(data_dir, training) -> Dataset` with `@DATASETS.register`. If `training` is
+false, it may leave the training images out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from utils.registry import Registry
 
 DEMO_DIR = Path(__file__).resolve().parent.parent / "demo_data"
 
-# One pair for both CIFARs, as in the reference.
+# The published code uses the constants of CIFAR-10 for both.
 _CIFAR_MEAN_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 _TINY_MEAN_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 _FASHION_MEAN_STD = (0.2860,) * 3, (0.3530,) * 3
@@ -42,25 +42,25 @@ _TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _JPEG = (".jpeg", ".jpg")
 _GTSRB_MEAN_STD = (0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669)
 
-# What the recipe of a data set does to training images.
+# Augmentation recipes of the data sets, see `utils.data.TrainBatches`.
 Augmentation = Literal["crop", "crop_flip", "rotate_flip"]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory. Images are square, RGB, contiguous and not normalised."""
+    """Data set in memory. Images are square, RGB, contiguous and not normalized."""
 
     name: str
     train_images: Tensor  # uint8 (N, H, W, 3)
     train_labels: Tensor  # int64 (N,)
     test_images: Tensor
     test_labels: Tensor
-    classes: tuple[str, ...]  # the name of each label
-    mean: tuple[float, float, float]  # of pixels in [0, 1]
+    classes: tuple[str, ...]  # class names, by label
+    mean: tuple[float, float, float]  # per channel, for pixels in [0, 1]
     std: tuple[float, float, float]
     augmentation: Augmentation
-    train_groups: Tensor | None = None  # int64 (N,): images of one group are near copies of each other
-    warnings: tuple[str, ...] = ()  # lines for the log
+    train_groups: Tensor | None = None  # int64 (N,): images of a group are near copies of each other
+    warnings: tuple[str, ...] = ()  # for the log
 
     @property
     def num_classes(self) -> int:
@@ -81,17 +81,16 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
 
     Args:
         name: one of `DATASETS`, or `folder:PATH` for a directory of images (PATH relative to the current
-            directory) with PATH/train/CLASS/... and PATH/test/CLASS/... (or, where there is no `test`, `val`).
-        data_dir: where the data sets lie, each in a sub-directory of its own or as torchvision lays it out in its
-            `root`. The CIFARs, Fashion-MNIST and GTSRB are downloaded there when absent; decoded images are kept in
-            its sub-directory `cache`.
-        image_size: height and width in pixels that the images of `folder:PATH` are scaled to; the others have their
-            own (32, Tiny-ImageNet 64).
-        background: color behind the transparent pixels of images of `folder:PATH`, as Pillow names colors.
-        training: whether training images are wanted; without them, those of GTSRB need not be there.
+            directory) with PATH/train/CLASS/... and PATH/test/CLASS/... (or `val`, if there is no `test`).
+        data_dir: directory of the data sets, each in its own sub-directory or in the layout of torchvision. The CIFARs,
+            Fashion-MNIST and GTSRB are downloaded there if missing; decoded images are cached in `data_dir/cache`.
+        image_size: height and width in pixels of `folder:PATH` images after resizing; other data sets have fixed sizes
+            (32, Tiny-ImageNet 64).
+        background: color behind transparent pixels of `folder:PATH` images, a color name of Pillow.
+        training: whether to load training images; without them, those of GTSRB may be missing.
 
     Raises:
-        UserError: an unknown name; data that are missing, incomplete or damaged.
+        UserError: unknown name; missing, incomplete or damaged data.
     """
     data_dir = Path(data_dir).expanduser()
     try:
@@ -108,10 +107,10 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
 
 
 def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, background: str = "white") -> Dataset:
-    """The data set with the training images of another one, resized, in place of its own.
+    """Replace the training images of a data set by those of another one, resized.
 
-    They have no labels of the data set: `train_labels` are all 0, which nobody may read. name: as of `load_dataset`; of
-    `folder:PATH`, all images below PATH/train or, where there is none, below PATH. Raises UserError as `load_dataset`.
+    They have no labels: `train_labels` are all 0 and must not be read. name: see `load_dataset`; for `folder:PATH`, all
+    images below PATH/train or, if that does not exist, below PATH. Raises UserError like `load_dataset`.
     """
     size, data_dir = dataset.image_size, Path(data_dir).expanduser()
     warnings: tuple[str, ...] = (f"transfer_set: the student learns from images of {name}, without labels",)
@@ -141,7 +140,7 @@ def _unlabeled_folder(name: str, data_dir: Path, size: int, background: str) -> 
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """uint8 images (N, H, W, 3) as (N, size, size, 3), by an antialiased bilinear filter."""
+    """Resize uint8 images (N, H, W, 3) to (N, size, size, 3) by an antialiased bilinear filter."""
     if images.shape[1] == size:
         return images
     def resize(part: Tensor) -> Tensor:
@@ -158,7 +157,7 @@ def _loader(name: str) -> Callable[[Path, bool], Dataset]:
 
 
 def _cifar(name: str, torchvision_name: str, data_dir: Path, training: bool) -> Dataset:
-    import torchvision  # here and below: importing it takes about a second, which not every data set needs
+    import torchvision  # here and below: the import takes about a second, and not every data set needs it
 
     source = getattr(torchvision.datasets, torchvision_name)
     files = {file: md5 for file, md5 in source.train_list + source.test_list}
@@ -166,11 +165,11 @@ def _cifar(name: str, torchvision_name: str, data_dir: Path, training: bool) -> 
     unpacked = [f"{source.base_folder}/{file}" for file in files]
     root = _find_root(data_dir, f"data-{name}", unpacked, [source.filename])
     _download_if_missing(name, source, root, [root / file for file in unpacked], source.url)
-    for file, md5 in files.items():  # unpickled by torchvision: only if it is the official file to the bit
+    for file, md5 in files.items():  # torchvision unpickles them, so only the official files are safe
         if not torchvision.datasets.utils.check_integrity(root / source.base_folder / file, md5):
             raise _damaged(root / source.base_folder / file, name)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the files are older than some of NumPy's rules for them
+        warnings.simplefilter("ignore")  # NumPy warns about these old files
         train, test = source(root, train=True), source(root, train=False)
     return Dataset(name, torch.from_numpy(train.data).contiguous(), torch.tensor(train.targets),
                    torch.from_numpy(test.data).contiguous(), torch.tensor(test.targets), tuple(train.classes),
@@ -192,7 +191,7 @@ def _fashion_mnist(data_dir: Path, training: bool) -> Dataset:
     files = [root / file for file in unpacked]
     _download_if_missing(name, source, root, files, source.mirrors[0])
     arrays = []
-    for path in files:  # there is no MD5 of the unpacked files: the header says what is there
+    for path in files:  # the unpacked files have no MD5, only a header
         try:
             arrays.append(torchvision.datasets.mnist.read_sn3_pascalvincent_tensor(str(path)).numpy())
         except (ValueError, AssertionError, IndexError, KeyError, RuntimeError):
@@ -201,12 +200,12 @@ def _fashion_mnist(data_dir: Path, training: bool) -> Dataset:
 
 
 def _damaged(path: Path, name: str) -> UserError:
-    return UserError(f"{path} is damaged: delete it and run again to download {name} anew")
+    return UserError(f"{path} is damaged: delete it and run again to download {name} again")
 
 
 @DATASETS.register("demo", display_name="Fashion-MNIST (demo)")
 def _demo(data_dir: Path, training: bool) -> Dataset:
-    """10,000 + 2,000 images of Fashion-MNIST that come with the code (scripts/make_demo_data.py); needs no data_dir."""
+    """10,000 + 2,000 images of Fashion-MNIST in this repository (scripts/make_demo_data.py); needs no data_dir."""
 
     def read(file: str) -> np.ndarray:
         path = DEMO_DIR / f"{file}.npy.xz"
@@ -214,16 +213,16 @@ def _demo(data_dir: Path, training: bool) -> Dataset:
             with lzma.open(path) as content:
                 return np.load(content, allow_pickle=False)
         except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-            raise UserError(f"{path}, which comes with the code, cannot be read: {error}") from error
+            raise UserError(f"{path}, a file of this repository, cannot be read: {error}") from error
 
-    # Stored with x before y, which packs a little tighter.
+    # Stored transposed, which compresses a little better.
     train, test = (read(f"{part}_images").transpose(0, 2, 1) for part in ("train", "test"))
     return _fashion("demo", train, read("train_labels"), test, read("test_labels"))
 
 
 def _fashion(name: str, train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray,
              test_labels: np.ndarray) -> Dataset:
-    """Grey 28 x 28 images to RGB 32 x 32 with a border of zeros, the size that every network here takes."""
+    """Data set of gray 28x28 images, converted to RGB and zero-padded to 32x32, the size that every network takes."""
 
     def rgb(images: np.ndarray) -> Tensor:
         return torch.from_numpy(np.repeat(np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None], 3, axis=3))
@@ -236,8 +235,8 @@ def _fashion(name: str, train_images: np.ndarray, train_labels: np.ndarray, test
 
 
 def _find_root(data_dir: Path, own: str, *alternatives: list[str]) -> Path:
-    """The `root` of a data set of torchvision: the sub-directory `own` of data_dir or, where the data are only there,
-    data_dir itself. alternatives: what has to be there, all files of a list, by preference: unpacked, then packed."""
+    """The `root` of a torchvision data set: the sub-directory `own` of data_dir or, if only that has the data, data_dir
+    itself. alternatives: lists of files that identify the data, in order of preference: unpacked, then packed."""
     roots = data_dir / own, data_dir
     return next((root for files in alternatives for root in roots if all((root / file).exists() for file in files)),
                 roots[0])
@@ -245,18 +244,18 @@ def _find_root(data_dir: Path, own: str, *alternatives: list[str]) -> Path:
 
 def _download_if_missing(name: str, source: Any, root: Path, files: list[Path], url: str,
                          by_hand: str | None = None) -> None:
-    """Have torchvision fetch and unpack a data set (class `source`) into `root` unless all its files are there, or the
-    folders that stand for them. by_hand: what to do where that fails."""
+    """Download and unpack a data set (torchvision class `source`) into `root` unless all `files` exist. by_hand: advice
+    if the download fails. Raises UserError."""
     missing = [path for path in files if not path.exists()]
     if not missing:
         return
-    console.write(f"{name}: {missing[0]} is not there, downloading {url}", sys.stderr)
+    console.write(f"{name}: {missing[0]} is missing, downloading {url}", sys.stderr)
     try:
         source(root, download=True)
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: there is no {missing[0]}, and downloading {url} failed ({cause}): "
-                        + (by_hand or f"put it into {root} yourself and unpack it so that this path exists")) from error
+        raise UserError(f"{name}: {missing[0]} is missing, and downloading {url} failed ({cause}): "
+                        + (by_hand or f"download it into {root} and unpack it so that this path exists")) from error
 
 
 @DATASETS.register("tiny_imagenet", display_name="Tiny-ImageNet")
@@ -264,8 +263,8 @@ def _tiny_imagenet(data_dir: Path, training: bool) -> Dataset:
     name, root = "tiny_imagenet", data_dir / "tiny-imagenet-200"
     for part in ("train", "val"):
         if not (root / part).is_dir():
-            raise UserError(f"{name}: there is no {root / part}: download {_TINY_URL} and unpack it into {data_dir}")
-    # Restricted to JPEG because each class folder of the official archive also holds a text file of boxes.
+            raise UserError(f"{name}: {root / part} is missing: download {_TINY_URL} and unpack it into {data_dir}")
+    # Only JPEG files: the class folders of the official archive also have text files of boxes.
     train = image_folder.class_folders(root / "train", _JPEG)
     classes = tuple(train)
     val = root / "val"
@@ -280,11 +279,11 @@ def _tiny_imagenet(data_dir: Path, training: bool) -> Dataset:
 
 
 def _tiny_annotations(val: Path) -> dict[str, list[str]]:
-    """The images of the official archive's val/images by class; val_annotations.txt has a line `FILE WNID box`."""
+    """Images in val/images of the official archive by class, from the lines `FILE WNID box` of val_annotations.txt."""
     annotations = val / "val_annotations.txt"
     if not annotations.is_file():
-        raise UserError(f"{annotations} is missing: it says which class the images in {val / 'images'} have; "
-                        f"it comes with {_TINY_URL}")
+        raise UserError(f"{annotations} is missing, which lists the classes of the images in {val / 'images'}: "
+                        f"unpack it from {_TINY_URL}")
     present = {path.name for path in (val / "images").iterdir() if path.suffix.lower() in _JPEG}
     classes: dict[str, list[str]] = {}
     for number, line in enumerate(annotations.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -302,8 +301,8 @@ def _tiny_annotations(val: Path) -> dict[str, list[str]]:
 
 @DATASETS.register("gtsrb", display_name="GTSRB")
 def _gtsrb(data_dir: Path, training: bool) -> Dataset:
-    """All 39,209 training images where GTSRB_Final_Training_Images.zip was unpacked by hand, in `Final_Training`, and
-    else those of the archive that torchvision downloads, `Training`, which has 26,640 of them."""
+    """GTSRB with all 39,209 training images if GTSRB_Final_Training_Images.zip was unpacked by hand, in
+    `Final_Training`; otherwise with the 26,640 of the archive that torchvision downloads, in `Training`."""
     import torchvision
 
     name = "gtsrb"
@@ -317,12 +316,12 @@ def _gtsrb(data_dir: Path, training: bool) -> Dataset:
         wanted["train"] = train, gtsrb.TRAINING_ARCHIVES
     for part, (folder, archives) in wanted.items():
         source = partial(torchvision.datasets.GTSRB, split=part)
-        _download_if_missing(name, source, root, [folder], gtsrb.URL, f"unpack {archives} in {base} yourself")
+        _download_if_missing(name, source, root, [folder], gtsrb.URL, f"download {archives} and unpack into {base}")
     train_files = gtsrb.training_files(train) if training else {}
     dataset = _from_files(name, root, train_files, gtsrb.test_files(test, base / "GT-final_test.csv"), gtsrb.CLASSES,
                           32, data_dir, _GTSRB_MEAN_STD, "crop")
-    # On disk they are ordered by class, and within it by the sign that was driven past, 30 times each. One fixed order
-    # for all runs, so that no part of the training set, by whatever rule it is taken, is made of a few classes.
+    # The files are sorted by class and physical sign, 30 images each. One fixed order for all runs, so that no subset
+    # of the training images consists of a few classes.
     order = torch.randperm(len(dataset.train_labels), generator=seeds.generator("gtsrb"))
     return dataclasses.replace(dataset, train_images=dataset.train_images[order],
                                train_labels=dataset.train_labels[order], train_groups=gtsrb.tracks(train_files)[order])
@@ -333,20 +332,20 @@ def _folder(name: str, data_dir: Path, image_size: int, background: str) -> Data
     train_root, test_root = root / "train", _test_part(root)
     if name == "folder:" or not train_root.is_dir() or test_root is None:
         missing = root / ("test" if train_root.is_dir() else "train")
-        raise UserError(f"{name}: there is no {missing}: expected are PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE "
+        raise UserError(f"{name}: {missing} is missing: expected PATH/train/CLASS/IMAGE and PATH/test/CLASS/IMAGE "
                         f"(or PATH/val/CLASS/IMAGE){_found(root)}")
     train, test = image_folder.class_folders(train_root), image_folder.class_folders(test_root)
     inner = image_folder.inner_folders(train_root, chain(*train.values()))
     if len(train) == 1:
-        found = f"its images lie in {first_ten(inner)}, move these folders up" if inner else "two or more are needed"
-        raise UserError(f"{train_root} holds a single class folder, {min(train)}: {found}; expected are "
+        found = f"its images lie in {first_ten(inner)}, move these folders up" if inner else "at least two are needed"
+        raise UserError(f"{train_root} holds a single class folder, {min(train)}: {found}; expected "
                         "PATH/train/CLASS/IMAGE")
     if unknown := sorted(test.keys() - train.keys()):
         inner = image_folder.inner_folders(test_root, chain(*(test[name] for name in unknown)))
         found = f", whose images lie in {first_ten(inner)}" if inner else ""
         raise UserError(f"{test_root} has classes that {train_root} does not have: {first_ten(unknown)}{found}")
     dataset = _from_files(name, root, train, test, tuple(train), image_size, data_dir, None, "crop_flip", background)
-    if inner:  # as intended, or a level too many
+    if inner:  # intended, or one level too many
         warning = f"images in sub-folders ({first_ten(inner)}) belong to the class of the outermost folder"
         dataset = dataclasses.replace(dataset, warnings=(warning, *dataset.warnings))
     return dataset
@@ -357,7 +356,7 @@ def _test_part(root: Path) -> Path | None:
 
 
 def _found(root: Path) -> str:
-    """What there is instead of a folder of images, for an error: nothing, or `; found ...`."""
+    """Hint for an error: folders found instead of train and test, `; found: ...`, or nothing."""
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     near = next((path for path in (root.parent, *folders) if (path / "train").is_dir() and _test_part(path)), None)
     found = f"; found: {first_ten([path.name for path in folders])}" if folders else ""
@@ -369,7 +368,7 @@ def _from_files(
     data_dir: Path, mean_std: tuple[tuple[float, float, float], tuple[float, float, float]] | None,
     augmentation: Augmentation, background: str = "white",
 ) -> Dataset:
-    """Decode listed images, of the training part maybe none; `mean_std` None: computed from the training images."""
+    """Decode listed images; the training part may be empty. mean_std: None computes it from the training images."""
     short = f"folder-{root.name}" if name.startswith("folder:") else name
     files = {part: image_folder.flatten(listed, classes) for part, listed in (("train", train), ("test", test))}
     paths = {part: paths for part, (paths, _) in files.items() if paths}
@@ -382,7 +381,7 @@ def _from_files(
 
 
 def _decoding_warnings(decoded: dict[str, image_folder.Decoded], background: str) -> Iterator[str]:
-    """Where the pixels are not those of the files."""
+    """Warnings about images whose pixels differ from the stored ones."""
     for part, (images, rotated, transparent) in decoded.items():
         if rotated:
             yield f"{rotated} of {len(images)} {part} images: rotated or mirrored by their EXIF orientation"

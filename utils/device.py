@@ -1,4 +1,4 @@
-"""Which device a process has, what it is set up for, and the arithmetic that it is fast at."""
+"""Selection and setup of a process's device, and the floating-point type that it is fast at."""
 from __future__ import annotations
 
 import platform
@@ -12,9 +12,10 @@ from utils.errors import UserError
 
 
 def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.device:
-    """The device of this process. Starts one process for each of several GPUs. Raises UserError if one is missing.
+    """Select the device of this process; with several GPUs, start one process for each. Raises UserError if a device
+    does not exist or the options contradict each other.
 
-    `cuda`: the parameter of that name; 0 means the CPU, unless the command line asks for a GPU.
+    cuda: parameter `cuda`; false means the CPU, unless the command line asks for a GPU.
     """
     if gpu_ids and device not in ("auto", "cuda"):
         raise UserError(f"--gpu_id and --device {device} contradict each other")
@@ -32,10 +33,9 @@ def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.d
     if launcher.local_size() > len(ids):
         raise UserError(f"{asked}: torchrun started {launcher.local_size()} processes for {len(ids)} GPU(s)")
     if not found:
-        raise UserError(f"{asked}: no CUDA device is available here (torch {torch.__version__}); --device cpu runs on "
-                        "the processor")
+        raise UserError(f"{asked}: no CUDA device is available (torch {torch.__version__}): use --device cpu")
     if len(set(ids)) < len(ids):
-        raise UserError(f"{asked}: a GPU is named twice")
+        raise UserError(f"{asked}: a GPU is given twice")
     if missing := [number for number in ids if not 0 <= number < found]:
         raise UserError(f"{asked}: GPU {missing[0]} does not exist, there are {found}, counted from 0")
     if launcher.launched():
@@ -46,7 +46,7 @@ def choose_device(device: str, gpu_ids: list[int] | None, cuda: bool) -> torch.d
 
 
 def prepare_device(device: torch.device, precision: str) -> None:
-    """Settings of this process that the speed on a device, and the float32 of a GPU, depend on."""
+    """Set cuDNN and TF32 options (GPU) or the memory allocator (CPU) of this process."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
@@ -55,7 +55,7 @@ def prepare_device(device: torch.device, precision: str) -> None:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of the networks. `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
+    """Floating-point type of the networks. `auto`: bfloat16 if the device multiplies it natively, else float32."""
     native = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else _cpu_multiplies_bfloat16()
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and native) else torch.float32
 

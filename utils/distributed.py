@@ -1,6 +1,6 @@
-"""One run on several processes (torchrun): the global batch is shared out, the result is that of one process.
+"""One run on several processes (torchrun): they split each batch, and the result equals that of one process.
 
-In a process that stands alone, rank() is 0, world_size() 1, and nothing is sent anywhere.
+In a single process, rank() is 0, world_size() is 1, and nothing is communicated.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def world_size() -> int:
 
 
 def initialize(device: torch.device) -> None:
-    """Join the other processes if torchrun, or `launcher.launch`, started this one."""
+    """Join the process group if torchrun or `launcher.launch` started this process."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launcher.launched():
@@ -38,7 +38,7 @@ def initialize(device: torch.device) -> None:
 
 
 def shut_down() -> None:
-    """Leave together: a process group whose other end has gone can wait for ever (seen with gloo of torch 2.4)."""
+    """Leave the process group together: one whose peers have gone can wait forever (seen with gloo of torch 2.4)."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -46,10 +46,10 @@ def shut_down() -> None:
 
 @contextlib.contextmanager
 def synchronized_errors(*, rank_zero_first: bool = False) -> Iterator[None]:
-    """Let all processes leave a block together, and an error of one of them be the error of all.
+    """Context that all processes leave together, and in which an error of one process is raised in all.
 
-    So a run ends in one line, whichever process met the error. `rank_zero_first`: the first process does the block
-    before all others begin it.
+    A run then ends with one line, whichever process had the error. rank_zero_first: the first process runs the block
+    before the others enter it.
     """
     if rank_zero_first and rank():
         _raise_on_all(None)
@@ -64,14 +64,14 @@ def synchronized_errors(*, rank_zero_first: bool = False) -> Iterator[None]:
             raise
         error = UserError.from_os(caught)
     message = str(error) if error else None
-    error = None  # with its traceback it would keep this frame alive, and all that hangs on it, for the collector
+    error = None  # its traceback would keep this frame and all that it references alive
     if rank_zero_first and not rank():
         _raise_on_all(message)
     _raise_on_all(message)
 
 
 def _raise_on_all(message: str | None) -> None:
-    """Raise UserError if this process, or another, has a message."""
+    """Raise UserError in all processes if any of them has a message."""
     messages = [message]
     if dist.is_initialized():
         messages *= dist.get_world_size()
@@ -81,16 +81,16 @@ def _raise_on_all(message: str | None) -> None:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network for training on this process: gradients averaged and batch statistics taken over all processes.
+    """Wrap a network so that gradients are averaged and batch statistics computed over all processes.
 
-    Names of the state dict do not change in `.module`, which is the network to evaluate and to save.
+    `.module` is the network to evaluate and save; the names of its state dict do not change.
     """
     if not dist.is_initialized():
         return network
@@ -111,7 +111,7 @@ def _synchronize_batch_norm(network: nn.Module, device: torch.device) -> nn.Modu
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Sum over all processes; so is its gradient, since the loss of every process depends on it."""
+    """Sum over all processes. The gradient is summed too, since the loss of every process depends on the sum."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation over all processes on the CPU, where torch's own refuses to run."""
+    """Batch normalization over all processes on the CPU; torch.nn.SyncBatchNorm needs a GPU."""
 
     @classmethod
     def from_batch_norm(cls, other: nn.modules.batchnorm._BatchNorm) -> _SyncBatchNorm:

@@ -1,4 +1,4 @@
-"""The exceptions that a user is meant to see, and what others say in a line."""
+"""Exceptions that are shown to the user, and helpers for one-line messages."""
 from __future__ import annotations
 
 import re
@@ -9,26 +9,26 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 
 def one_line(text: object) -> str:
-    """A text with control characters escaped as `\\n` or `\\x1b`. Messages quote names from files of anyone."""
+    """Escape control characters as `\\n` or `\\x1b`, since messages quote names from untrusted files."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or what it is where it says nothing."""
+    """First line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def first_ten(items: Sequence[str]) -> str:
-    """Items of a list of any length as one readable text: the first ten, and how many more there are."""
+    """Join the first ten items and the number of further ones, `a, b and 5 more`."""
     return ", ".join(items[:10]) + (f" and {len(items) - 10} more" if len(items) > 10 else "")
 
 
 class UserError(Exception):
-    """Something the user can mend: shown as one line on stderr, exit status 2, no traceback."""
+    """Error that the user can fix: shown as one line on stderr, exit status 2, no traceback."""
 
     @classmethod
     def from_os(cls, error: OSError) -> UserError:
-        """The same of a file that the system refuses."""
+        """UserError for an OSError, with its file."""
         return cls(f"{error.filename or 'cannot write'}: {error.strerror or error}")
 
 

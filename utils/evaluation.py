@@ -1,4 +1,4 @@
-"""Frozen networks, and the metrics of any network on a part of the data."""
+"""Frozen networks, and evaluation of networks on a part of the data."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,15 @@ from utils.results import Row
 from utils.step import autocast, eval_mode
 from utils.teacher_cache import TeacherCache
 
-Metric = Callable[[nn.Module, Tensor], Row]  # of a network and its confusion matrix (C, C) on the test images
+Metric = Callable[[nn.Module, Tensor], Row]  # (network, confusion matrix (C, C) on the test images) -> metrics
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What a thief sends to a frozen network.
+    """Queries of a thief to a frozen network.
 
     `once`: each training image once, not augmented, before the first epoch, instead of every augmented view in every
-    epoch. `views`: the number of augmented views whose answers are averaged into one, each of them a query.
+    epoch. `views`: number of augmented views per image whose answers are averaged; each view is a query.
     """
 
     once: bool = False
@@ -34,34 +34,34 @@ class Queries:
 
     @property
     def precomputed(self) -> bool:
-        """Whether the answers of all images are computed before an epoch."""
+        """Whether the answers to all images are computed before an epoch."""
         return self.once or self.views > 1
 
     def count(self, part: int, per_epoch: int, epochs: int) -> int:
-        """Number of queries of a run. part: training images; per_epoch: those of the steps of an epoch."""
+        """Number of queries of a run. part: training images; per_epoch: images in the steps of an epoch."""
         return self.views * (part if self.precomputed else per_epoch) * (1 if self.once else epochs)
 
 
 class Frozen:
-    """A network in eval mode without gradients, and what it answers to the batches of a loss."""
+    """Network in eval mode without gradients, and its answers to training batches."""
 
     def __init__(self, network: nn.Module, answers: Callable[[Tensor], Tensor] | None = None,
                  queries: Queries | None = None) -> None:
-        """answers: what a client gets for logits (B, C), (B, C); None: the logits. queries: those of a thief, which are
-        counted; None: the network is the run's own."""
+        """answers: maps logits (B, C) to the answers (B, C) of the interface; None: the logits. queries: those of a
+        thief, which are counted; None: the network is the run's own."""
         self.network = network.eval().requires_grad_(False)
         self.answers = answers
         self.queries = queries
-        self._cache: TeacherCache | None = None  # of the logits, which serve every kind of answers
+        self._cache: TeacherCache | None = None  # of logits, from which answers are computed
         self._table: Tensor | None = None  # answers (N, C), filled in place: a recorded step reads this tensor
         self._filled = False
-        # Called with the table of answers when it is filled.
+        # Called with the table of answers (N, C) once it is filled.
         self.on_answers_ready: Callable[[Tensor], None] = lambda _: None
 
     def prepare(self, weights: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
                 directory: Path | None, log: Callable[[str], None]) -> None:
-        """Answer batches of these training images from a table, where it is asked for: by a directory of cached logits,
-        see `TeacherCache`, or by queries that are not the views of the batches."""
+        """Set up tables of answers to these training images if needed: for cached logits (`directory`, see
+        `TeacherCache`) or for queries other than the augmented views of the batches."""
         queries = self.queries or Queries()
         if not (directory or queries.precomputed):
             return
@@ -76,20 +76,20 @@ class Frozen:
             self._table = torch.zeros(len(batches.part), num_classes, device=batches.part.labels.device)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Answers (B, C) to a batch, float32: log-probabilities up to a constant per row, which a loss may save for
-        backward. With cached logits they are those of the images as the batch was augmented."""
+        """Answers (B, C) to a batch, float32: log-probabilities up to a constant per row. They are ordinary tensors,
+        which autograd may save, and belong to the augmented images even if they come from a table."""
         if self._table is not None:
-            return self._table[batch.index]
+            return batch.look_up(self._table)
         if self._cache is not None:
-            logits = self._cache.logits[batch.index]
+            logits = batch.look_up(self._cache.logits)
         else:
             with torch.inference_mode():
                 logits = self.network(batch.images)
-            logits = logits.clone()  # outside inference mode: a tensor that autograd may save
+            logits = logits.clone()  # outside inference mode, so that autograd may save it
         return self.answers(logits) if self.answers else at_least_float32(logits)
 
     def start_epoch(self, epoch: int) -> None:
-        """Have the cached logits, or the table of answers, of an epoch, counted from 0, ready."""
+        """Fill the cached logits or the table of answers for an epoch, counted from 0."""
         if self._table is not None and self.queries:
             if not (self.queries.once and self._filled):
                 self._filled = True
@@ -111,8 +111,8 @@ class Frozen:
 
     @cached_property
     def with_interface(self) -> nn.Module:
-        """The network as a client meets it: images to answers (B, C). Behind an interface, probabilities that are
-        exactly 0 count as 1e-6."""
+        """Network including its interface: maps images to answers (B, C). Behind an interface, probabilities of exactly
+        0 count as 1e-6."""
         return _WithInterface(self.network, self.answers) if self.answers else self.network
 
 
@@ -122,16 +122,16 @@ class _WithInterface(nn.Module):
         self.network, self.answers = network, answers
 
     def forward(self, images: Tensor) -> Tensor:
-        return finite_log_probabilities(self.answers(self.network(images)))  # for a cross-entropy that is finite
+        return finite_log_probabilities(self.answers(self.network(images)))  # for a finite cross-entropy
 
 
 class Evaluation:
-    """The metrics of a network: accuracy and loss on the held-out and the test images, and further ones."""
+    """Metrics of a network: accuracy and loss on the held-out and the test images, and optional further ones."""
 
     def __init__(self, parts: Mapping[str, Images], dtype: torch.dtype, metrics: Sequence[Metric] = (),
                  remedy: str = "") -> None:
-        """parts: `test` and maybe `validation`. metrics: further ones, of the test images. remedy: what needs less
-        memory, for the error where there is too little."""
+        """parts: `test` and optionally `validation`. metrics: further metrics on the test images. remedy: advice for an
+        out-of-memory error."""
         self.parts, self.dtype, self.metrics = parts, dtype, metrics
         self.phase = Phase("evaluating the network", remedy)
 
@@ -149,23 +149,23 @@ class Evaluation:
 
 
 def evaluate(network: nn.Module, part: Images, dtype: torch.dtype) -> Row:
-    """Accuracy in percent (correct of all, exact) and mean cross-entropy in nats over a part of the data, not empty."""
+    """Accuracy in percent (exact) and mean cross-entropy in nats over a nonempty part of the data."""
     counts, loss = confusion_matrix(network, part, dtype)
     return {"accuracy": accuracy(counts), "loss": loss}
 
 
 def accuracy(counts: Tensor) -> float:
-    """Of a confusion matrix, in percent."""
+    """Accuracy in percent from a confusion matrix (C, C)."""
     return 100 * counts.trace().item() / counts.sum().item()
 
 
 def confusion_matrix(network: nn.Module, part: Images, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """How many images of each class (row) are taken for which (column), float64 (C, C) on the CPU, over a part of the
-    data, not empty, and the mean cross-entropy in nats."""
+    """Confusion matrix (rows: labels, columns: predictions), float64 (C, C) on the CPU, and mean cross-entropy in nats,
+    over a nonempty part of the data."""
     device = part.labels.device
     with eval_mode(network), torch.inference_mode(), autocast(device, dtype):
         classes = network(normalize(part.images[:1], part.mean, part.std)).shape[1]
-        sums = torch.zeros(classes**2 + 1, dtype=torch.float64, device=device)  # of the pairs, and of the losses
+        sums = torch.zeros(classes**2 + 1, dtype=torch.float64, device=device)  # (label, prediction) pairs, and losses
         for images, labels in in_order(part):
             logits = network(images)
             sums.index_add_(0, labels * classes + logits.argmax(1), torch.ones_like(labels, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Kind of a file that cannot be loaded as a checkpoint, and the command that converts it. Nothing is executed."""
+"""Diagnosis of files that cannot be loaded as a checkpoint, with a command to convert them. Executes no code."""
 from __future__ import annotations
 
 import io
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What the weights of a network are usually called in a dict that is saved with `torch.save`.
+# Usual keys of the weights in a dict saved by `torch.save`.
 WRAPPER_KEYS = ("state_dict", "model", "model_state_dict", "net", "state_dict_ema", "model_ema")
 
 _BINARY = (  # offset, bytes there, description
@@ -23,9 +23,9 @@ _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles that torch.sav
 
 
 def describe(raw: bytes, path: Path, unknown: bool) -> str:
-    """Kind of a file and what to do with it: "it is ...".
+    """Describe a file and the remedy: "it is ...".
 
-    path: of the file, for the command. unknown: torch found a class in its pickle that it does not load.
+    path: the file, for the command. unknown: torch found a class in the pickle that it does not load.
     """
     for offset, magic, description in _BINARY:
         if raw[offset:offset + len(magic)] == magic:
@@ -35,7 +35,7 @@ def describe(raw: bytes, path: Path, unknown: bool) -> str:
 
 
 def keys_of(content: dict[Any, Any], limit: int = 10) -> str:
-    """Keys of a dict for a message: `keys: epoch, model`."""
+    """List the keys of a dict for a message: `keys: epoch, model`."""
     names = ", ".join(map(str, list(content)[:limit]))
     return f"keys: {names}" + f" and {len(content) - limit} more" * (len(content) > limit)
 
@@ -48,7 +48,7 @@ def _text(raw: bytes, path: Path) -> str:
         folder = shlex.quote(str(path.parent))
         return f"it is a Git LFS pointer, not the file itself: `git -C {folder} lfs pull` fetches it"
     if b"<html" in head.lower() or b"<!doctype html" in head.lower():
-        return "it is an HTML page, such as a web site's login or error page, not the file itself: download that " \
+        return "it is an HTML page, such as the login or error page of a web site: download the file itself " \
                f"(`curl -L -o {shlex.quote(str(path))} URL`)"
     first = head.decode(errors="replace").strip().partition("\n")[0]
     return f"it is a text file that begins with {first[:60]!r}, not a checkpoint"
@@ -81,7 +81,7 @@ def _archive(raw: bytes, path: Path) -> str:
 
 
 def _conversion(weights: str, path: Path) -> str:
-    """How to save a state dict, given as Python in which FILE is the file, beside that file."""
+    """Command that saves a state dict beside the file. weights: Python expression, with FILE for the path."""
     code = weights.replace("FILE", json.dumps(str(path)))
     code = f"import pickle, torch; torch.save({code}, {json.dumps(f'{path}.weights')})"
     return f"save its weights as {path}.weights: `python -c {shlex.quote(code)}`"
@@ -107,11 +107,11 @@ def _pickle(raw: bytes, path: Path, unknown: bool) -> str:
         return f"{kind}, and is not executed; torch.save(network.state_dict(), ...) makes a checkpoint"
     load = 'torch.load(FILE, map_location="cpu", weights_only=False)' if outline.by_torch else \
         'pickle.load(open(FILE, "rb"))'
-    return f"{kind}, and is not executed; if you trust who made it, execute it and {_conversion(load + weights, path)}"
+    return f"{kind}, and is not executed; if you trust its author, execute it and {_conversion(load + weights, path)}"
 
 
 def _is_whole_archive(raw: bytes) -> bool:
-    """Whether this is a ZIP archive without damage."""
+    """Whether the bytes are an undamaged ZIP archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             return archive.testzip() is None
@@ -120,7 +120,7 @@ def _is_whole_archive(raw: bytes) -> bool:
 
 
 def _weights(content: Any) -> str | None:
-    """Python that follows a loaded object and gives its state dict: `["model"]`. None: there is no state dict."""
+    """Python suffix that selects the state dict of a loaded object, such as `["model"]`; None if there is none."""
     if isinstance(content, _Object):
         return ".state_dict()" if "_modules" in content else None  # an attribute of every nn.Module
     if _is_state_dict(content):
@@ -138,7 +138,7 @@ def _is_state_dict(content: Any) -> bool:
 
 
 class Outline(NamedTuple):
-    """Content of a pickle with stand-ins for objects and tensors, names of their classes, and what wrote the file."""
+    """Content of a pickle with stand-ins for objects and tensors, their class names, and whether torch wrote it."""
 
     content: Any
     classes: list[str]
@@ -146,7 +146,7 @@ class Outline(NamedTuple):
 
 
 def _outline(raw: bytes) -> Outline | None:
-    """Of a file of `torch.save` or `pickle.dump`; None if it is neither, or damaged."""
+    """Outline of a file of `torch.save` or `pickle.dump`; None for other or damaged files."""
     try:
         if raw.startswith(b"PK"):
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -159,14 +159,14 @@ def _outline(raw: bytes) -> Outline | None:
         content = unpickler.load()
         by_torch = content == _TORCH_MAGIC
         if by_torch:
-            _, _, content = (unpickler.load() for _ in range(3))  # version, sizes of integers, what was saved
+            _, _, content = (unpickler.load() for _ in range(3))  # version, sizes of integers, content
         return Outline(content, unpickler.classes, by_torch)
-    except Exception:  # the kinds of errors of a damaged pickle have no end
+    except Exception:  # damaged pickles raise nearly anything
         return None
 
 
 class _Object(dict):
-    """Stand-in for an object of any class: attributes, and nothing of its code."""
+    """Stand-in for an object of any class: its attributes without its code."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Object:
         return super().__new__(cls)
@@ -178,10 +178,10 @@ class _Object(dict):
         self.update(state if isinstance(state, dict) else {})
 
     def append(self, item: Any) -> None:
-        """Of a list or a set, whose items are left out."""
+        """Ignore the items of a list or set."""
 
     add = extend = append
-    __hash__ = object.__hash__  # type: ignore[assignment]  # of a dict, so that it may be a member of a set
+    __hash__ = object.__hash__  # type: ignore[assignment]  # hashable, for members of a set
 
 
 class _Tensor(_Object):
@@ -189,9 +189,9 @@ class _Tensor(_Object):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that puts a stand-in in the place of every class and function, so that no code is found or run."""
+    """Unpickler that replaces every class and function by a stand-in, so that no code is imported or run."""
 
-    # What tensors, numbers and plain containers are made of: modules and names.
+    # Modules and names that tensors, numbers and plain containers consist of.
     PLAIN = frozenset({"torch", "torch._utils", "torch.storage", "torch.nn.parameter", "torch._tensor",
                        "builtins.set", "__builtin__.set", "_codecs.encode", "numpy.dtype",
                        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"})
@@ -208,5 +208,5 @@ class _Unpickler(pickle.Unpickler):
         return type(f"{module}.{name}", (_Tensor if module == "torch._utils" else _Object,), {})
 
     def persistent_load(self, pid: Any) -> Any:
-        """The class of a network, which torch.save wrote so before 1.6, or the numbers of a tensor: not wanted."""
+        """Class of a network (torch.save before 1.6); None for the storage of a tensor."""
         return pid[1] if pid[0] == "module" else None

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, hashed, and JSON of anyone read."""
+"""Atomic writes, hashing, and JSON parsing with readable errors."""
 from __future__ import annotations
 
 import hashlib
@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 
 def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file. A kill, a crash or a full disk leaves the previous one there whole. Raises OSError."""
+    """Write a file atomically: a kill, a crash or a full disk leaves the previous file intact. Raises OSError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -24,18 +24,18 @@ def write(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write`, in UTF-8. What no text holds, a byte of a file name that is not UTF-8, is escaped: `\\udcb9`."""
+    """Write text atomically as UTF-8. Bytes of file names that are not UTF-8 are escaped: `\\udcb9`."""
     write(path, text.encode(errors="backslashreplace"))
 
 
 def copy(source: Path, destination: Path) -> None:
-    """As `write`. No link: who edits one of the two files must not edit the other."""
+    """Copy a file atomically. Not a link, so that the copies can be edited separately."""
     write(destination, source.read_bytes())
 
 
 def split_key(name: str | Path) -> tuple[Path, str | None]:
-    """`FILE#KEY`, one of several state dicts of a checkpoint, as file and key; the key is None where `name` is a file
-    itself, or where there is no such FILE."""
+    """Split `FILE#KEY` (one of several state dicts of a checkpoint) into file and key. The key is None if `name` is an
+    existing file or FILE does not exist."""
     file, _, key = str(name).rpartition("#")
     if file and key and "/" not in key and not Path(name).exists() and Path(file).exists():
         return Path(file), key
@@ -43,14 +43,14 @@ def split_key(name: str | Path) -> tuple[Path, str | None]:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file, as `checkpoint.Checkpoint.sha256` has it."""
+    """SHA-256 of a file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file: UTF-8 or, as Windows writes it, with a byte order mark or in UTF-16.
+    """Read the JSON object in a file, UTF-8 (with or without byte order mark) or UTF-16.
 
-    Raises FileNotFoundError, and UserError that names the file for whatever else is there than one.
+    Raises FileNotFoundError, and UserError that names the file and the problem if it is no JSON object.
     """
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -70,15 +70,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file in UTF-8 or UTF-16") from None
     except UnicodeEncodeError:
-        raise UserError(f"{path} holds half a character (\\ud800 to \\udfff), which cannot be written") from None
+        raise UserError(f"{path} has half a surrogate pair (\\ud800 to \\udfff): remove it") from None
     except RecursionError:
-        raise UserError(f"{path}: too many brackets within brackets") from None
+        raise UserError(f"{path}: brackets are nested too deeply") from None
     except json.JSONDecodeError as error:
-        if error.msg == "Expecting ',' delimiter":  # missing where the value before ends, not where the next key is
+        if error.msg == "Expecting ',' delimiter":  # report the end of the previous value, not the next key
             error = json.JSONDecodeError("Expecting ',' after this", error.doc, len(error.doc[:error.pos].rstrip()))
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
-    except ValueError:  # Python reads no integer of more than 4300 digits
+    except ValueError:  # Python limits integers to 4300 digits
         raise UserError(f"{path}: a number has too many digits") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON object is expected, {{\"key\": value, ...}}")
+        raise UserError(f"{path}: expected a JSON object, {{\"key\": value, ...}}")
     return values

@@ -17,9 +17,9 @@ from utils import file_kinds
 
 
 def parse(raw: bytes, path: Path) -> Any:
-    """Content of a file of `torch.save` (tensors, plain containers, NumPy scalars) or safetensors, tensors on the CPU.
+    """Parse a file of `torch.save` (tensors, plain containers, NumPy scalars) or safetensors; tensors on the CPU.
 
-    path: of the file, for the commands in error messages. Raises ValueError whose text completes the sentence
+    path: the file, for the commands in error messages. Raises ValueError whose text completes the sentence
     "FILE cannot be loaded: ...".
     """
     if raw[8:9] == b"{" and int.from_bytes(raw[:8], "little") < 1 << 27:  # the length of its JSON header
@@ -28,21 +28,21 @@ def parse(raw: bytes, path: Path) -> Any:
         raise ValueError(file_kinds.describe(raw, path, unknown=False))
     try:
         with warnings.catch_warnings(), _numbers_of_numpy():
-            warnings.simplefilter("ignore")  # torch comments on the pickles that it refuses
+            warnings.simplefilter("ignore")  # torch warns about pickles that it refuses
             return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for damaged or refused files
-        unknown = " GLOBAL " in str(error)  # torch's words for a class or function that it does not load
+        unknown = " GLOBAL " in str(error)  # in torch's message for a class or function that it does not load
         raise ValueError(file_kinds.describe(raw, path, unknown)) from error
 
 
 def is_weights(content: Any) -> bool:
-    """Whether this is a state dict: tensors by name."""
+    """Whether the content is a state dict, tensors by name."""
     return isinstance(content, dict) and bool(content) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
 
 
 def weights_in(content: Any, prefix: str = "") -> dict[str, dict[str, Tensor]]:
-    """All state dicts within a dict, two levels deep, by their key: `model`, `model.state_dict`."""
+    """State dicts within a dict, up to two levels deep, by key: `model`, `model.state_dict`."""
     found = {}
     for key, value in content.items() if isinstance(content, dict) else ():
         if is_weights(value):
@@ -62,8 +62,7 @@ def _parse_safetensors(raw: bytes) -> dict[str, Tensor]:
         raise ValueError("it is a truncated or damaged safetensors file") from None
 
 
-# NumPy scalars in pickles. NumPy's own functions would rebuild any data type with any flags; these rebuild numbers and
-# text.
+# NumPy scalars in pickles. NumPy's own functions would rebuild any data type; these rebuild only numbers and text.
 
 class _Dtype:
     """Stand-in for `numpy.dtype`."""
@@ -84,12 +83,12 @@ def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand-in for `_codecs.encode`, by which protocol 2 writes bytes."""
+    """Stand-in for `_codecs.encode`, which protocol 2 uses for bytes."""
     return text.encode("latin1")
 
 
 def _under(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function under the name that pickles call it by."""
+    """Wrap a function under the name that pickles use."""
     def renamed(*arguments: Any) -> Any:
         return function(*arguments)
 
@@ -99,17 +98,17 @@ def _under(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _Dtype.__module__, _Dtype.__name__, _Dtype.__qualname__ = "numpy", "dtype", "dtype"
-_SAFE: list[Any] = [_Dtype, _under("_codecs.encode", _encode),  # torch 2.4 does not load bytes by itself either
+_SAFE: list[Any] = [_Dtype, _under("_codecs.encode", _encode),  # torch 2.4 does not load bytes itself
                     _under("numpy.core.multiarray.scalar", _scalar),  # before NumPy 2
                     _under("numpy._core.multiarray.scalar", _scalar)]
-_loading = threading.Lock()  # the list of torch is one of the process
+_loading = threading.Lock()  # torch's list is global
 
 
 @contextlib.contextmanager
 def _numbers_of_numpy() -> Iterator[None]:
-    """Context in which torch loads the stand-ins above, and nothing that others registered.
+    """Context in which torch loads only the stand-ins above and no other registered classes.
 
-    Not `torch.serialization.safe_globals`, which came with torch 2.5 and adds to what others registered.
+    Not `torch.serialization.safe_globals`, which needs torch 2.5 and keeps what others registered.
     """
     with _loading:
         before = torch.serialization.get_safe_globals()

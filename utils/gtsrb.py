@@ -1,9 +1,8 @@
-"""What the archives of GTSRB hold, the German Traffic Sign Recognition Benchmark: Stallkamp, Schlipsing, Salmen, Igel,
-"Man vs. computer", Neural Networks 2012.
+"""Files of GTSRB, the German Traffic Sign Recognition Benchmark: Stallkamp, Schlipsing, Salmen, Igel, "Man vs.
+computer", Neural Networks 2012.
 
-Images of 15 to 250 pixels a side. Training images lie in a folder for each class, 00000 to 00042, test images in one
-folder. Lists say what there is, and which class the test images have: `;` between columns, `Filename` and `ClassId`
-among them.
+Images have sides of 15 to 250 pixels. Training images are in one folder per class, 00000 to 00042, test images in a
+single folder. CSV lists (separator `;`, columns `Filename`, `ClassId` and others) name the images and their classes.
 """
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ from torch import Tensor
 from utils import image_folder
 from utils.errors import UserError, first_ten
 
-URL = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"  # torchvision does not tell its own
-# What is to be had there.
+URL = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"  # torchvision does not export its own
+# Archives below URL.
 TEST_ARCHIVES = "GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip"
 TRAINING_ARCHIVES = "GTSRB_Final_Training_Images.zip (all 39,209 images) or GTSRB-Training_fixed.zip (26,640)"
 CLASSES = (
@@ -37,15 +36,15 @@ _SUFFIX = ".ppm"
 
 
 def training_files(root: Path) -> dict[str, list[str]]:
-    """The images in the class folders of `root`: {class: paths}, by number and name.
+    """Images in the class folders of `root`: {class: paths}, sorted by class number and file name.
 
-    UserError: a class folder that is missing, empty or of no class; an image that the list in its folder names and that
-    is not there. Either archive of training images has such lists, but they are no condition.
+    Raises UserError for a missing, empty or unknown class folder, and for a missing image that the list in its folder
+    names. The lists are optional.
     """
     found = image_folder.class_folders(root, (_SUFFIX,))
     classes = {f"{number:05d}": name for number, name in enumerate(CLASSES)}
     if missing := classes.keys() - found.keys():
-        raise UserError(f"{root / min(missing)} is missing, a class of GTSRB: unpack its archive again")
+        raise UserError(f"{root / min(missing)} is missing (a class of GTSRB): unpack the archive again")
     if unknown := sorted(found.keys() - classes.keys()):
         folders = first_ten([str(root / name) for name in unknown])
         raise UserError(f"{folders} is no class of GTSRB: remove it" if len(unknown) == 1 else
@@ -59,8 +58,8 @@ def training_files(root: Path) -> dict[str, list[str]]:
 
 
 def tracks(files: dict[str, list[str]]) -> Tensor:
-    """The sign that each of the training files shows, in their order: int64 (N,). A sign was filmed as it was passed,
-    so the 30 or so images of it, CLASS/TRACK_FRAME.ppm, are much alike."""
+    """Number of the physical sign of each training file, int64 (N,). The about 30 images of a sign,
+    CLASS/TRACK_FRAME.ppm, are video frames and near copies of each other."""
     numbers: dict[tuple[str, str], int] = {}
     folders_and_names = (os.path.split(path) for paths in files.values() for path in paths)
     signs = ((folder, name.rpartition("_")[0] or name) for folder, name in folders_and_names)
@@ -68,12 +67,12 @@ def tracks(files: dict[str, list[str]]) -> Tensor:
 
 
 def test_files(folder: Path, listing: Path) -> dict[str, list[str]]:
-    """The images in `folder` by the class that the file `listing` gives them: {class: paths}, by number and name.
+    """Images in `folder` by their class in the file `listing`: {class: paths}, sorted by class number and file name.
 
-    UserError: no such list, or one that is damaged; an image that is not there, is not listed, or is listed twice.
+    Raises UserError for a missing or damaged list, and for an image that is missing, not listed, or listed twice.
     """
     if not listing.is_file():
-        raise UserError(f"{listing} is missing: it says which class the images in {folder} have; it comes with "
+        raise UserError(f"{listing} is missing, which lists the classes of the images in {folder}: unpack it from "
                         f"{URL}/GTSRB_Final_Test_GT.zip")
     unlisted = {path.name for path in folder.iterdir() if path.suffix == _SUFFIX}
     seen: set[str] = set()
@@ -92,7 +91,7 @@ def test_files(folder: Path, listing: Path) -> dict[str, list[str]]:
 
 
 def _read(listing: Path) -> Iterator[tuple[str, str]]:
-    """File and class of each image that a list names."""
+    """File and class name of each image in a list."""
     with open(listing, newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.DictReader(file, delimiter=";", skipinitialspace=True, quoting=csv.QUOTE_NONE)
         try:
@@ -106,4 +105,4 @@ def _read(listing: Path) -> Iterator[tuple[str, str]]:
 
 
 def _missing_image(listing: Path, image: Path) -> UserError:
-    return UserError(f"{image} is missing, but {listing} lists it: unpack its archive again")
+    return UserError(f"{image} is missing, but {listing} lists it: unpack the archive again")

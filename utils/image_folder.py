@@ -1,4 +1,4 @@
-"""Directories of image files as uint8 tensors: listed, decoded once by all cores, then read from a cache."""
+"""Directories of image files as uint8 tensors, decoded once on all cores and then read from a cache."""
 
 import contextlib
 import functools
@@ -21,9 +21,9 @@ from utils import console
 from utils.errors import UserError, first_line, first_ten, one_line
 
 _CHUNK = 64  # images per task of the thread pool
-# Part of a cache's name: increase it whenever the same file would be decoded to other pixels.
+# Part of the cache key: increase it when a change to the decoding changes pixels.
 _DECODING = 2
-# Files and folders that Windows, macOS and storage servers leave anywhere (lower case); names with a dot are hidden.
+# Files and folders that Windows, macOS and storage servers create (lower case); names with a dot are hidden.
 _SYSTEM_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx",
                            "@eadir", "$recycle.bin", "system volume information"})
 _UPRIGHT = {  # by EXIF orientation; 1 is upright
@@ -34,7 +34,7 @@ _UPRIGHT = {  # by EXIF orientation; 1 is upright
 
 
 class Decoded(NamedTuple):
-    """Decoded image files, and for how many of them the stored pixels are not what a viewer shows."""
+    """Decoded image files, and the numbers of those whose stored pixels were changed."""
 
     images: Tensor  # uint8 (N, size, size, 3)
     rotated: int  # images that their EXIF orientation rotated or mirrored
@@ -47,18 +47,17 @@ class _Part(NamedTuple):
 
 
 def text_of(name: str) -> str:
-    """The name of a file or folder as text that is the same whichever system wrote it: NFC, and `\\xHH` for bytes that
-    are not UTF-8."""
+    """Name of a file or folder in a form that does not depend on the system: NFC, and `\\xHH` for bytes that are not
+    UTF-8."""
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def class_folders(root: Path, suffixes: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """The image files below each class folder of `root`: {class: paths}, both sorted.
+    """Image files below each class folder of `root`: {class: paths}, both sorted.
 
-    The name of a class is `text_of` its folder's name; paths are those on disk. Files may lie in sub-folders of a class
-    folder; hidden and system files and folders are left out. `suffixes` (lower case) restricts which files count;
-    without it every file does. UserError for a missing or empty `root` or class folder, and for two folders of one
-    class.
+    The name of a class is `text_of` the folder's name; paths are those on disk. Files may lie in sub-folders of a class
+    folder; hidden and system files and folders are skipped. suffixes (lower case): file types; empty: all files. Raises
+    UserError for a missing or empty `root` or class folder, and for two folders of one class.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a directory")
@@ -80,20 +79,20 @@ def class_folders(root: Path, suffixes: tuple[str, ...] = ()) -> dict[str, list[
 
 
 def inner_folders(part: Path, paths: Iterable[str]) -> list[str]:
-    """The sub-folders of class folders in which images of a part lie: `CLASS/FOLDER`, sorted, each once."""
+    """Sub-folders of class folders that have images: `CLASS/FOLDER`, sorted, without repetition."""
     places = (Path(folder).relative_to(part).parts for folder in {os.path.dirname(path) for path in paths})
     return sorted({text_of(os.path.join(*place[:2])) for place in places if len(place) > 1})
 
 
 def unlisted(folder: Path, names: Collection[str], listing: Path) -> UserError:
-    """The error that image files in `folder` have no class, as `listing`, which says the class of each, lacks them."""
+    """Error for image files in `folder` that are missing in `listing`, the list of their classes."""
     paths = first_ten([str(folder / name) for name in sorted(names)])
     return UserError(f"{paths} has no class: {listing} does not list it" if len(names) == 1 else
                      f"{len(names)} images have no class, {listing} does not list them: {paths}")
 
 
 def flatten(classes: dict[str, list[str]], order: Sequence[str]) -> tuple[list[str], Tensor]:
-    """All paths, class by class, and their labels int64 (N,): positions of the classes in `order`."""
+    """Paths of all classes, and their labels int64 (N,), the positions of the classes in `order`."""
     position = {name: number for number, name in enumerate(order)}
     labels = [position[name] for name, paths in classes.items() for _ in paths]
     return [path for paths in classes.values() for path in paths], torch.tensor(labels, dtype=torch.int64)
@@ -102,13 +101,11 @@ def flatten(classes: dict[str, list[str]], order: Sequence[str]) -> tuple[list[s
 def load_images(
     name: str, root: Path, parts: Mapping[str, Sequence[str]], size: int, cache_dir: Path, *, background: str = "white",
 ) -> dict[str, Decoded]:
-    """The images of each part, {part: paths}, as a viewer shows them, scaled to `size` x `size` pixels, in the order of
-    the paths.
+    """Decode the images of each part, {part: paths}, resized to `size` x `size` pixels, in the order of the paths.
 
-    The EXIF orientation is applied; what is transparent shows `background`, a color as Pillow names it. Decoded images
-    are kept in `cache_dir` as NAME-PART-FINGERPRINT.npy. A cache that cannot be read is made again; one that cannot be
-    written costs a warning and nothing else. UserError names all images of all parts that cannot be read (the first ten
-    and their number).
+    The EXIF orientation is applied; transparent pixels show `background`, a color name of Pillow. Decoded images are
+    cached in `cache_dir` as NAME-PART-FINGERPRINT.npy. An unreadable cache is replaced; if it cannot be written, there
+    is a warning. Raises UserError with the unreadable images of all parts (the first ten and their number).
     """
     decoded, unreadable = {}, []
     for part, paths in parts.items():
@@ -131,7 +128,7 @@ def load_images(
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Per channel over all pixels of uint8 images (N, H, W, 3), for pixels in [0, 1], in float64."""
+    """Mean and standard deviation per channel of uint8 images (N, H, W, 3), for pixels in [0, 1], in float64."""
     counts = torch.zeros(images.shape[3], 256, dtype=torch.int64)
     for chunk in images.split(256):
         for channel, count in enumerate(counts):
@@ -140,7 +137,7 @@ def mean_and_std(images: Tensor) -> tuple[tuple[float, float, float], tuple[floa
     value = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ value
     std = (share * (value - mean[:, None]) ** 2).sum(dim=1).sqrt()
-    # A channel that never varies carries nothing; dividing by its 0 would make everything NaN.
+    # The standard deviation of a constant channel is 1, since dividing by 0 would give NaN.
     (red, green, blue), (of_red, of_green, of_blue) = mean.tolist(), torch.where(std > 0, std, 1).tolist()
     return (red, green, blue), (of_red, of_green, of_blue)
 
@@ -150,10 +147,9 @@ def _is_skipped(name: str) -> bool:
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...] = ()) -> list[str]:
-    """The files below a folder, sorted, without hidden and system ones. suffixes: of those that count, in lower case;
-    none: every file does."""
+    """Files below a folder, sorted, without hidden and system files. suffixes (lower case): file types; empty: all."""
     def fail(error: OSError) -> None:
-        raise error  # os.walk would leave the directory out
+        raise error  # os.walk would skip the directory
 
     paths = []
     for directory, subdirectories, files in os.walk(folder, onerror=fail, followlinks=True):
@@ -164,11 +160,11 @@ def files_below(folder: Path, suffixes: tuple[str, ...] = ()) -> list[str]:
 
 
 def _fingerprint(root: Path, paths: Sequence[str], size: int, background: str) -> str:
-    """Changes with the place of the data, the names, order, sizes and times of the files, and how they are decoded."""
+    """Hash of the directory, the names, order, sizes and times of the files, and the decoding options."""
     digest = hashlib.sha256(os.fsencode(root.resolve()) + f"\n{size}\n{_DECODING}\n{background}\n".encode())
     for path in paths:
         digest.update(os.fsencode(path.removeprefix(str(root))))
-        with contextlib.suppress(OSError):  # a dangling link is named with the other files that cannot be read
+        with contextlib.suppress(OSError):  # a dangling link is reported with the unreadable files
             status = os.stat(path)
             digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
@@ -176,7 +172,7 @@ def _fingerprint(root: Path, paths: Sequence[str], size: int, background: str) -
 
 def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...], background: str,
             ) -> tuple[_Part, list[tuple[str, str]]]:
-    """The decoded images, and path and reason of each file that is none."""
+    """Decoded images, and path and reason of each unreadable file."""
     images, marks = np.empty(shape, np.uint8), np.zeros((len(paths), 2), bool)
 
     def decode(start: int) -> tuple[int, list[tuple[str, str]]]:
@@ -206,11 +202,11 @@ def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...], background:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "unknown format"
-    return getattr(error, "strerror", None) or first_line(error)  # without the path, which is named anyway
+    return getattr(error, "strerror", None) or first_line(error)  # without the path, which the message has
 
 
 def _read_rgb(path: str, size: int, background: str) -> tuple[np.ndarray, bool, bool]:
-    """The pixels of an image file, whether EXIF rotated them, and whether some were transparent."""
+    """Pixels uint8 (size, size, 3) of an image file, whether EXIF rotated them, and whether some were transparent."""
     with Image.open(path) as image:
         image.load()  # EXIF may follow the pixels; Pillow rotates TIFF images here
         transpose = _UPRIGHT.get(_orientation(image))
@@ -225,20 +221,20 @@ def _read_rgb(path: str, size: int, background: str) -> tuple[np.ndarray, bool, 
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF; the pixels are there all the same
+    except Exception:  # damaged EXIF; the pixels are intact
         return None
 
 
 def _to_rgb(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
-    """An image as 8-bit RGB on the background, and whether it was transparent anywhere."""
+    """Convert an image to 8-bit RGB on the background. Returns it and whether it had transparent pixels."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        # Pillow's own conversion of 16-bit pixels clips them at 255, which leaves a white image.
+        # Pillow clips 16-bit pixels at 255, which gives a white image.
         pixels, transparent = np.asarray(image), image.info.get("transparency")
         image = Image.fromarray((pixels >> 8).astype(np.uint8))
         if transparent is not None:
             image.putalpha(Image.fromarray(pixels != transparent).convert("L"))
     elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of Pillow's mode {image.mode} have no fixed range, save it with 8 bits")
+        raise ValueError(f"pixels of Pillow's mode {image.mode} have no fixed range: save it with 8 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
@@ -270,7 +266,7 @@ def _write_cache(cache: Path, content: _Part) -> None:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        _warn_once(f"{cache.parent} cannot be written ({reason}): images will be decoded again in every run")
+        _warn_once(f"{cache.parent} cannot be written ({reason}): every run will decode the images again")
 
 
 @functools.cache

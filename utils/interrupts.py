@@ -1,4 +1,4 @@
-"""Interrupts that wait until what must be whole is whole, and those that a library hides behind an error of its own."""
+"""Defer SIGINT and SIGTERM during a critical section, and find interrupts that a library hid behind another error."""
 from __future__ import annotations
 
 import contextlib
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the end of the block.
+    """Defer SIGINT and SIGTERM to the end of the block.
 
-    Python raises KeyboardInterrupt between any two instructions, so also between the moment when a lock is taken and
-    the one when it is noted that it has to be given back. The queue of TensorBoard then waits for itself for ever.
+    Python raises KeyboardInterrupt between any two instructions, so possibly after a lock is acquired and before its
+    release is ensured. The queue of TensorBoard then deadlocks.
     """
-    if threading.current_thread() is not threading.main_thread():  # no other one gets signals
+    if threading.current_thread() is not threading.main_thread():  # other threads get no signals
         yield
         return
     seen: list[int] = []
@@ -30,10 +30,10 @@ def deferred() -> Iterator[None]:
 
 
 def find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The interrupt because of which an error was raised, or while it was handled; the error itself if it is one.
+    """KeyboardInterrupt among an error, its causes and contexts; None if there is none.
 
-    An interrupt stops libraries anywhere, and what they tidy up then can fail: torch takes a mode off its stack that is
-    not on it at that moment, which is a RuntimeError. The user has interrupted the run all the same.
+    An interrupt can make the cleanup code of a library fail: torch, for example, pops a mode that is not on its stack,
+    which raises a RuntimeError.
     """
     links, seen = [error], set[int]()
     while links:

@@ -1,4 +1,4 @@
-"""Whether this process is one of several, and how several are started: all that can be known without torch."""
+"""Detection and launch of several processes. Imports no torch."""
 from __future__ import annotations
 
 import contextlib
@@ -20,14 +20,14 @@ def local_rank() -> int:
 
 
 def local_size() -> int:
-    """Processes that torchrun started on this machine; 1 without it."""
+    """Number of processes on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def launch(processes: int) -> NoReturn:
-    """Run this command line on `processes` processes of this machine, as torchrun does; exit as the first that fails.
+    """Run this command line in several processes on this machine, like torchrun; exit with the first nonzero status.
 
-    torchrun itself reports a failed process with a page of traceback, under which the one line of an error drowns.
+    torchrun itself prints a long traceback for a failed process, which hides the one-line error.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -41,10 +41,10 @@ def launch(processes: int) -> NoReturn:
         while not (failed := [worker.returncode for worker in workers if worker.poll()]) and \
                 any(worker.returncode is None for worker in workers):
             time.sleep(0.1)
-    except KeyboardInterrupt:  # the terminal has told the workers too
+    except KeyboardInterrupt:  # the terminal sends it to the workers too
         failed = [130]
     finally:
-        end = time.monotonic() + 5  # those that fail alike say so first; one that waits for a lost one never ends
+        end = time.monotonic() + 5  # others may still print an error; one that waits for a dead one would not end
         for worker in workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(max(0, end - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What a run writes for people: training.log, metrics.csv, TensorBoard, and the same lines in the terminal."""
+"""Log of a run: training.log (also printed to the terminal), metrics.csv and TensorBoard."""
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +20,7 @@ from utils.training import Progress, Row
 
 
 class Logger:
-    """Open the logs of a run; only the first process of several writes."""
+    """Logs of a run. Only the first of several processes writes."""
 
     def __init__(self, directory: Path, history: list[Row]) -> None:
         self.directory = directory
@@ -30,23 +30,23 @@ class Logger:
         self._log = self._open("training.log", "a")
         self._metrics = self._open("metrics.csv", "w")
         self._rows: list[Row] = []
-        self._columns: dict[str, None] = {}  # in their order
-        for row in history:  # rewritten whole: a kill may have left a row too few or half a row
+        self._columns: dict[str, None] = {}  # ordered
+        for row in history:  # rewritten, since a kill may have left an incomplete file
             self._write_metrics(row)
-        from torch.utils.tensorboard import SummaryWriter  # costs a second, so not for --help and errors
+        from torch.utils.tensorboard import SummaryWriter  # takes a second, so not for --help and errors
 
-        threading.excepthook = _without_os_errors  # its thread's; the next call from here raises the same
+        threading.excepthook = _without_os_errors  # OSErrors of its thread; the next call raises them again
         self._board = SummaryWriter(str(directory), purge_step=len(history) + 1 if history else None)
 
     def info(self, text: str) -> None:
-        """A line for people, in training.log and in the terminal; control characters are escaped."""
+        """Write a line to training.log and the terminal; control characters are escaped."""
         if self.writes:
             self._log.write(f"{_now()}  {one_line(text)}\n")
             self._log.flush()
             print_line(text)
 
     def epoch(self, progress: Progress, num_epochs: int) -> None:
-        """The newest row of a run: a line in the log, a row in metrics.csv, points of the curves."""
+        """Log the newest epoch: a line in the log, a row in metrics.csv, points of the TensorBoard curves."""
         if not self.writes:
             return
         row, timing, best = progress.history[-1], progress.timings[-1], progress.best
@@ -62,14 +62,14 @@ class Logger:
         self._board.flush()
 
     def images(self, name: str, images: Tensor, epoch: int) -> None:
-        """A grid of images (B, 3, H, W) with values in [0, 1], in TensorBoard and, the newest, in a PNG."""
+        """Log images (B, 3, H, W) with values in [0, 1] as a grid, in TensorBoard and in NAME.png (the newest)."""
         if self.writes:
             images = images.cpu()
             self._board.add_images(name, images, epoch)
             Image.fromarray(_grid(images).mul(255).byte().numpy()).save(self.directory / f"{name}.png")
 
     def stopped(self, error: BaseException) -> None:
-        """The last line of a run that did not finish, in training.log alone: the terminal hears of it elsewhere."""
+        """Log why a run stopped, in training.log only; the terminal shows the error itself."""
         if self.writes:
             with contextlib.suppress(OSError):
                 self._log.write(f"{_now()}  stopped: {one_line(first_line(error))}\n")
@@ -78,7 +78,7 @@ class Logger:
     def close(self) -> None:
         if self.writes:
             for file in (self._board, self._metrics, self._log):
-                with contextlib.suppress(OSError):  # a full disk: said already
+                with contextlib.suppress(OSError):  # a full disk, already reported
                     file.close()
 
     def _open(self, name: str, mode: str) -> IO[str]:
@@ -91,7 +91,7 @@ class Logger:
     def _write_metrics(self, row: Row) -> None:
         self._rows.append(row)
         new: list[Mapping[str, Any]] = [row]
-        if not self._columns.keys() >= row.keys():  # the first row, or what some methods log in late epochs alone
+        if not self._columns.keys() >= row.keys():  # the first row, or a method logs more in late epochs
             self._columns |= dict.fromkeys(row)
             self._metrics.seek(0)
             new = [{name: name for name in self._columns}, *self._rows]
@@ -104,7 +104,7 @@ def is_percentage(name: str) -> bool:
 
 
 def percentages(row: Row) -> str:
-    """The entries of a row that are in percent, for people."""
+    """Format the entries of a row that are in percent."""
     return "  ".join(f"{name.replace('_', ' ')} {value:.2f} %" for name, value in row.items() if is_percentage(name))
 
 
@@ -118,7 +118,7 @@ def _without_os_errors(thread: threading.ExceptHookArgs) -> None:
 
 
 def _grid(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in rows of up to eight, a pixel apart: (rows, columns, 3)."""
+    """Arrange images (B, 3, H, W) in rows of up to eight with a border of one pixel: (height, width, 3)."""
     columns = min(8, len(images))
     framed = torch.nn.functional.pad(images, (1, 1, 1, 1))
     black = framed.new_zeros(-len(images) % columns, *framed.shape[1:])

@@ -1,6 +1,6 @@
-"""The losses of the stages as pure functions of logits (B, C) and labels (B,).
+"""Losses of the stages as pure functions of logits (B, C) and labels (B,).
 
-All are means over the batch, computed in float32 at least: bfloat16 and float16 logits are promoted, float64 stays.
+All are means over the batch, computed in float32 or more: bfloat16 and float16 logits are promoted, float64 stays.
 """
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FLOOR = 1e-6  # probability that an exact 0 counts as, where a loss or a metric would be infinite
+FLOOR = 1e-6  # probability that replaces an exact 0 if a loss or metric would be infinite
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Half-precision logits as float32; T^2 of up to 400 leaves no room for eight bits of mantissa."""
+    """Promote half-precision logits to float32: with T^2 of up to 400, eight bits of mantissa are not enough."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -27,9 +27,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
 def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:
     """KL(p || q) in nats, mean over the batch, of p = softmax(p_logits / T) and q = softmax(q_logits / T).
 
-    The gradient reaches both arguments and is finite as far as float32 reaches: all is written from log-probabilities,
-    sum p (log p - log q). `F.kl_div(log q, p)` differentiates p log p through log(p) instead, which is NaN as soon
-    as one p underflows to zero, and the nasty loss, which rewards such p, then ends in NaN weights.
+    The gradient reaches both arguments and stays finite, because everything is computed from log-probabilities,
+    sum p (log p - log q). `F.kl_div(log q, p)` differentiates p log p through log(p) instead, which gives NaN once a p
+    underflows to zero; the nasty loss, which rewards such p, then ends with NaN weights.
     """
     log_p = F.log_softmax(at_least_float32(p_logits) / temperature, dim=1)
     log_q = F.log_softmax(at_least_float32(q_logits) / temperature, dim=1)
@@ -57,17 +57,17 @@ def kl_per_sample(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> 
 
 
 def _without_infinity(log_p: Tensor) -> Tensor:
-    """log 0 as a number so low that it is 0 times exp(log p) = 0, where -inf would make NaN."""
+    """Replace -inf by the lowest finite values, since 0 * -inf is NaN."""
     return log_p.clamp(min=torch.finfo(log_p.dtype).min / 2)
 
 
 def kd_terms(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *,
              temperature: float, alpha: float) -> dict[str, Tensor]:
-    """Knowledge distillation (Hinton et al., 2015, arXiv 1503.02531), in the weighting of Ma et al. (2021):
+    """Knowledge distillation (Hinton et al., 2015, arXiv 1503.02531), weighted as by Ma et al. (2021):
 
         loss = alpha * T^2 * KL(teacher || student) + (1 - alpha) * CE(student, labels)
 
-    Returns the loss and its two terms as logged: `kl` (T^2 included) and `cross_entropy`.
+    Returns the loss and its two logged terms: `kl` (T^2 included) and `cross_entropy`.
     """
     kl = temperature**2 * kl_divergence(teacher_logits, student_logits, temperature=temperature)
     ce = cross_entropy(student_logits, labels)
@@ -81,8 +81,8 @@ def nasty_terms(nasty_logits: Tensor, adversary_logits: Tensor, labels: Tensor, 
         loss = CE(nasty, labels) - weight * T^2 * KL(nasty || adversary)
 
     The direction of the KL keeps the loss bounded below for a fixed adversary: KL(nasty || adversary) is at most
-    max_c -log p_adversary(c), while KL(adversary || nasty) grows without limit. Returns the loss and its two terms
-    as logged: `kl` (T^2 included) and `cross_entropy`.
+    max_c -log p_adversary(c), while KL(adversary || nasty) grows without limit. Returns the loss and its two
+    logged terms: `kl` (T^2 included) and `cross_entropy`.
     """
     kl = temperature**2 * kl_divergence(nasty_logits, adversary_logits, temperature=temperature)
     ce = cross_entropy(nasty_logits, labels)
@@ -91,11 +91,11 @@ def nasty_terms(nasty_logits: Tensor, adversary_logits: Tensor, labels: Tensor, 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *,
             temperature: float, alpha: float) -> Tensor:
-    """The loss of `kd_terms` alone."""
+    """Loss of `kd_terms`, a scalar."""
     return kd_terms(student_logits, teacher_logits, labels, temperature=temperature, alpha=alpha)["loss"]
 
 
 def nasty_loss(nasty_logits: Tensor, adversary_logits: Tensor, labels: Tensor, *,
                temperature: float, weight: float) -> Tensor:
-    """The loss of `nasty_terms` alone."""
+    """Loss of `nasty_terms`, a scalar."""
     return nasty_terms(nasty_logits, adversary_logits, labels, temperature=temperature, weight=weight)["loss"]

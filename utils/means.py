@@ -1,18 +1,18 @@
-"""Running class means, for methods that replace what a network says about an image by the mean of its class."""
+"""Running class means, for methods that replace the output for an image by the mean of its class."""
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-DECAY = 0.99  # of the moving average, for each batch that holds the class
+DECAY = 0.99  # of the moving average, per batch with images of the class
 
 
 class ClassMeans(nn.Module):
-    """Exponential moving average, by class, of a quantity (B, D) of the images.
+    """Exponential moving average by class of values (B, D) of images.
 
-    Each batch that holds images of a class multiplies what was summed for that class by `decay` and adds the images,
-    all with the same weight; dividing by the summed weights corrects the bias of the first batches. `decay` 0 is the
-    mean over the images of the class in the batch.
+    Each batch with images of a class multiplies the sum of that class by `decay` and adds the values of these images
+    with equal weights; dividing by the summed weights corrects the bias of the first batches. `decay` 0 gives the mean
+    over the images of the class in the batch.
     """
 
     sums: Tensor
@@ -22,7 +22,7 @@ class ClassMeans(nn.Module):
         """size: D; None: the number of classes."""
         super().__init__()
         self.decay = decay
-        # float64, which autocast and TF32 leave alone
+        # float64, which autocast and TF32 do not change
         self.register_buffer("sums", torch.zeros(num_classes, size or num_classes, dtype=torch.float64))
         self.register_buffer("weights", torch.zeros(num_classes, dtype=torch.float64))
 

@@ -1,11 +1,11 @@
-"""Running out of memory: one line that names what was being done and how much it needed.
+"""Out-of-memory errors in one line that names the phase and the size of the failed allocation.
 
     with Phase("decoding the images", 'reduce "image_size"'):
         ...
 
 Allocators fail in many ways: MemoryError (Python, numpy, Pillow), RuntimeError (torch on a CPU),
-torch.cuda.OutOfMemoryError, OSError (ENOMEM), ImportError (a library that cannot be mapped). Here they are told apart
-from other errors, by their type or by their text. Without torch, as `utils.cli` needs it.
+torch.cuda.OutOfMemoryError, OSError (ENOMEM), ImportError (a library that cannot be mapped). They are recognized by
+their type or message. Imports no torch, since `utils.cli` uses this module.
 """
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _MESSAGES = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|_ALL
                     r"|failed to map segment from shared object$", re.IGNORECASE)
 _AMOUNT = re.compile(r"allocate (?:(?P<bytes>\d+) bytes|(?P<text>[\d.]+ \w*B)\b)", re.IGNORECASE)
 _GPU = re.compile(r"GPU \d+ has a total capacity of .*? of which .*? is free")
-_reserve = bytearray(4 << 20)  # given up when memory is short: room for the error's own line
-# Height and width in pixels below which a smaller `image_size` is no remedy: many networks need it.
+_reserve = bytearray(4 << 20)  # freed when memory is short, to leave room for the error message
+# Height and width in pixels below which the error does not suggest a smaller `image_size`: many networks need 32.
 _MIN_IMAGE_SIZE = 32
 
 
 class OutOfMemory(UserError):
-    """Memory that could not be allocated."""
+    """Failed memory allocation."""
 
     def __init__(self, reason: str, phases: tuple[str, ...] = (), remedy: str = "") -> None:
         """phases: from the outermost to the innermost."""
@@ -45,19 +45,19 @@ class OutOfMemory(UserError):
         super().__init__(f"{where}out of memory: {reason}" + (f"; {remedy}" if remedy else ""))
 
     def within(self, phase: str, remedy: str) -> OutOfMemory:
-        """The same with the phase around it, and with its remedy if there is none yet."""
+        """Add an outer phase, and its remedy if there is none yet."""
         return OutOfMemory(self.reason, (phase, *self.phases) if phase else self.phases, self.remedy or remedy)
 
 
 class Phase(contextlib.ContextDecorator):
-    """A context, or decorator, that turns the error of any allocator inside it into `OutOfMemory`. May be nested.
+    """Context or decorator that turns allocator errors inside it into `OutOfMemory`. May be nested.
 
-    An error that was raised because of an allocator's error counts too: decoders and loaders say of a file that it
-    cannot be read where in truth there was no memory to read it.
+    Errors that were caused by an allocator's error count too: decoders and loaders report an unreadable file when they
+    run out of memory.
     """
 
     def __init__(self, name: str | Callable[[], str] = "", remedy: str = "") -> None:
-        """name: what is being done; a function is called after a failure. remedy: what needs less memory."""
+        """name: name of the phase, or a function that returns it after a failure. remedy: advice to save memory."""
         self.name, self.remedy = name, remedy
 
     def __enter__(self) -> None:
@@ -73,25 +73,25 @@ class Phase(contextlib.ContextDecorator):
 
 
 def reduce(params: Params, *keys: str) -> str:
-    """`reduce "batch_size" or "image_size"`: the remedy, of those parameters that this run can reduce."""
+    """Remedy such as `reduce "batch_size" or "image_size"`, of the given parameters that this run can reduce."""
     scalable = params.dataset.startswith("folder:") and params.image_size > _MIN_IMAGE_SIZE
     names = [f'"{key}"' for key in keys if hasattr(params, key) and (key != "image_size" or scalable)]
     return f"reduce {' or '.join(names)}" if names else ""
 
 
 def _free_memory(error: BaseException | None) -> None:
-    """Free what an error's frames hold, tensors for example, and the reserve: the line and the log need some room."""
+    """Free the local variables of an error's frames, such as tensors, and the reserve, to make room for the message."""
     _reserve.clear()
     for link in _error_chain(error):
         traceback.clear_frames(link.__traceback__)
 
 
 def _error_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those because of which it was raised, if it is an Exception.
+    """An exception and the exceptions that led to it.
 
-    The cause (`raise ... from error`) is always followed. The error that was being handled is followed only from the
-    types that decoders and loaders raise, and not after `from None`, except from a UserError, which explains another
-    error even then. A KeyError while a MemoryError is handled, for example, is a bug of its own.
+    The cause (`raise ... from error`) is always followed. The context (the error being handled) is followed only for
+    types that decoders and loaders raise, and not after `from None` except for UserError, which always explains
+    another error. A KeyError while a MemoryError is handled, for example, is a bug of its own.
     """
     seen: set[int] = set()
     while isinstance(error, Exception) and id(error) not in seen:
@@ -111,7 +111,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """How much could not be allocated, as far as the allocator says so, and what there is."""
+    """Size of the failed allocation and the memory limit, if known."""
     text = first_line(error) if str(error) else "cannot allocate more"
     if amount := _AMOUNT.search(text):
         size = _size(int(amount["bytes"])) if amount["bytes"] else amount["text"].replace(". ", " ")  # numpy: `8. GiB`
@@ -121,10 +121,10 @@ def _reason(error: BaseException) -> str:
 
 
 def _limit() -> str:
-    """The limit of the address space of this process, if there is one."""
+    """Limit of this process's address space, if there is one."""
     if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
         return ""
-    return f" (ulimit -v allows {_size(limit)} in all)"
+    return f" (limit of ulimit -v: {_size(limit)})"
 
 
 def _size(count: float) -> str:

@@ -1,4 +1,4 @@
-"""What attacks and trained-in defenses share: a loss with parameters for params.json, and some to train."""
+"""Base class of attacks and trained-in defenses: a loss with settings from params.json and trainable parameters."""
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -17,14 +17,14 @@ class Method(nn.Module):
 
     Parameters and buffers of the method itself (auxiliary heads, a Markov matrix, running class means) are trained and
     saved with the run; they are not part of the network that the run trains. A step may be recorded as a CUDA graph, so
-    `forward` computes from tensors only: no `.item()`, no Python value that changes between steps; `batch.epoch` is a
-    tensor for that reason.
+    `forward` must compute from tensors only: no `.item()`, no Python value that changes between steps; therefore
+    `batch.epoch` is a tensor.
     """
 
     Params: ClassVar[type[MethodParams]] = MethodParams
-    seed = 0  # of random weights that `prepare` creates
-    # Mean and standard deviation (3,) that the images of the batches were normalized with, on their device, set before
-    # `prepare`; None outside a run: images are pixels in [0, 1].
+    seed = 0  # of the random weights that `prepare` creates
+    # Mean and standard deviation (3,) of the normalization of the images, on their device, set before `prepare`; None
+    # outside a run: images are pixels in [0, 1].
     normalization: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, params: MethodParams, num_classes: int) -> None:
@@ -34,7 +34,7 @@ class Method(nn.Module):
 
     @classmethod
     def from_run(cls, params: RunParams, num_classes: int, **frozen: Any) -> Self:
-        """The method of a run, with the run's parameters; its own random weights come from the run's seed."""
+        """Build the method of a run from its parameters. The method's random weights derive from the run's seed."""
         seed = seeds.derive_seed(params.seed, "method")
         torch.manual_seed(seed)
         own = cls.Params(**{key: getattr(params, key) for key in cls.Params.model_fields})
@@ -43,9 +43,9 @@ class Method(nn.Module):
         return method
 
     def prepare(self, network: nn.Module, images: Tensor) -> None:
-        """Create the parameters whose shapes depend on the network, on its device; called once, before the optimizers
-        are built. images: float32 (B, 3, H, W), as a batch has them. A `forward` that depends on it calls it if
-        nobody has."""
+        """Create the parameters whose shapes depend on the network, on its device. Called once, before the optimizers
+        are built. A `forward` that depends on it must call it if nobody has. images: float32 (B, 3, H, W),
+        normalized."""
 
     def build_optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
         """Optimizer of the method's own parameters, with a constant learning rate of its own.

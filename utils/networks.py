@@ -1,4 +1,4 @@
-"""The networks of a run: built from parameters, loaded from checkpoints, and which files were read."""
+"""Networks of a run, built from parameters or loaded from checkpoints, with the files that were read."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -14,21 +14,21 @@ from utils.params import Params
 
 
 class Networks:
-    """Builds the networks that parameters name, each on the device with weights from a checkpoint or from the seed.
+    """Builds the networks of a run on the device, with weights from a checkpoint or from the seed.
 
-    `sources`: path and SHA-256 of every checkpoint that was read, by role. `warnings`: differences between the data of
-    this run and those that a checkpoint was trained on.
+    `sources`: path and SHA-256 of every checkpoint that was read, by role. `warnings`: differences between this run's
+    data and the data that a checkpoint was trained on.
     """
 
     def __init__(self, build_model: Callable[..., nn.Module], params: Params, data: Mapping[str, Any],
                  device: torch.device) -> None:
-        """build_model: as `model.build_model`. data: the record of the run's data."""
+        """build_model: see `model.build_model`. data: the record of the run's data."""
         self._build_model, self._params, self._data, self._device = build_model, params, data, device
         self.sources: dict[str, dict[str, str]] = {}
         self.warnings: list[str] = []
 
     def trained(self) -> nn.Module:
-        """The network to train: weights from the checkpoint `init_from`, or random ones."""
+        """Build the network to train, with weights from the checkpoint `init_from` or random ones."""
         params = self._params
         with self._phase("model_name"):
             network = self._build(params.model_name, "model_name", params.model_options,
@@ -38,7 +38,7 @@ class Networks:
             return network
 
     def frozen(self, role: str) -> nn.Module:
-        """The network that `ROLE_model`, `ROLE_num_channels`, `ROLE_model_options` and `ROLE_resume` name."""
+        """Build a trained network from `ROLE_model`, `ROLE_num_channels`, `ROLE_model_options` and `ROLE_resume`."""
         name, channels, options, path = (getattr(self._params, f"{role}_{key}")
                                          for key in ("model", "num_channels", "model_options", "resume"))
         with self._phase(f"{role}_model"):
@@ -47,7 +47,7 @@ class Networks:
             return network
 
     def load(self, network: nn.Module, source: Checkpoint, role: str) -> None:
-        """Copy the weights of a checkpoint into a network. Raises UserError where they do not fit."""
+        """Copy the weights of a checkpoint into a network. Raises UserError if they do not fit."""
         checkpoint.load_weights(network, source, role)
         self.warnings += data_record.compare_origin(source, self._data, role)
         self.sources[role] = source.source
@@ -66,15 +66,15 @@ class Networks:
         try:
             check_image_size(network, size)
         except ValueError as error:
-            hint = ', as "image_size" says' if params.dataset.startswith("folder:") else ""
+            hint = ' ("image_size")' if params.dataset.startswith("folder:") else ""
             raise UserError(f'"{key}": {error}{hint}') from None
-        if code := getattr(network, "imported_code", None):  # which the network of another build_model lacks
+        if code := getattr(network, "imported_code", None):  # absent for other build_model functions
             self.warnings.append(f"{key}: {name} was imported from {code}")
         return network.to(self._device).to(memory_format=torch.channels_last).train()
 
 
 def check_image_size(network: nn.Module, size: int) -> None:
-    """ValueError, in one line, if an architecture does not take images of size x size pixels. Sets eval mode."""
+    """Raise a one-line ValueError if a network does not accept images of size x size pixels. Sets eval mode."""
     try:
         with torch.inference_mode():
             network.eval()(torch.zeros(1, 3, size, size))

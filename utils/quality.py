@@ -1,6 +1,6 @@
-"""What the answers of a network are worth to those who ask honestly, and what they hold for a student.
+"""Metrics of a network's answers: quality for honest users, and information for a student.
 
-Answers are log-probabilities (N, C) up to a constant per row, such as logits; -inf where an interface gave exactly 0.
+Answers are log-probabilities (N, C) up to a constant per row, such as logits; -inf for probabilities of exactly 0.
 Exact zeros count as probability 1e-6, the row renormalized, so that cross-entropy and KL stay finite.
 """
 from __future__ import annotations
@@ -15,22 +15,22 @@ from utils.losses import at_least_float32, finite_log_probabilities
 from utils.results import Row
 from utils.step import autocast, eval_mode
 
-BINS = 15  # of the confidence, for the calibration error
+BINS = 15  # of confidence, for the calibration error
 
 
 def compute_answers(network: nn.Module, part: Images, dtype: torch.dtype) -> Tensor:
-    """Answers of a network to a part of the data, in its order, the whole in each process: float32 (N, C), CPU."""
+    """Answers of a network to a part of the data, in order and complete in each process: float32 (N, C) on the CPU."""
     with eval_mode(network), torch.inference_mode(), autocast(part.labels.device, dtype):
         batches = [at_least_float32(network(images)).cpu() for images, _ in in_order(part, all_ranks=True)]
     return torch.cat(batches).clone()
 
 
 def quality(answers: Tensor, labels: Tensor) -> Row:
-    """What users of answers (N, C) to images with labels int64 (N,) get.
+    """Quality for users of answers (N, C) to images with labels int64 (N,).
 
-    `accuracy` in percent, exact; `cross_entropy` and `entropy` in nats, means; `calibration_error`, the expected one in
-    percent, 15 bins (Guo et al., ICML 2017, arXiv:1706.04599); `risk_coverage_area` in percent: the error rate of the
-    images that are answered if the least confident are refused, mean over all coverages (AURC; Geifman et al., ICLR
+    `accuracy` in percent, exact; `cross_entropy` and `entropy`, means in nats; `calibration_error`, expected
+    calibration error in percent with 15 bins (Guo et al., ICML 2017, arXiv:1706.04599); `risk_coverage_area` (AURC) in
+    percent: error rate on the most confident fraction of the images, averaged over all fractions (Geifman et al., ICLR
     2019, arXiv:1805.08206).
     """
     from torchmetrics.functional.classification import multiclass_calibration_error  # takes a second to import
@@ -54,10 +54,10 @@ def _risk_coverage_area(answers: Tensor, labels: Tensor) -> float:
 
 def price(network: nn.Module, part: Images, dtype: torch.dtype, original: nn.Module | None = None,
           defend: Callable[[Tensor], Tensor] | None = None) -> Row:
-    """All that is measured of a network's answers to a part of the data: `quality`, `profile` and `similarity` to the
-    original network or, where logits (N, C) are defended, to the network's own answers."""
+    """All metrics of a network's answers to a part of the data: `quality`, `profile` and `similarity` to the original
+    network or, if `defend` maps logits (N, C) to defended answers, to the network's own logits."""
     logits, labels = compute_answers(network, part, dtype), part.labels.cpu()
-    answers = defend(logits) if defend else logits  # in one call, as some defenses depend on the order of the answers
+    answers = defend(logits) if defend else logits  # in one call, since some defenses depend on the order
     row = quality(answers, labels) | profile(answers, labels)
     if original or defend:
         row |= similarity(answers, compute_answers(original, part, dtype) if original else logits)
@@ -65,13 +65,13 @@ def price(network: nn.Module, part: Images, dtype: torch.dtype, original: nn.Mod
 
 
 def profile(answers: Tensor, labels: Tensor) -> Row:
-    """What answers (N, C) to images with labels int64 (N,) hold beside the top class.
+    """Information beyond the top class in answers (N, C) to images with labels int64 (N,).
 
-    `non_target_mass`: mean probability of all classes but the label, percent. `peaks`: mean number of classes with at
-    least a tenth of the largest probability. `cmi` in nats: conditional mutual information of image and answer given
-    the label, the mean KL of an answer from the mean answer of its class (Yang et al., 2023, arXiv:2309.09123);
-    `separation` in nats: mean KL between the mean answers of two different classes. A class without images counts in
-    neither.
+    `non_target_mass`: mean total probability of the classes other than the label, percent. `peaks`: mean number of
+    classes with at least a tenth of the largest probability. `cmi` in nats: conditional mutual information of image and
+    answer given the label, the mean KL of an answer from the mean answer of its class (Yang et al., 2023,
+    arXiv:2309.09123). `separation` in nats: mean KL between the mean answers of two different classes. Classes without
+    images are left out.
     """
     log_p = finite_log_probabilities(answers).double()
     p = log_p.exp()
@@ -89,8 +89,8 @@ def profile(answers: Tensor, labels: Tensor) -> Row:
 
 
 def foreign_auroc(answers: Tensor, foreign: Tensor) -> float:
-    """Area under the ROC curve, in percent, of telling test images from foreign ones by the largest probability of
-    answers (N, C) and (M, C) (Hendrycks & Gimpel, ICLR 2017, arXiv:1610.02136)."""
+    """Area under the ROC curve, in percent, for separating test images from foreign ones by the largest probability of
+    their answers (N, C) and (M, C) (Hendrycks & Gimpel, ICLR 2017, arXiv:1610.02136)."""
     from torchmetrics.functional.classification import binary_auroc
 
     confidence = torch.cat([each.log_softmax(1).amax(1).exp() for each in (answers, foreign)])
@@ -104,18 +104,18 @@ def change(answers: Tensor, original: Tensor) -> float:
 
 
 def agreement(answers: Tensor, reference: Tensor) -> Row:
-    """How often two networks' top classes agree (percent), and KL(reference || network) in nats, mean over the images;
-    both of answers (N, C). The lowest index wins a tie."""
+    """Agreement of the top classes in percent and mean KL(reference || answers) in nats, for answers (N, C) of two
+    networks. The lowest index wins a tie."""
     log_p, log_q = finite_log_probabilities(reference), finite_log_probabilities(answers)
     return {"agreement": 100 * (answers.argmax(1) == reference.argmax(1)).double().mean().item(),
             "kl": (log_p.exp() * (log_p - log_q)).double().sum(1).mean().item()}
 
 
 def similarity(answers: Tensor, reference: Tensor) -> Row:
-    """How alike the probabilities of two networks are, means over the images of answers (N, C).
+    """Similarity of the probabilities of two networks, means over answers (N, C).
 
-    `l1_change`: L1 distance, 0 to 2; `rank_correlation`: Spearman's, of the classes other than the top class of the
-    reference, of which there have to be two.
+    `l1_change`: L1 distance, 0 to 2; `rank_correlation`: Spearman's, over the classes other than the top class of the
+    reference; left out for two classes.
     """
     row = {"l1_change": change(answers, reference)}
     if answers.shape[1] > 2:

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory: the log, a checkpoint after every epoch, and results.json at the end."""
+"""Output of a run: the log, a checkpoint after every epoch, and results.json at the end."""
 from __future__ import annotations
 
 import contextlib
@@ -22,32 +22,33 @@ from utils.training import Learner, Progress
 
 
 class Record:
-    """The log and the checkpoints of one run; only the first of several processes writes."""
+    """Log and checkpoints of one run. Only the first of several processes writes."""
 
     def __init__(self, directory: RunDirectory, params: Params, data: dict[str, Any],
                  sources: Mapping[str, Any], session: dict[str, Any]) -> None:
-        """data: the record of the run's data. sources: the checkpoints that were read, by role. session: this call."""
+        """data: record of the run's data. sources: checkpoints that were read, by role. session: record of this
+        call."""
         self.directory, self._params, self.data = directory, params, data
-        self._sessions = [session]  # the calls that the run took, this one at the end
+        self._sessions = [session]  # records of all calls of the run, this one last
         self._sources = sources
         self._writer = checkpoint.Writer()
         self._logger: Logger | None = None
-        self._buffered_lines: list[str] = []  # lines that came before the log was open
+        self._buffered_lines: list[str] = []  # lines logged before the log is open
 
     def log(self, text: str) -> None:
-        """Write a line to the log, or keep it until the log is open."""
+        """Write a line to the log, or buffer it until the log is open."""
         if self._logger:
             self._logger.info(text)
         else:
             self._buffered_lines.append(text)
 
     def start_session(self, progress: Progress, previous_sessions: Sequence[dict[str, Any]] = ()) -> None:
-        """Note which epochs this call continues, and the calls before it."""
+        """Record after which epoch this call continues, and the previous calls."""
         self._sessions = [*previous_sessions, {"after_epoch": progress.epoch, **self._sessions[-1]}]
 
     def prepare(self, start: Start, artifacts: Mapping[str, str]) -> None:
-        """Make the directory that of the run that begins: nothing of an old one, or the best model of the one that goes
-        on. artifacts: texts by file name."""
+        """Prepare the directory: remove old files for `--restart`, write artifacts (texts by file name), and copy the
+        best model of a run that is resumed from another directory."""
         self.directory.prepare(restart=start.restart)
         for name, text in artifacts.items():
             files.write_text(self.directory / name, text)
@@ -56,12 +57,12 @@ class Record:
             files.copy(start.best.path, best)
 
     def open(self, progress: Progress) -> None:
-        """Open the log, after the rows of an earlier call."""
+        """Open the log, continuing that of earlier calls."""
         self._logger = Logger(self.directory.path, progress.history)
 
     def log_header(self, network: nn.Module, progress: Progress, networks: Networks, parts: Mapping[str, Images],
                   loaded: Sequence[str]) -> None:
-        """Write the first lines of a call: what it is, and what it works with. loaded: lines about loaded networks."""
+        """Log the setup of a call. loaded: lines about loaded networks."""
         session, params = self._sessions[-1], self._params
         lines = [f"{params.script} --save_path {self.directory.path}",
                  f"parameters: {json.dumps(params.model_dump())}"]
@@ -82,24 +83,24 @@ class Record:
         for text in (*lines, *networks.warnings, *loaded, *self._buffered_lines):
             self.log(text)
         if progress.epoch:
-            self.log(f"continues after epoch {progress.epoch}, to epoch {params.num_epochs}")
+            self.log(f"resuming after epoch {progress.epoch} of {params.num_epochs}")
 
     def images(self, images: Mapping[str, Tensor], epoch: int) -> None:
         """Log images, (B, 3, H, W) in [0, 1] by name."""
         for name, pixels in images.items():
             self._open_logger.images(name, pixels, epoch)
 
-    @Phase("saving the epoch", "what was saved after an earlier one is kept")
+    @Phase("saving the epoch", "saved checkpoints are kept")
     def epoch(self, network: nn.Module, learner: Learner, progress: Progress) -> None:
-        """Save and log the epoch that ended."""
+        """Save and log the finished epoch."""
         self.save(network, learner, progress)
         self._open_logger.epoch(progress, self._params.num_epochs)
         if progress.epoch % max(1, self._params.num_epochs // 10) == 0:
             self.images(learner.epoch_images(), progress.epoch)
 
     def save(self, network: nn.Module, learner: Learner, progress: Progress, *, wait: bool = False) -> None:
-        """Write last_model.tar, and the same as best_model.tar if no epoch was better; in the background unless `wait`.
-        Raises the OSError of the save before, with `wait` also of this one."""
+        """Write last_model.tar and, if no epoch was better, best_model.tar; in the background unless `wait`. Raises the
+        OSError of the previous save and, with `wait`, of this one."""
         if distributed.rank():
             return
         best = [self.directory / "best_model.tar"] if progress.best["epoch"] == progress.epoch else []
@@ -116,14 +117,15 @@ class Record:
     @Phase("evaluating the finished network")
     def finish(self, network: nn.Module, progress: Progress, evaluated_before: dict[str, Row],
                final: Mapping[str, Callable[[nn.Module], Any]], queries: dict[str, int]) -> None:
-        """Write results.json. final: further entries, computed from the trained network in all processes. queries:
-        number of images that were sent to each network, by role."""
+        """Write results.json. final: functions of the trained network that return further entries, called in all
+        processes. queries: number of images that were sent to each network, by role."""
         self._writer.wait()
         best, last = progress.best, progress.history[-1]
         seconds = sum(timing["seconds"] for timing in progress.timings)
         chosen = "validation" if "validation_accuracy" in best else "test"
-        self.log(f"finished: test accuracy {best['test_accuracy']:.2f} % at the epoch that is best on the {chosen} "
-                 f"images ({best['epoch']}), {last['test_accuracy']:.2f} % at the last; {seconds:.0f} s")
+        self.log(f"finished: test accuracy {last['test_accuracy']:.2f} % at the last epoch, "
+                 f"{best['test_accuracy']:.2f} % at the best epoch on {chosen} images ({best['epoch']}); "
+                 f"{seconds:.0f} s")
         for role, count in queries.items():
             self.log(f"queries: {count} images were sent to the {role}")
         details = {name: entry(network) for name, entry in final.items()}
@@ -139,7 +141,7 @@ class Record:
         ).write(self.directory / "results.json")
 
     def close(self, error: BaseException | None = None) -> None:
-        """Log why the run did not finish, wait for the last save, close the log and unlock the directory."""
+        """Log the error if there is one, wait for the last save, close the log and unlock the directory."""
         try:
             if self._logger and error:
                 self._logger.stopped(error)
@@ -157,7 +159,7 @@ class Record:
 
 
 def loaded_lines(evaluated: Mapping[str, Row], warnings: Sequence[Callable[[str, Row], str]]) -> list[str]:
-    """What each loaded network is worth, for the log, with the warnings about it."""
+    """Log lines with the metrics of each loaded network and the warnings about it."""
     return [f"{role}: {percentages(row)}" + "".join(f" ({text})" for warn in warnings if (text := warn(role, row)))
             for role, row in evaluated.items()]
 

@@ -1,14 +1,14 @@
-"""How a run in a directory begins: new, from given weights, where an earlier call stopped, or not at all.
+"""Start of a run in a directory: new, from given weights, resumed, or already finished.
 
-    nothing there                        a new run
-    last_model.tar of the same run       goes on after it
+    empty directory                      new run
+    last_model.tar of the same run       resumed from it
     results.json of the same run         finished
-    either, of other parameters          an error that names them
-    --restart                            a new run, whatever is there
-    --resume FILE, a state of a run      goes on after it in this directory (same parameters)
-    --resume FILE, weights only          a new run from these weights
+    either, with other parameters        error that names them
+    --restart                            new run in any case
+    --resume FILE, state of a run        resumed from it in this directory (same parameters)
+    --resume FILE, only weights          new run from these weights
 
-Repeating a command with --resume FILE continues the run that it began. Nothing is written here.
+Repeating a command with --resume FILE resumes the run that it started. This module writes nothing.
 """
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from utils.results import Results
 from utils.run_directory import RunDirectory
 from utils.training import Progress
 
-# What a checkpoint has if the run can go on after it, beside the published keys.
+# Further keys of a checkpoint from which a run can be resumed.
 STATE_KEYS = {"stage": str, "params": dict, "data": dict, "sources": dict, "sessions": list, "history": list,
               "timings": list, "optim_dict": dict}
 
 
 @dataclass(frozen=True)
 class Start:
-    """The decision; at most one of the fields `finished`, `state` and `weights` is set."""
+    """Decision; at most one of `finished`, `state` and `weights` is set."""
 
-    restart: bool = False  # what an earlier run wrote is removed first
-    given: Checkpoint | None = None  # what --resume names, if it is not a file of this very directory
+    restart: bool = False  # remove the files of an earlier run first
+    given: Checkpoint | None = None  # file of --resume, if it is in another directory
 
-    finished: str | None = None  # there is nothing to do, and this says so
-    state: Checkpoint | None = None  # the run goes on after this
-    best: Checkpoint | None = None  # the best model of that run so far
-    weights: Checkpoint | None = None  # a new run starts from these
+    finished: str | None = None  # message: nothing to do
+    state: Checkpoint | None = None  # resume from this
+    best: Checkpoint | None = None  # best model so far of the run to resume
+    weights: Checkpoint | None = None  # initial weights of a new run
 
 
 def is_state(given: Checkpoint) -> bool:
-    """Whether a checkpoint is one that a run can go on after, and not only weights."""
+    """Whether a run can be resumed from a checkpoint, rather than started from its weights."""
     content = given.content
     if not all(isinstance(content.get(key), kind) for key, kind in STATE_KEYS.items()):
         return False
@@ -61,7 +61,7 @@ def _is_row(row: Any, keys: set[str]) -> bool:
 
 
 def is_in_directory(directory: Path, given: Checkpoint) -> bool:
-    """Whether a checkpoint was read from this very directory."""
+    """Whether a checkpoint was read from this directory."""
     return given.path.resolve().parent == directory.resolve()
 
 
@@ -70,42 +70,42 @@ def progress_of(state: Checkpoint) -> Progress:
 
 
 def open_start(directory: RunDirectory, params: Params, resume: str | None, *, restart: bool) -> Start:
-    """Decide how the run in a directory begins, as the command line asks.
+    """Decide how the run in a directory starts, from the options of the command line.
 
-    resume: what --resume names; `cli.LAST`: there must be a run to continue. Raises UserError where the run cannot
-    begin, or must not, and where a checkpoint that the parameters name is missing or would be removed.
+    resume: file of --resume; `cli.LAST`: there must be a run to resume. Raises UserError if the run cannot start, or
+    if a checkpoint among the parameters is missing or would be removed.
     """
     require_run = resume == cli.LAST
     given = checkpoint.load(resume, "--resume") if resume and not require_run else None
     start = decide(directory.path, params, given=given, require_run=require_run, restart=restart)
     if start.finished:
         return start
-    for key, path in params.checkpoints().items():  # sooner than after a download
+    for key, path in params.checkpoints().items():  # before any download
         checkpoint.check_exists(path, key)
         if restart and files.split_key(path)[0].resolve() in [old.resolve() for old in directory.written()]:
             raise UserError(f"{key}: --restart would remove {path}: move it to another directory first")
     if start.weights and params.init_from:
-        raise UserError(f"--resume {start.weights.path} and init_from {params.init_from} contradict each other: both "
-                        "are weights to start from")
+        raise UserError(f"--resume {start.weights.path} and init_from {params.init_from} contradict each other: "
+                        "give one of them")
     foreign = given if given and not is_in_directory(directory.path, given) else None
     return dataclasses.replace(start, restart=restart, given=foreign)
 
 
 def learner_state(state: Checkpoint) -> dict[str, Any]:
-    """What a learner saved in a checkpoint. Before it had a key of its own, its entries lay beside the others."""
+    """State of a learner in a checkpoint. Earlier versions had its entries at the top level."""
     content = state.content
     return {**content.get("learner", content), "optim_dict": content["optim_dict"], "epoch": content["epoch"]}
 
 
 def decide(directory: Path, params: Params, *, given: Checkpoint | None, require_run: bool, restart: bool) -> Start:
-    """Decide how a run with these parameters begins. Raises UserError where it cannot, or must not.
+    """Decide how a run with these parameters starts. Raises UserError if it cannot.
 
-    given: what --resume names. require_run: --resume without a file: there must be a run to continue.
+    given: checkpoint of --resume. require_run: --resume without a file, so there must be a run to resume.
     """
     own = given if given and is_in_directory(directory, given) else None
     if restart:
         if require_run:
-            raise UserError("--resume and --restart contradict each other: go on, or start over?")
+            raise UserError("--resume and --restart contradict each other: give one of them")
         if own:
             raise UserError(f"--resume {own.path} and --restart contradict each other: --restart removes that file")
         return _start_new(given, params)
@@ -115,12 +115,12 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, require
         sources = last.content["sources"] if last else results.checkpoints_read if results else {}
         known = {checkpoint.weights_id(sources.get("resume", {})), last.sha256 if last else None}
         if checkpoint.weights_id(given.source) not in known:
-            raise UserError(f"--resume {given.path}: {directory} already holds a run that did not begin from it; "
+            raise UserError(f"--resume {given.path}: {directory} already holds a run that did not start from it; "
                             "--restart removes that run")
     if own and not is_state(own):
-        raise UserError(f"--resume {own.path}: a new run would replace this file; move it to another directory first")
+        raise UserError(f"--resume {own.path}: a new run would replace this file: move it to another directory first")
     if own and last and own.sha256 != last.sha256:
-        raise UserError(f"--resume {own.path}: the run in {directory} goes on after its last_model.tar, without "
+        raise UserError(f"--resume {own.path}: the run in {directory} resumes from its last_model.tar: leave out "
                         "--resume")
     state = last or own
     if results and results.last["epoch"] == params.num_epochs:
@@ -132,28 +132,28 @@ def decide(directory: Path, params: Params, *, given: Checkpoint | None, require
     if results:
         _check_same_run(results.stage, results.params, int(results.last["epoch"]), params, directory)
         raise UserError(f"{directory} holds a finished run of {results.last['epoch']} epochs but no last_model.tar "
-                        "to go on after; --restart removes it and starts over")
+                        "to resume from; --restart removes it and starts over")
     if require_run:
-        raise UserError(f"--resume: {directory / 'last_model.tar'} does not exist, so there is no run to continue")
+        raise UserError(f"--resume: {directory / 'last_model.tar'} does not exist, so there is no run to resume")
     start, best = _start_new(given, params), directory / "best_model.tar"
     if best.exists() and not (start.best and start.best.sha256 == files.sha256(best)):
-        raise UserError(f"{best} is there, but no last_model.tar of a run: a new run would replace it; move it to "
-                        "another directory, or --restart if it may go")
+        raise UserError(f"{best} exists without a last_model.tar, and a new run would replace it: move it to another "
+                        "directory, or remove it with --restart")
     return start
 
 
 def _start_new(given: Checkpoint | None, params: Params) -> Start:
-    """A run in a directory without one, from what --resume names in another directory."""
+    """Start in a directory without a run, from a checkpoint of another directory (--resume)."""
     if given is None:
         return Start()
     if not is_state(given):
         return Start(weights=given)
-    _check_state(given, params, given.path, 'as "init_from" it gives its weights alone')
+    _check_state(given, params, given.path, 'to use only its weights, give it as "init_from"')
     return Start(state=given, best=_best_of(given))
 
 
 def _best_of(state: Checkpoint) -> Checkpoint:
-    """The best model of the run that a state belongs to: the state itself, or best_model.tar beside it."""
+    """Best model of the run of a state: the state itself, or best_model.tar in its directory."""
     epoch = progress_of(state).best["epoch"]
     if epoch == state.content["epoch"]:
         return state
@@ -173,12 +173,12 @@ def _read_last(directory: Path, own: bool) -> Checkpoint | None:
         return last
     if own:
         return None
-    raise UserError(f"{path} holds weights, but no state of a run to go on after: move it to another directory (and "
-                    "--resume it there, to start from its weights), or --restart if it may go")
+    raise UserError(f"{path} holds weights but no state to resume from: move it to another directory (and give it to "
+                    "--resume to start from its weights), or remove it with --restart")
 
 
 def read_results(directory: Path) -> Results | None:
-    """results.json, or None if it is not there or not whole: last_model.tar decides then."""
+    """Read results.json; None if it is missing or damaged, as last_model.tar decides then."""
     try:
         return Results.read(directory / "results.json")
     except (UserError, OSError):
@@ -199,12 +199,12 @@ def _check_same_run(stage: str, recorded: dict[str, Any], epochs: int, params: P
     if epochs > params.num_epochs and not any(text.startswith("num_epochs ") for text in changed):
         changed.append(f"num_epochs ({epochs} done -> {params.num_epochs})")
     if changed:
-        raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; to continue it, make them "
-                        f"equal again (its --set has to be repeated); {remedy}")
+        raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; to resume it, restore them "
+                        f"(repeat its --set); {remedy}")
 
 
 def _finished(directory: Path, results: Results) -> str:
-    """What to say of a finished run, a checkpoint that has changed since it was read included."""
+    """Message about a finished run, with the checkpoints that have changed since it read them."""
     text = f"{directory}: already finished, {results.last['epoch']} epochs (--restart runs it again)"
     for role, source in results.checkpoints_read.items():
         path = Path(source["path"])

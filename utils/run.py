@@ -1,10 +1,11 @@
-"""One run: a stage's parameters in a directory, its data and networks, and the epochs.
+"""Run of a stage: parameters, data, networks and the training loop.
 
     run = Run.open(SCRATCH, build_model, Path("experiments/mine"))
     network = run.network()
     run.train(network, run.supervised(network, loss))
 
-`open` reads, locks and decides; it raises `Finished` where nothing is left to do. `train` holds the loop.
+`open` reads the parameters, locks the directory and loads the data; it raises `Finished` if nothing is left to do.
+`train` has the loop over epochs.
 """
 from __future__ import annotations
 
@@ -35,12 +36,11 @@ from utils.step import Loss
 from utils.supervised import Supervised
 from utils.training import Learner, Progress
 
-Warn = Callable[[str, Row], str]  # of a loaded network's role and its metrics: a warning, or ""
+Warn = Callable[[str, Row], str]  # (role, metrics) of a loaded network -> warning or ""
 
 
 class Run:
-    """A run of one stage in one directory. Everything that can be wrong with the input is found before the first file
-    is written."""
+    """Run of one stage in one directory. Invalid input raises an error before any file is written."""
 
     def __init__(self, params: Any, dataset: Dataset, parts: dict[str, Images], dtype: torch.dtype, *,
                  start: resume.Start, networks: Networks, record: Record, data_dir: Path) -> None:
@@ -48,23 +48,23 @@ class Run:
         self.params, self.dataset, self.parts, self.dtype = params, dataset, parts, dtype
         self._start, self._networks, self._record, self._data_dir = start, networks, record, data_dir
         self._frozen: dict[str, Frozen] = {}
-        self._queries: dict[str, Callable[[int], int]] = {}  # number of queries after so many epochs, by role
+        self._queries: dict[str, Callable[[int], int]] = {}  # number of queries as a function of epochs, by role
 
     @classmethod
     def open(cls, stage: Stage, build_model: Callable[..., nn.Module], save_path: Path, *,
              data_dir: Path = Path("data"), overrides: Mapping[str, Any] | None = None, device: str = "auto",
              gpu_id: Sequence[int] | None = None, resume_from: str | None = None, restart: bool = False) -> Run:
-        """Read the parameters, lock the directory, decide how the run begins, and load the data.
+        """Read the parameters, lock the directory, decide how the run starts, and load the data.
 
         Args:
-            stage: whose parameters are in `save_path`/params.json.
-            build_model: as `model.build_model`.
+            stage: the stage of `save_path`/params.json.
+            build_model: see `model.build_model`.
             overrides: values that replace those of params.json.
-            device, gpu_id, resume_from, restart: as the options of the command line.
+            device, gpu_id, resume_from, restart: the options of the command line, see `--help`.
 
         Raises:
             Finished: the run is finished; nothing was changed.
-            UserError: parameters, checkpoints, data or the directory do not allow the run.
+            UserError: invalid parameters, checkpoints, data or directory.
         """
         overrides = dict(overrides or {})
         params = load_params(save_path / "params.json", stage, overrides)
@@ -89,7 +89,7 @@ class Run:
             distributed.shut_down()
             raise Finished(start.finished)
         decoding = memory.Phase("decoding the images", memory.reduce(params, "image_size"))
-        # The first process alone downloads and decodes.
+        # Only the first process downloads and decodes.
         with distributed.synchronized_errors(rank_zero_first=True), decoding:
             dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
                                    background=params.background, training=isinstance(params, DataParams))
@@ -99,7 +99,7 @@ class Run:
                     *image_size_warnings(params, dataset, start)]
         with decoding:
             parts = split(dataset, params, device)
-        prepare_device(device, params.precision)  # after the data, whose decoding frees much for good
+        prepare_device(device, params.precision)  # after decoding, whose freed memory need not be kept
         dtype, data = choose_dtype(params.precision, device), data_record.describe(dataset, parts)
         networks = Networks(build_model, params, data, device)
         if start.given is not None:
@@ -113,12 +113,12 @@ class Run:
     @classmethod
     def from_command_line(cls, stage: Stage, build_model: Callable[..., nn.Module], description: str,
                           options: Sequence[str] = ()) -> Run:
-        """`open`, as the command line of the stage asks. description: for --help. options: parameters that are options
-        of their own."""
+        """Open the run of a command line. description: text for --help. options: parameters with an option of their
+        own."""
         parser = cli.parser(description, stage.help())
         for option in options:
             parser.add_argument(f"--{option}", type=cli.recorded, metavar="CHECKPOINT",
-                                help=f"replaces `{option}` of params.json")
+                                help=f"replace `{option}` of params.json")
         arguments = parser.parse_args()
         overrides = parse_overrides(arguments.set)
         own = {option: value for option in options if (value := getattr(arguments, option)) is not None}
@@ -133,29 +133,30 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the directory free, for a run that is not trained."""
+        """Unlock the directory of a run that is not trained."""
         self._record.close()
 
     def network(self) -> nn.Module:
-        """The network to train, on the device: weights from the seed, or from the checkpoint `init_from`."""
+        """Build the network to train, on the device, with weights from `init_from` or random ones."""
         return self._networks.trained()
 
     def frozen(self, role: str, answers: Callable[[Tensor], Tensor] | None = None,
                queries: Queries | None = None) -> Frozen:
-        """A trained network that is not trained further, from the parameters `ROLE_model` and `ROLE_resume`.
+        """Build a frozen network from the parameters `ROLE_model` and `ROLE_resume`.
 
-        answers: what a client gets for logits (B, C); None: the logits. queries: those of a thief, which are counted.
+        answers: maps logits (B, C) to the answers of the interface; None: the logits. queries: those of a thief, which
+        are counted.
         """
         self._frozen[role] = Frozen(self._networks.frozen(role), answers, queries)
         return self._frozen[role]
 
     def replace_training_images(self, images: Tensor, labels: Tensor) -> None:
-        """Train on these, uint8 (N, H, W, 3) and int64 (N,), in place of the images of the data set."""
+        """Replace the training images: uint8 (N, H, W, 3), labels int64 (N,)."""
         self.parts["train"] = dataclasses.replace(self.parts["train"], images=images, labels=labels)
 
     def supervised(self, network: nn.Module, loss: Loss, method: Method | None = None) -> Supervised:
-        """A learner that trains on the training images by a loss; `method`: the module whose own parameters are trained
-        with it."""
+        """Build a learner that minimizes a loss on the training images. method: module whose own parameters are trained
+        too."""
         params = self.params
         if not isinstance(params, DataParams):
             raise TypeError(f"{params.script} does not learn from images")
@@ -173,21 +174,21 @@ class Run:
             return Supervised(network, loss, batches, params, self.dtype, method, start_epoch)
 
     def log(self, text: str) -> None:
-        """Write a line to the log, or among its first lines where it is not open yet."""
+        """Write a line to the log, or buffer it until the log is open."""
         self._record.log(text)
 
     def train(self, network: nn.Module, learner: Learner, *, metrics: Sequence[Metric] = (),
               warnings: Sequence[Warn] = (), final: Mapping[str, Callable[[nn.Module], Any]] | None = None,
               images: Mapping[str, Tensor] | None = None, artifacts: Mapping[str, str] | None = None) -> None:
-        """Train to the last epoch and write everything: log, checkpoints, results.json.
+        """Train to the last epoch and write log, checkpoints and results.json.
 
-        The last call of a stage: processes that shared the work are separate afterwards.
+        Must be the last call of a stage: it leaves the process group.
 
         Args:
-            learner: trains the network, an epoch at a time.
+            learner: trains the network for one epoch per call.
             metrics: evaluated after every epoch and on every loaded network, `metric(network, confusion) -> Row`.
-            warnings: about loaded networks, `warn(role, row) -> str`.
-            final: entries of results.json under `details`, computed from the trained network.
+            warnings: functions that check loaded networks, `warn(role, row) -> str`.
+            final: functions of the trained network that return entries of `details` in results.json.
             images: (B, 3, H, W) in [0, 1] by name, logged before the first epoch.
             artifacts: texts by file name, written before the first epoch.
         """
@@ -200,7 +201,7 @@ class Run:
             with distributed.synchronized_errors(), memory.Phase("preparing the training"):
                 if distributed.rank() == 0:
                     record.prepare(self._start, artifacts or {})
-                    if self._start.state:  # what cannot be written is known before the first epoch
+                    if self._start.state:  # fail before the first epoch if it cannot be written
                         record.save(network, learner, progress, wait=True)
                 record.open(progress)
             with memory.Phase("preparing the training"):
@@ -212,13 +213,12 @@ class Run:
             while progress.epoch < params.num_epochs:
                 epoch, start = progress.epoch, time.perf_counter()
                 torch.manual_seed(seeds.derive_seed(params.seed, "dropout", epoch, distributed.rank()))
-                with memory.Phase(f"epoch {epoch + 1}", f"{smaller}; what was saved after an earlier epoch is kept"):
+                with memory.Phase(f"epoch {epoch + 1}", f"{smaller}; saved checkpoints are kept"):
                     terms = learner.epoch(epoch, f"epoch {epoch + 1}/{params.num_epochs}")
                 trained = time.perf_counter()
                 row = {"epoch": epoch + 1, **terms, **evaluate(network)}
                 if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-                    raise UserError(f"epoch {epoch + 1}: not finite: {', '.join(bad)}; what was saved after an earlier "
-                                    "epoch is kept")
+                    raise UserError(f"epoch {epoch + 1}: not finite: {', '.join(bad)}; saved checkpoints are kept")
                 progress.add(row, images_per_second=learner.num_images / (trained - start),
                              seconds=time.perf_counter() - start)
                 with interrupts.deferred(), distributed.synchronized_errors():
@@ -231,10 +231,10 @@ class Run:
             record.close(reason if isinstance(reason, UserError | OSError | KeyboardInterrupt) else None)
             raise
         record.close()
-        distributed.shut_down()  # not after a failure: then the process ends, and its group with it
+        distributed.shut_down()  # not after a failure, when the group ends with the process
 
     def _prepare_frozen(self, batches: TrainBatches) -> list[Frozen]:
-        """The frozen networks, their answers to the training images prepared as the parameters ask for."""
+        """Prepare the answers of the frozen networks to the training images, as the parameters ask for."""
         directory = self._data_dir / "cache" if getattr(self.params, "teacher_cache", False) else None
         for role, frozen in self._frozen.items():
             weights = checkpoint.weights_id(self._networks.sources[role])
@@ -244,7 +244,7 @@ class Run:
         return list(self._frozen.values())
 
     def _restore(self, network: nn.Module, learner: Learner) -> Progress:
-        """Weights, learner and progress of the run that goes on, or the weights that a new one starts from."""
+        """Restore weights, learner and progress of a resumed run, or the initial weights of a new one."""
         state, sources = self._start.state, self._networks.sources
         if self._start.weights:
             checkpoint.load_weights(network, self._start.weights, "--resume")
@@ -255,54 +255,54 @@ class Run:
         for role, then in state.content["sources"].items():
             now = sources.setdefault(role, then)
             if role != "resume" and checkpoint.weights_id(now) != checkpoint.weights_id(then):
-                raise UserError(f"{role}: {now['path']} is not the checkpoint that this run began with; {restart}")
+                raise UserError(f"{role}: {now['path']} is not the checkpoint that this run started with; {restart}")
         if changed := data_record.changes(state.content["data"], self._record.data):
-            raise UserError(f"{self.params.dataset} is not what this run began with: its {', '.join(changed)} changed; "
-                            f"put the old data back, or {restart}")
+            raise UserError(f"{self.params.dataset} has changed since this run started ({', '.join(changed)}): restore "
+                            f"the data, or {restart}")
         checkpoint.load_weights(network, state, "--resume")
         try:
             learner.load_state_dict(resume.learner_state(state))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            raise UserError(f"{state.path} does not fit: the state of its optimizer, or what else it keeps, has "
-                            f"another shape ({first_line(error)})") from None
+            raise UserError(f"{state.path} does not fit: the state of the optimizer or of the method has another shape "
+                            f"({first_line(error)})") from None
         progress = resume.progress_of(state)
         self._record.start_session(progress, state.content["sessions"])
         return progress
 
     def _evaluate_loaded(self, evaluate: Evaluation, network: nn.Module, progress: Progress) -> dict[str, Row]:
-        """The metrics of every network that was loaded, by what it is. Raises UserError if they are not finite."""
+        """Metrics of every loaded network, by role. Raises UserError if they are not finite."""
         loaded = {}
         for role, frozen in self._frozen.items():
             loaded[f"{role} network, frozen"] = frozen.network
-            if frozen.answers and not getattr(frozen.answers, "ordered", False):  # batches would begin anew each time
+            if frozen.answers and not getattr(frozen.answers, "ordered", False):  # each batch would restart the order
                 loaded[interface_role(role, str(frozen.answers))] = frozen.with_interface
         if not progress.epoch and ("init_from" in self._networks.sources or self._start.weights):
             loaded["the network itself, before training"] = network
         rows = {role: evaluate(each) for role, each in loaded.items()}
         for role, row in rows.items():
             if not all(math.isfinite(value) for name, value in row.items() if name.endswith("_loss")):
-                raise UserError(f"{role}: the outputs of the network that was loaded are not finite")
+                raise UserError(f"{role}: the outputs of the loaded network are not finite")
         return rows
 
 
 def warn_about_chance(num_classes: int) -> Warn:
-    """A warning about networks that are hardly better than chance, as a network on data that it does not know is."""
+    """Warn about loaded networks that are hardly better than chance, as networks on unknown data are."""
     chance = 100 / num_classes
     threshold = chance + (100 - chance) / 10
 
     def warn(_: str, row: Row) -> str:
-        return "hardly better than a guess: is it the right checkpoint, on the right data?" * (
+        return "hardly better than chance: is this the right checkpoint and data set?" * (
             row["test_accuracy"] < threshold)
     return warn
 
 
 def image_size_warnings(params: Params, dataset: Dataset, start: resume.Start) -> list[str]:
-    """A remark for a run that goes on with an `image_size` that its data set does not have; of a new run an error:
-    whoever set it would train on other images than they think."""
+    """Warn about an `image_size` other than that of the data set. Raises UserError for a new run, which would train on
+    other images than asked for; resumed runs get a warning."""
     asked, size = params.image_size, dataset.image_size
     if asked == size or "image_size" not in params.model_fields_set:
         return []
     text = f'"image_size" {asked} has no effect: the images of {params.dataset} are {size}x{size}'
     if not start.state:
-        raise UserError(f"{text}, and only those of folder:PATH are resized; leave it out")
+        raise UserError(f"{text}, and only folder:PATH images are resized: leave it out")
     return [text]

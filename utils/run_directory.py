@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, and the files that a run writes there."""
+"""Directory of a run: its lock, and the files that a run writes."""
 from __future__ import annotations
 
 import os
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows, where two runs in one directory are not kept apart
+except ImportError:  # Windows, without a lock
     fcntl = None  # type: ignore[assignment]
 
 WRITTEN = ("training.log", "metrics.csv", "results.json", "best_model.tar", "last_model.tar", "events.out.tfevents.*",
@@ -20,16 +20,16 @@ WRITTEN = ("training.log", "metrics.csv", "results.json", "best_model.tar", "las
 
 
 class RunDirectory:
-    """A directory with a params.json. While an object holds the lock, no other process trains there."""
+    """Directory with a params.json. While an object has the lock, no other process trains there."""
 
     def __init__(self, path: Path, artifacts: Sequence[str] = ()) -> None:
-        """artifacts: names of files that runs of this stage write beside those of every run."""
+        """artifacts: names of additional files that runs of this stage write."""
         self.path, self.artifacts = path, tuple(artifacts)
         self.unlock: Callable[[], Any] = lambda: None
 
     def lock(self, other: str = "another process is training") -> None:
-        """Keep other processes from training here until `unlock`, or until this object or its process ends. Raises
-        UserError, which begins with `other`, if another process has the lock."""
+        """Lock the directory until `unlock`, or until this object or its process ends. Raises UserError, which begins
+        with `other`, if another process has the lock."""
         if distributed.rank() or fcntl is None:
             return
         handle = os.open(self.path, os.O_RDONLY)
@@ -42,12 +42,12 @@ class RunDirectory:
             pass  # a file system without locks
 
     def written(self) -> Iterator[Path]:
-        """The files that a run has written."""
+        """Files in the directory that a run has written."""
         return (path for pattern in (*WRITTEN, *self.artifacts) for path in self.path.glob(pattern))
 
     def prepare(self, *, restart: bool) -> None:
-        """Make room for the run that begins: with `restart`, remove what an earlier one wrote. Raises UserError where
-        nothing can be written."""
+        """Prepare the directory for a run: with `restart`, remove the files of an earlier one. Raises UserError if the
+        directory is not writable."""
         if not os.access(self.path, os.W_OK):
             raise UserError(f"cannot write in {self.path}: Permission denied")
         if restart:

@@ -1,4 +1,4 @@
-"""What a run was made on and with: recorded for each call that it took."""
+"""Record of a call of a run: device, precision, options and versions."""
 from __future__ import annotations
 
 import contextlib
@@ -15,7 +15,7 @@ from utils.device import choose_dtype
 
 
 def describe(device: torch.device, dtype: torch.dtype, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Device, processes, arithmetic, parameters of the command line and versions, as plain values."""
+    """Device, processes, precision, parameters of the command line and versions, as plain values."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__),
                 "torchvision": importlib.metadata.version("torchvision"), "commit": _commit()}
     return {"device": _device_name(device), "processes": distributed.world_size(),
@@ -31,7 +31,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this code, `-dirty` if it was changed since; None where it is no git repository."""
+    """Commit of this code, with `-dirty` if there are changes; None outside a git repository."""
     call = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.check_output(call, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()

@@ -1,4 +1,4 @@
-"""One training step: gather a batch, run the networks forward and backward, update the weights."""
+"""Training step: gather a batch, forward and backward pass, optimizer step."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,21 +15,20 @@ from utils.data import Batch, Draw, TrainBatches
 from utils.errors import first_line
 from utils.memory import OutOfMemory, Phase
 
-# What a stage minimises: the terms of a batch by name, `loss` among them, each a tensor of one number. A step may be
-# recorded and replayed, so a loss computes from its arguments and from tensors that are changed in place alone, never
-# from values of Python that change between steps, and does not wait for the device.
+# Loss of a stage: (network, batch) -> scalar tensors by name, of which `loss` is minimized. A step may be recorded as a
+# CUDA graph, so a loss computes only from its arguments and from tensors that are updated in place, never from Python
+# values that change between steps, and does not wait for the device.
 Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> Any:
-    """The context in which networks compute in `dtype`; float32 is no context at all."""
+    """Autocast context for `dtype`; disabled for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
-    """Context in which a network is in eval mode: no dropout, and running statistics stay. Gives the network, without
-    the wrapper that several processes have around it."""
+    """Context in which a network is in eval mode. Yields the network without its DistributedDataParallel wrapper."""
     modes = {module: module.training for module in network.modules()}
     try:
         network.eval()
@@ -40,7 +39,7 @@ def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network without the wrapper that several processes have around it."""
+    """The network without its DistributedDataParallel wrapper."""
     if isinstance(network, DistributedDataParallel):
         inner: nn.Module = network.module
         return inner
@@ -48,24 +47,24 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 class Step:
-    """A step as it is written: each operation launched by Python in its turn. Nothing waits for the device."""
+    """Eager training step, which never waits for the device."""
 
     def __init__(self, network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.Optimizer],
                  batches: TrainBatches, dtype: torch.dtype, method: nn.Module | None = None) -> None:
-        """optimizers: that of the network and, maybe, one of the loss's own parameters. method: the module of those."""
+        """optimizers: that of the network and optionally that of the loss's parameters. method: module with these."""
         self.method = method or nn.Module()
         self.network, self.loss, self.optimizers, self.batches, self.dtype = network, loss, optimizers, batches, dtype
         self.device = batches.part.labels.device
         self.parameters = [parameter for optimizer in optimizers for group in optimizer.param_groups
                            for parameter in group["params"]]
         self.convolutions = fast_convolutions(self.device, dtype)
-        self.names: list[str] = []  # of the numbers that a step returns; known after the first
+        self.names: list[str] = []  # of the values that a step returns; known after the first
 
     def __call__(self, draw: Draw, size: int) -> Tensor:
         """Train on this process's share of a batch of `size` images.
 
-        Returns float32 (K,), named by `names`: the terms of the loss and the norm of the gradient, times the share
-        that this process has in their mean over all processes.
+        Returns float32 (K,), named by `names`: the terms of the loss and the gradient norm, weighted so that their mean
+        over all processes is that of the batch.
         """
         batch = self.batches.gather(draw)
         share = distributed.world_size() * len(batch.index) / size  # processes average gradients; batches may be odd
@@ -83,7 +82,7 @@ class Step:
             optimizer.zero_grad()
 
     def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
-        """The terms of the loss, and their gradient in the parameters."""
+        """Compute the terms of the loss, and accumulate the gradient in the parameters."""
         with autocast(self.device, self.dtype), self.convolutions:
             terms = loss(self.network, batch)
         (terms["loss"] * share).backward()
@@ -91,14 +90,14 @@ class Step:
 
 
 class CompiledStep(Step):
-    """A step whose networks go through torch.compile, or, where the compiler fails, as it is written."""
+    """Step with torch.compile; falls back to the eager step if the compiler fails."""
 
     def __init__(self, *arguments: Any, log: Callable[[str], None]) -> None:
         super().__init__(*arguments)
         self.log = log
-        self.convolutions, self.eager_convolutions = nullcontext(), self.convolutions  # the compiler has its own
+        self.convolutions, self.eager_convolutions = nullcontext(), self.convolutions  # the compiler brings its own
         self.compiled = torch.compile(self.loss, dynamic=False)
-        self.compiled_sizes: set[int] = set()  # sizes of batches, for each of which the compiler is called anew
+        self.compiled_sizes: set[int] = set()  # batch sizes, each of which is compiled separately
 
     def differentiate(self, loss: Loss, batch: Batch, share: float) -> dict[str, Tensor]:
         size = len(batch.index)
@@ -106,7 +105,7 @@ class CompiledStep(Step):
             return super().differentiate(self.compiled, batch, share)
         before = [(buffer, buffer.clone()) for module in (self.network, self.method) for buffer in module.buffers()]
         state = _random_state(self.device)
-        try:  # forward and backward, which is compiled when it is first called
+        try:  # both passes, since the backward is compiled on its first call
             with Phase():
                 terms = super().differentiate(self.compiled, batch, share)
             self.compiled_sizes.add(size)
@@ -114,7 +113,7 @@ class CompiledStep(Step):
         except OutOfMemory:
             raise
         except Exception as error:  # compilers raise anything
-            if interrupts.find_interrupt(error):  # the user wants an end, not another form of the step
+            if interrupts.find_interrupt(error):  # an interrupt, not a failure of the compiler
                 raise
             failure = first_line(error)
         self.zero_grad()
@@ -122,9 +121,9 @@ class CompiledStep(Step):
             buffer.copy_(value)
         _set_random_state(self.device, state)
         self.convolutions = self.eager_convolutions
-        terms = super().differentiate(loss, batch, share)  # raises what is wrong with the loss itself
+        terms = super().differentiate(loss, batch, share)  # raises errors of the loss itself
         self.compiled = loss
-        self.log(f"compile: not used, the compiler fails ({failure})")
+        self.log(f"compile: not used, the compiler failed ({failure})")
         return terms
 
 
@@ -140,16 +139,15 @@ def _set_random_state(device: torch.device, state: Tensor) -> None:
 
 
 class GraphedStep:
-    """A `Step` on one GPU, recorded once as a CUDA graph and replayed.
+    """`Step` on one GPU, recorded as a CUDA graph and replayed.
 
-    At the batch sizes of these recipes a GPU computes faster than Python can name the hundreds of operations of a step;
-    a graph names them all at once. For each size of batch the first steps run as written: they create the state of the
-    optimiser, choose algorithms and compile what is to be compiled. The next one is recorded. A replay reads the draw
-    from tensors of its own; the learning rate is recorded as a constant, so a new one, as some epochs begin with, makes
-    new graphs.
+    At the batch sizes of these recipes, a GPU computes faster than Python can launch the hundreds of operations of a
+    step; a graph launches them at once. For each batch size, the first steps run eagerly: they create the optimizer
+    state, select algorithms and compile. The next step is recorded. A replay reads the draw from static tensors. The
+    learning rate is recorded as a constant, so a new learning rate needs new graphs.
     """
 
-    WARM_UP = 3  # steps of a size that run as written
+    WARM_UP = 3  # eager steps per batch size
 
     def __init__(self, step: Step, log: Callable[[str], None]) -> None:
         self.step, self.log = step, log
@@ -179,7 +177,7 @@ class GraphedStep:
         return record.clone()
 
     def _run_eager(self, draw: Draw, size: int) -> Tensor:
-        """On the stream of the graphs, as autograd has to have met it before a recording."""
+        """Run on the stream of the graphs, which autograd must have used before a recording."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             record = self.step(draw, size)
@@ -192,13 +190,13 @@ class GraphedStep:
         try:
             with torch.cuda.graph(graph, stream=self.stream):
                 record = self.step(static, size)
-        except RuntimeError as error:  # nothing has run: the step is still to be made
-            if interrupts.find_interrupt(error):  # the user wants an end, not another form of the step
+        except RuntimeError as error:  # nothing has run yet
+            if interrupts.find_interrupt(error):  # an interrupt, not a failure of the compiler
                 raise
-            torch.cuda.set_stream(current)  # older torch leaves that of the recording
-            self.step.zero_grad()  # gradients that were named, not computed
+            torch.cuda.set_stream(current)  # older torch leaves the stream of the recording
+            self.step.zero_grad()  # gradients of the recording, not computed
             self.recordable = False
-            reason = error.__context__ or error  # the end of a spoilt recording complains too
-            self.log(f"cuda_graph: steps run as written, they cannot be recorded ({first_line(reason)})")
+            reason = error.__context__ or error  # ending a failed recording raises too
+            self.log(f"cuda_graph: not used, the step cannot be recorded ({first_line(reason)})")
             return
         self.graphs[size] = graph, static, record

@@ -1,7 +1,7 @@
-"""Learning from images: steps of one optimiser over all training images in an epoch.
+"""Supervised training: optimizer steps over all training images in each epoch.
 
-A stage gives the loss, `loss(network, batch) -> {"loss": tensor, name: tensor, ...}`: every named tensor is averaged
-over the epoch and logged, `loss` is minimised.
+The stage provides the loss, `loss(network, batch) -> {"loss": tensor, name: tensor, ...}`: `loss` is minimized, and all
+named tensors are averaged over the epoch and logged.
 """
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from utils.results import Row
 from utils.step import CompiledStep, GraphedStep, Loss, Step
 from utils.training import Learner
 
-MAX_AHEAD = 32  # steps that wait for a GPU: enough to keep it busy, few enough for the bar and an interrupt
+MAX_AHEAD = 32  # queued GPU steps: enough to keep the GPU busy, few enough for progress bar and interrupts
 
 
 def learning_rate(params: RecipeParams, epoch: int) -> float:
-    """The learning rate of an epoch (counted from 0): times `gamma` at each epoch of the schedule up to it, or
-    half a cosine from `learning_rate` towards 0 at the end of the run."""
+    """Learning rate of an epoch, counted from 0: multiplied by `gamma` at each epoch of `schedule`, or half a cosine
+    from `learning_rate` to 0 at the end of the run."""
     if params.annealing == "cosine":
         return cosine(params.learning_rate, epoch / params.num_epochs)
     return params.learning_rate * params.gamma ** sum(epoch >= milestone for milestone in params.schedule)
 
 
 def cosine(rate: float, done: float) -> float:
-    """A learning rate after a share `done` of the training (Loshchilov & Hutter, 2017, without restarts)."""
+    """Cosine learning rate after a fraction `done` of the training (Loshchilov & Hutter, 2017, without restarts)."""
     return rate * (1 + math.cos(math.pi * done)) / 2
 
 
 def build_optimizer(params: RecipeParams, network: nn.Module) -> torch.optim.Optimizer:
-    """Optimizer of a network's parameters: SGD with momentum 0.9 and weight decay 5e-4, or Adam without; `auto` is the
-    recipe of the network."""
+    """Optimizer of a network: SGD (momentum 0.9, weight decay 5e-4) or Adam (no weight decay); `auto`: the recipe of
+    the network."""
     recipe = getattr(network, "default_optimizer", "sgd")
     if (params.optimizer if params.optimizer != "auto" else recipe) == "adam":
         return build_adam(network, params.learning_rate)
@@ -51,27 +51,27 @@ def build_optimizer(params: RecipeParams, network: nn.Module) -> torch.optim.Opt
 
 
 def build_adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """Adam with the usual moments, without weight decay."""
-    on_gpu = next(network.parameters()).is_cuda  # where a step may be recorded as a graph
+    """Adam with the default betas and no weight decay."""
+    on_gpu = next(network.parameters()).is_cuda  # a step may be recorded as a CUDA graph
     return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=on_gpu)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimiser the state of another, which may have run on another device."""
+    """Load the state of an optimizer, which may have run on another device."""
     own = [group.get("capturable") for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, capturable in zip(optimizer.param_groups, own, strict=True):
         if capturable is not None:
-            group["capturable"] = capturable  # of this device
+            group["capturable"] = capturable  # as needed on this device
 
 
 class Supervised(Learner):
-    """Learning from batches of images by a loss: steps of its optimizers, over all images in an epoch."""
+    """Learner that minimizes a loss on batches of the training images, all images in each epoch."""
 
     def __init__(self, network: nn.Module, loss: Loss, batches: TrainBatches, params: DataParams, dtype: torch.dtype,
                  method: Method | None = None, start_of_epoch: Callable[[int], None] = lambda _: None) -> None:
-        """method: the module whose own parameters are trained with the network. start_of_epoch: gets the number of each
-        epoch, counted from 0, before its steps. Raises UserError where the method cannot be trained."""
+        """method: module whose own parameters are trained with the network. start_of_epoch: called with the epoch,
+        counted from 0, before its steps. Raises UserError if the method cannot be trained."""
         self.network, self._loss, self.batches, self._params, self._dtype = network, loss, batches, params, dtype
         self.method = method or nn.Module()
         self._start_of_epoch = start_of_epoch
@@ -80,7 +80,7 @@ class Supervised(Learner):
         self.num_images = batches.usable
 
     def _add_method(self, method: Method) -> torch.optim.Optimizer | None:
-        """Have the method's own parameters trained: by the optimizer that it returns, or else by the network's."""
+        """Prepare the method. Its parameters join the network's optimizer unless it returns an optimizer of its own."""
         part = self.batches.part
         method.to(part.labels.device)
         method.normalization = part.mean, part.std
@@ -89,7 +89,7 @@ class Supervised(Learner):
             method.prepare(self.network, normalize(part.images[:2], part.mean, part.std))
         parameters: list[Tensor] = list(method.parameters())
         if (parameters or list(method.buffers())) and distributed.world_size() > 1:
-            raise UserError("a method with parameters or running averages of its own runs on one device")
+            raise UserError("a method with its own parameters or running averages runs on a single device: use one GPU")
         own = method.build_optimizer(self._params.learning_rate) if parameters else None
         for group in own.param_groups if own else ():
             if "capturable" in group:
@@ -113,7 +113,7 @@ class Supervised(Learner):
         return {"learning_rate": rate, **train_epoch(self.step, self.batches, epoch, title)}
 
     def first_images(self) -> dict[str, Tensor]:
-        """The first images as they are augmented."""
+        """First augmented images."""
         part = self.batches.part
         return {"augmented": denormalize(next(self.batches.epoch(0)).images[:64], part.mean, part.std)}
 
@@ -136,8 +136,8 @@ class Supervised(Learner):
 def build_step(network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.Optimizer], batches: TrainBatches,
                params: DataParams, dtype: torch.dtype, log: Callable[[str], None],
                method: nn.Module | None = None) -> Step | GraphedStep:
-    """The training step in the fastest form that parameters and device allow; `log` logs what they do not. method: the
-    module of the loss's own parameters."""
+    """Build the fastest training step that parameters and device allow, and log what is not available. method: module
+    with the loss's own parameters."""
     device = batches.part.labels.device
     what = distributed.parallel(network, device), loss, optimizers, batches, dtype, method
     step = Step(*what)
@@ -148,19 +148,19 @@ def build_step(network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.
         log("cuda_graph: steps are recorded and replayed")
         return GraphedStep(step, log)
     if params.cuda_graph is True:
-        log("cuda_graph: not used, steps can be recorded on one GPU alone")
+        log("cuda_graph: not used, it needs a single GPU")
     return step
 
 
 def train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, title: str) -> Row:
-    """One pass over the images. The mean of every named tensor of the loss, and of the gradient's norm."""
+    """Train for one epoch. Returns the means of all named tensors of the loss and of the gradient norm."""
     device = batches.part.labels.device
     sizes, records = batches.batch_sizes(), list[Tensor]()
     ahead: deque[torch.cuda.Event] = deque()
     with progress_bar(sum(sizes), title) as bar, Phase(lambda: f"step {len(records) + 1}"):
         for size, draw in zip(sizes, batches.draws(epoch, device), strict=True):
             records.append(step(draw, size))
-            if device.type == "cpu":  # elsewhere a look at every step would make the device wait
+            if device.type == "cpu":  # a check of every step would make a GPU wait
                 check_finite(records[-1:], step.names, epoch, len(records))
             else:
                 ahead.append(torch.cuda.current_stream(device).record_event())
@@ -174,14 +174,14 @@ def train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, tit
 
 
 def check_finite(records: list[Tensor], names: list[str], epoch: int, first_step: int) -> None:
-    """Raise UserError that names the epoch, the step and the values if those of a step are not all finite.
+    """Raise UserError with epoch, step and values if a value is not finite.
 
-    records: a float tensor (K,) for each step from `first_step` on, counted from 1; names: what the K values are.
+    records: float (K,) for each step from `first_step` (counted from 1) on. names: names of the K values.
     """
     table = torch.stack(records)
     bad = ~table.isfinite().all(dim=1)
     if bad.any():
         step = int(bad.nonzero()[0])
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, table[step].tolist(), strict=True))
-        raise UserError(f"epoch {epoch + 1}, step {first_step + step}: not finite: {values}; what was saved after an "
-                        "earlier epoch is kept")
+        raise UserError(f"epoch {epoch + 1}, step {first_step + step}: not finite: {values}; saved "
+                        "checkpoints are kept")

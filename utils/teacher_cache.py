@@ -1,10 +1,10 @@
-"""Logits of a frozen network, remembered across epochs and runs.
+"""Cache of a frozen network's logits across epochs and runs.
 
-Random crop (shifts of up to p pixels) and flip make 2 (2p + 1)^2 views of an image, 162 of 32x32 (half as many without
-a flip), and a frozen network answers each always alike. So its logits over the training images are a table: at most
-N x 162 rows, one for each view that some epoch drew, in a file that runs on the same network and images share. Before
-an epoch the rows that it lacks are computed, in batches; its steps then look them up. Runs of one seed draw the same
-views: the second computes none.
+Random crop (shifts of up to p pixels) and flip give 2 (2p + 1)^2 views of an image, 162 for 32x32 pixels (half as many
+without flip), and a frozen network maps each view to fixed logits. The logits over the training images thus form a
+table of at most N x 162 rows, stored in a file that runs with equal network and images share. Missing rows are
+computed in batches before an epoch; the steps look them up. Runs with equal seeds draw equal views, so the second run
+computes none.
 """
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from utils.step import autocast
 
 
 class TeacherCache:
-    """The table of one frozen network over the training images of a run.
+    """Table of the logits of one frozen network over the training images of a run.
 
-    The file is sparse and grows by the blocks of the file system: 50,000 images of 10 classes take up to 360 MB in
-    float32, and of 100 classes 3.3 GB. A row ends in its checksum, so one that is not there, or was half written when
-    the machine failed, is computed again. A file that cannot be used costs time, not the run.
+    The file is sparse: 50,000 images take up to 360 MB for 10 classes in float32, and 3.3 GB for 100 classes. Each row
+    ends with a checksum, so missing or incomplete rows are computed again. If the file cannot be used, logits are
+    computed without it.
 
-    Equal weights do not make equal networks: the code of a forward may change, and so may options that hold no weights.
-    So the file ends in the logits of a few images, the probe, as the network gave them that filled it. Where a network
-    gives others, the file stays as it is, and the network gets one of its own.
+    Networks with equal weights may differ in their code or options. The file therefore ends with the logits of a few
+    images (the probe) of the network that filled it. A network with other logits leaves the file unchanged and gets a
+    file of its own.
     """
 
-    FORMAT = 3  # of the file
+    FORMAT = 3  # version of the file format
     CHECKSUM = 4  # bytes
     PROBE = 16  # images
 
     def __init__(self, network: nn.Module, sha256: str, num_classes: int, batches: TrainBatches, dtype: torch.dtype,
                  directory: Path | None, log: Callable[[str], None]) -> None:
-        """network: frozen, in eval mode. sha256: of its checkpoint. directory: None keeps the logits of one epoch, in
-        memory; else the augmentation has a finite number of views."""
+        """network: frozen, in eval mode. sha256: that of its checkpoint. directory: place of the file, which needs an
+        augmentation with a finite number of views (ValueError); None: keep the logits of one epoch in memory."""
         if directory and batches.views is None:
             raise ValueError(f"{batches.augmentation} makes an unlimited number of views")
         self.network, self.batches, self.dtype, self._log = network, batches, dtype, log
@@ -54,13 +54,13 @@ class TeacherCache:
         self._width = num_classes * dtype.itemsize + self.CHECKSUM  # bytes of a row
         self._readable = self._writable = directory is not None
         self._logged = directory is None
-        # Logits (N, C) of this epoch's view of each training image. Filled in place: a recorded step reads this tensor.
+        # Logits (N, C) of this epoch's view of each training image, filled in place: a recorded step reads this tensor.
         self.logits = torch.zeros(len(batches.part), num_classes, dtype=dtype, device=self.device)
         if directory:
             self.path = self._open(directory, f"teacher-{self._key(sha256)}")
 
     def _open(self, directory: Path, name: str) -> Path:
-        """The first file whose probe has the logits of this network; a new one, with them, where there is none."""
+        """Find the first file whose probe matches this network, or create a file."""
         probe = self._probe()
         for number in itertools.count(1):
             path = directory / f"{name}{f'-{number}' * (number > 1)}.logits"
@@ -70,10 +70,10 @@ class TeacherCache:
                 if stored is not None and _allclose(stored, probe):
                     break
                 if stored is not None:
-                    self._log(f"teacher_cache: {path} is not used, it is of a network of the same weights that gives "
-                              "other logits")
+                    self._log(f"teacher_cache: {path} is not used, it is of a network with equal weights but other "
+                              "logits")
                     continue
-                with open(path, "wb") as file:  # without a probe nothing in it can be trusted
+                with open(path, "wb") as file:  # a file without a probe is not trusted
                     file.seek(self.shape[0] * self._width)
                     file.write(b"".join(content + _checksum(content) for content in map(_content, probe)))
             except OSError as error:
@@ -90,7 +90,7 @@ class TeacherCache:
         return self._compute({**view, "index": index}).cpu()
 
     def _stored_probe(self, path: Path, count: int) -> Tensor | None:
-        """Logits (count, C) at the end of a file; None where they are not there or damaged."""
+        """Logits (count, C) at the end of a file; None if they are missing or damaged."""
         try:
             with open(path, "rb") as file:
                 file.seek(self.shape[0] * self._width)
@@ -103,13 +103,13 @@ class TeacherCache:
         return torch.frombuffer(bytearray(b"".join(values)), dtype=self.dtype).view(count, -1)
 
     def start_epoch(self, epoch: int) -> None:
-        """Have the logits of all images, each in its view of this epoch (counted from 0), ready for the steps."""
+        """Provide the logits of all images in their views of an epoch, counted from 0."""
         draws = self.batches.draws(epoch, torch.device("cpu"))
         self._fill({name: torch.cat([share[name] for share in draws]) for name in draws[0] if name != "epoch"}, epoch)
 
     def fill(self, epoch: int) -> Tensor:
-        """The logits (N, C) of all images, in the views that an epoch draws; also those of the remainder that its steps
-        leave out. Processes share the work."""
+        """Logits (N, C) of all images in their views of an epoch, a dropped last batch included. Processes share the
+        work."""
         draw, ranks = self.batches.full_draw(epoch), distributed.world_size()
         self.logits.zero_()
         self._fill({name: values[distributed.rank()::ranks] for name, values in draw.items()}, epoch)
@@ -121,8 +121,8 @@ class TeacherCache:
         logits, known = self._read(rows)
         missing = (~known).nonzero().flatten()
         if not self._logged:
-            self._log(f"teacher_cache: {self.path} knows {len(rows) - len(missing)} of the {len(rows)} answers of "
-                     f"epoch {epoch + 1}")
+            self._log(f"teacher_cache: {self.path} has {len(rows) - len(missing)} of the {len(rows)} logits of "
+                      f"epoch {epoch + 1}")
             self._logged = True
         if len(missing):
             logits[missing] = self._compute({name: values[missing] for name, values in draw.items()}).cpu()
@@ -130,7 +130,8 @@ class TeacherCache:
         self.logits[draw["index"].to(self.device)] = logits.to(self.device)
 
     def _compute(self, draw: Draw) -> Tensor:
-        """In batches of one size, the last one filled up: others round otherwise, and on a GPU have to be tuned for."""
+        """Compute logits in batches of one size (the last is padded), since other sizes round differently and would be
+        tuned separately on a GPU."""
         count, size, parts = len(draw["index"]), self.batches.part.batch_size, []
         with progress_bar(count, "frozen network") as bar:
             for start in range(0, count, size):
@@ -144,13 +145,13 @@ class TeacherCache:
         return torch.cat(parts)[:count]
 
     def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) of rows (B,), and which of them are known (B,)."""
+        """Logits (B, C) of rows (B,), and a mask (B,) of the stored ones."""
         content = np.zeros((len(rows), self._width - self.CHECKSUM), np.uint8)
         known = np.zeros(len(rows), bool)
         if self._readable:
             try:
                 with open(self.path, "rb", buffering=0) as file:
-                    for number, row in enumerate(rows.tolist()):  # no mapping: an error of the disk would be a signal
+                    for number, row in enumerate(rows.tolist()):  # pread, not mmap, where an I/O error is a SIGBUS
                         stored = os.pread(file.fileno(), self._width, row * self._width)
                         values = stored[:-self.CHECKSUM]
                         if len(stored) == self._width and _checksum(values) == stored[-self.CHECKSUM:]:
@@ -171,11 +172,11 @@ class TeacherCache:
             self._stop_writing(self.path, error)
 
     def _stop_writing(self, path: Path, error: OSError) -> None:
-        self._log(f"teacher_cache: {path} cannot be written ({error.strerror}): what it lacks is not remembered")
+        self._log(f"teacher_cache: {path} cannot be written ({error.strerror}): new logits are not cached")
         self._writable = False
 
     def _key(self, sha256: str) -> str:
-        """Of everything that the logits depend on, but for the code of the network."""
+        """Hash of everything that the logits depend on except for the code of the network."""
         part = self.batches.part
         fields = [self.FORMAT, sha256, str(self.network), self.dtype, self.device.type, str(torch.__version__),
                  self.batches.augmentation, self.shape, part.mean.tolist(), part.std.tolist()]
@@ -189,7 +190,7 @@ def _content(logits: Tensor) -> bytes:
 
 
 def _allclose(stored: Tensor, computed: Tensor) -> bool:
-    """Whether logits differ by no more than rounding: what other kernels, TensorFloat-32 included, may change."""
+    """Whether logits differ by rounding at most, which includes other kernels and TensorFloat-32."""
     tolerance = max(4 * torch.finfo(stored.dtype).eps, 2e-3)  # of the root mean square
     one, other = stored.double().nan_to_num(), computed.double().nan_to_num()
     return bool((one - other).square().mean() <= tolerance**2 * other.square().mean())

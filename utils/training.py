@@ -1,4 +1,4 @@
-"""What a run knows of training: the learner, which trains for an epoch, and the progress so far."""
+"""Interface between run and training: the learner, which trains for one epoch, and the progress."""
 from __future__ import annotations
 
 import statistics
@@ -13,7 +13,7 @@ from utils.results import Row
 
 @dataclass
 class Progress:
-    """What a run has done so far. `history`: a row per epoch, reproducible; `timings`: the same of the clock."""
+    """Progress of a run. `history`: reproducible metrics, one row per epoch; `timings`: one row of times per epoch."""
 
     history: list[Row] = field(default_factory=list)
     timings: list[Row] = field(default_factory=list)
@@ -25,34 +25,33 @@ class Progress:
 
     @property
     def best(self) -> Row:
-        """The row of the epoch with the highest accuracy on the held-out images, or, without any, on the test
-        images; the later one on a tie."""
+        """Row of the epoch with the highest accuracy on the held-out images or, without any, on the test images; the
+        later one in a tie."""
         key = "validation_accuracy" if "validation_accuracy" in self.history[-1] else "test_accuracy"
         return max(self.history, key=lambda row: (row[key], row["epoch"]))
 
     def add(self, row: Row, *, images_per_second: float, seconds: float) -> None:
-        """Append an epoch: its row, its training speed, and the time of training and evaluation."""
+        """Append an epoch: metrics, training speed, and time of training and evaluation in seconds."""
         self.history.append(row)
         self.timings.append({"images_per_second": images_per_second, "seconds": seconds})
 
     @property
     def images_per_second(self) -> float:
-        """Training speed: the median epoch's."""
+        """Training speed, median over the epochs."""
         return statistics.median(row["images_per_second"] for row in self.timings)
 
 
 class Learner(Protocol):
-    """What trains a network, an epoch at a time."""
+    """Interface of an object that trains a network for one epoch per call."""
 
-    num_images: int  # that an epoch trains on
+    num_images: int  # training images per epoch
 
     def setup(self, log: Callable[[str], None]) -> None:
-        """Called once, before the first epoch of this process. `log` writes to the log."""
+        """Prepare for training; called once, before the first epoch of this process. log: writes a line to the log."""
 
     def epoch(self, epoch: int, title: str) -> Row:
-        """Train for an epoch, counted from 0 and called `title`. What to log of it, `learning_rate` among it.
-
-        Raises UserError when a loss or gradient is not finite.
+        """Train for one epoch, counted from 0. Returns the values to log, including `learning_rate`. title: text of the
+        progress bar. Raises UserError if a loss or gradient is not finite.
         """
         ...
 
@@ -65,8 +64,8 @@ class Learner(Protocol):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the weights of the network: `optim_dict`, and what else changes."""
+        """State for a checkpoint besides the weights of the network: `optim_dict` and further entries."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; `state` has `epoch`, the epochs done, beside its keys."""
+        """Restore a state of `state_dict`, which also has `epoch`, the number of epochs done."""

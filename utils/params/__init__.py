@@ -1,4 +1,4 @@
-"""What a params.json may say: keys with type, range and default, for every stage (`python -m utils.params`)."""
+"""Keys of params.json with type, range and default, for every stage (`python -m utils.params`)."""
 from utils.params.base import (
     AUGMENTATIONS,
     Augmentation,

@@ -1,4 +1,4 @@
-"""`python -m utils.params`, the command that the documentation names: runs/parameters.py, which knows the stages."""
+"""`python -m utils.params` runs runs/parameters.py, which imports the stages."""
 import runpy
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reading and checking a params.json."""
+"""Read and validate a params.json."""
 from __future__ import annotations
 
 import difflib
@@ -15,21 +15,21 @@ from utils.params.stage import Stage
 
 
 def load_params(path: Path, stage: Stage, overrides: dict[str, Any] | None = None) -> Any:
-    """Read and check the params.json of a stage; `overrides`, of the command line, replace its values.
+    """Read and validate the params.json of a stage; `overrides` (from the command line) replace its values.
 
-    Raises UserError that names each wrong key, its value and what is allowed.
+    Raises UserError with each invalid key, its value and the allowed values.
     """
     if path.parent.is_file():
-        raise UserError(f"{path.parent} is a file: --save_path names the directory that holds a params.json")
+        raise UserError(f"{path.parent} is a file: --save_path must be a directory with a params.json")
     try:
         values = read_json(path)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: --save_path names a directory that holds a params.json") from None
+        raise UserError(f"{path} does not exist: --save_path must be a directory with a params.json") from None
     return check_params(values, path, stage, overrides or {})
 
 
 def check_params(values: dict[str, Any], path: Path, stage: Stage, overrides: dict[str, Any]) -> Any:
-    """As `load_params`, of what was read from the file."""
+    """Validate the content of a params.json, see `load_params`. path: for messages."""
     try:
         kind = stage.params_of(values | overrides)
     except UserError as error:
@@ -55,8 +55,8 @@ def _fits(values: dict[str, Any], stage: Stage) -> bool:
 
 
 def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` words of --set as a dict. A value is JSON; what is not JSON is a string. Raises UserError for other
-    words and, as in a file, for a key that is there twice."""
+    """Parse the `KEY=VALUE` arguments of --set. A value is JSON or, if it is not valid JSON, a string. Raises UserError
+    for other arguments and for a repeated key."""
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -72,20 +72,20 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
 
 
 def changed_keys(old: dict[str, Any], new: Params) -> list[str]:
-    """The parameters in which two runs differ, as `key (old -> new)`, without those that change no result."""
+    """Parameters in which two runs differ, as `key (old -> new)`, without those that do not affect results."""
     defaults = {key: field.get_default() for key, field in type(new).model_fields.items() if not field.is_required()}
-    then, now = defaults | new.with_new_names(old), new.model_dump()  # a key that is newer than the run has its default
+    then, now = defaults | new.with_new_names(old), new.model_dump()  # keys newer than the run have their defaults
     return [f"{key} ({json.dumps(then.get(key))} -> {json.dumps(now.get(key))})"
             for key in {**now, **then}
             if key not in new.changeable and then.get(key) != now.get(key)]
 
 
 def describe_problem(problem: Any, kind: type[MethodParams]) -> str:
-    """An error of pydantic in one sentence: the key, its value and what is allowed."""
+    """Format an error of pydantic as one sentence: the key, its value and the allowed values."""
     if not problem["loc"]:
         return problem["msg"].removeprefix("Value error, ")
     key = str(problem["loc"][0])
-    if len(problem["loc"]) > 2 and problem["type"] in ("extra_forbidden", "missing"):  # of an object in a list
+    if len(problem["loc"]) > 2 and problem["type"] in ("extra_forbidden", "missing"):  # in an object of a list
         place = f'"{key}"' + "".join(f"[{part}]" for part in problem["loc"][1:-1])
         return f'{place} has {"no" if problem["type"] == "missing" else "the unknown key"} "{problem["loc"][-1]}"'
     if problem["type"] == "extra_forbidden":
@@ -93,7 +93,7 @@ def describe_problem(problem: Any, kind: type[MethodParams]) -> str:
     if problem["type"] == "missing":
         return f'the key "{key}" is missing'
     message = problem["msg"].replace("Input should", "should")
-    if problem["type"] == "literal_error":  # in the words of JSON
+    if problem["type"] == "literal_error":  # as in JSON
         message = message.replace("False", "0").replace("True", "1")
     if problem["type"] == "list_type":
         message += ", such as [1,2]"
@@ -106,7 +106,7 @@ def _hint(key: str, kind: type[MethodParams]) -> str:
                            for stage in Stage.ALL.values() for method, other in stage.all_params().items()
                            if key in other.model_fields)
     if owners:
-        return f" ({' and '.join(owners)} would read it)"
+        return f" (it is a key of {' and '.join(owners)})"
     near = difflib.get_close_matches(key, kind.model_fields, n=1)
     if near:
         return f' (did you mean "{near[0]}"?)'

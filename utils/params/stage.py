@@ -1,4 +1,4 @@
-"""A stage script and the parameters of its runs: those of the stage, and those of the registered method it chooses."""
+"""Stage scripts, and the parameters of their runs: those of the stage and those of the selected method."""
 from __future__ import annotations
 
 import json
@@ -14,18 +14,17 @@ from utils.registry import Registry
 
 
 class Stage:
-    """A `train_*.py`: its name, its script, the parameters shared by all its runs, and the methods among which a
-    parameter chooses.
+    """Stage script: its name, the parameters of all its runs, and the registered methods to select from.
 
-    The parameters of a run are those of the stage and those of the method, `Params` of what is registered; a method may
-    also subclass the stage's parameters to change their defaults.
+    A run has the parameters of the stage and those of the method (`Params` of the registered class); a method may also
+    subclass the stage's parameters to change defaults.
     """
 
-    ALL: ClassVar[dict[str, Stage]] = {}  # every stage that was created, by name
+    ALL: ClassVar[dict[str, Stage]] = {}  # all stages by name
 
     def __init__(self, name: str, params: type[Params], *, key: str = "",
                  methods: Registry[Any] | None = None) -> None:
-        """key: the parameter that names the method."""
+        """key: parameter that selects the method."""
         self.name, self.params = name, params
         self.script = params.script
         self.key = key
@@ -35,11 +34,11 @@ class Stage:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The registered methods; for a stage without a choice, none."""
+        """Names of the registered methods; empty for a stage without a choice."""
         return tuple(self._registry)
 
     def params_of(self, values: dict[str, Any]) -> type[Params]:
-        """The parameters that a params.json with these values may have. UserError if its method is none."""
+        """Parameter class for a params.json with these values. Raises UserError if its method is missing or unknown."""
         if not self.key:
             return self.params
         field = self.params.model_fields[self.key]
@@ -53,17 +52,17 @@ class Stage:
         return self.params_by(method)
 
     def params_by(self, method: str) -> type[Params]:
-        """The parameters of runs by one method."""
+        """Parameter class of one method."""
         if method not in self._params_by:
             self._params_by[method] = self._compose(method)
         return self._params_by[method]
 
     def all_params(self) -> dict[str, type[Params]]:
-        """The parameters by method; of a stage without a choice, under the stage's own name."""
+        """Parameter classes by method or, for a stage without a choice, by the name of the stage."""
         return {method: self.params_by(method) for method in self.methods} or {self.name: self.params}
 
     def help(self) -> str:
-        """The methods with their sources and parameters, for --help; empty for a stage without a choice."""
+        """Text for --help: the methods with sources and parameters; empty for a stage without a choice."""
         lines = []
         for method in self.methods:
             entry = self._registry.entry(method)
@@ -72,10 +71,11 @@ class Stage:
                             if name not in self.params.model_fields)
             lines += textwrap.wrap(f"{method}: {entry.source}. {own}", 100, initial_indent="  ",
                                    subsequent_indent="    ")
-        return f'--set {self.key}=NAME, with the parameters of each:\n' + "\n".join(lines) + "\n\n" if lines else ""
+        title = f"--set {self.key}=NAME selects one of these, listed with source and parameters:\n"
+        return title + "\n".join(lines) + "\n\n" if lines else ""
 
     def display_name(self, method: str) -> str:
-        """What tables call a method; the name itself where no such method is registered."""
+        """Display name of a method in tables; the name itself if it is not registered."""
         return self._registry.entry(method).display_name if method in self.methods else method
 
     def _compose(self, method: str) -> type[Params]:
