@@ -23,7 +23,7 @@ unread = unreadable(roots, found)
 found, in_vain = without(found, unread)
 print("".join(f"remark: {text}\n" for text in [*remarks, *in_vain]), end="", file=sys.stderr)
 if not found:
-    raise WorkflowError("there is no experiment")
+    raise WorkflowError("no experiment found: set experiments to directories with a params.json")
 graph = needs(found)
 scripts = {run.directory: run.params.script for run in found}
 # Not parameters of the rules: another data_dir or a moved clone would make Snakemake repeat all runs.

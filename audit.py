@@ -1,4 +1,4 @@
-"""Audit a model: attack it in many ways, to measure how much can be stolen through its outputs and at what price.
+"""Audit a model: measure by many attacks how much can be stolen through its outputs, and the price of protection.
 
     python audit.py --save_path experiments/demo/audits/nasty
     python audit.py --save_path experiments/demo/audits/nasty --dry_run

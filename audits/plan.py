@@ -1,9 +1,10 @@
 """Grid of an audit: the attacks, each a run of train_kd.py or train_datafree.py, and the students to compare with.
 
-Each run is in ATTACK/seedN of one of these directories below DIR/runs, for a student NET on IMAGES (`all` or a number):
-`NET/IMAGES/alone` (without a teacher), `NET/IMAGES/controls` (attacks on answers that do not depend on the image),
-`NET/IMAGES/THIEF/ANSWERS` (attacks on the audited model), `NET/IMAGES/THIEF/unprotected` (attacks on the unprotected
-model).
+A student NET on IMAGES (`all` or a number) has these directories below DIR/runs, each with runs in ATTACK/seedN:
+- `NET/IMAGES/alone`: without a teacher;
+- `NET/IMAGES/controls`: attacks on answers that do not depend on the image;
+- `NET/IMAGES/THIEF/ANSWERS`: attacks on the audited model;
+- `NET/IMAGES/THIEF/unprotected`: attacks on the unprotected model.
 """
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ class Attempt:
 
     student: str  # network, as in directory names
     images: int | None  # number of images that the student learns from; None: all
-    count: int  # `images` with `all` resolved; without data, number of patches
+    count: int  # number of training images, never None; without data, number of patches
     thief: str
     victim: str  # "model", "unprotected", "control", or "none" for a student of labels
     answers: str  # what a client gets; see `answers_display_name`

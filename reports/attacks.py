@@ -19,7 +19,7 @@ NO_TEACHER = Header(("no teacher",), "no teacher: labels")
 
 
 def is_theft(cell: Cell) -> bool:
-    """Whether the thief lacks labels or images, sends each image once or has a query budget, or the student is a
+    """True if the thief lacks labels or images, sends each image once or has a query budget, or the student is a
     control. The published tables of Nasty Teacher have no place for these students."""
     what = cell.description
     return what.role == "student" and what.uses_data and bool(

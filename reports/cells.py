@@ -70,7 +70,7 @@ class Cell:
     source: Path | None = None  # students: experiment of the teacher
     origin: Path | None = None  # nasty teachers: experiment of the normal teacher that it was made from
     teacher_kind: str = ""  # students: `kind` of the teacher, or `unknown` without a source
-    victim: Path | None = None  # students: experiment of the first teacher of a chain
+    victim: Path | None = None  # students: experiment at the root of a chain of teachers
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Cell:
 
     @property
     def ablation(self) -> bool:
-        """Whether the experiment is below a directory `ablations`: shown in figures, not in tables."""
+        """True if the experiment is below a directory `ablations`: shown in figures, not in tables."""
         return _parts(self.experiment)[1] == "ablations"
 
     @property
@@ -169,7 +169,7 @@ def mean_std(values: Iterable[float], sign: str = "", digits: int = 2) -> str:
 
 def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
     """Group runs by experiment. Returns the cells and warnings, about seed directories that are left out (another
-    recipe, or a seed that exists already) and about runs that may differ from what they seem."""
+    recipe, or a seed that exists already) and about runs whose inputs have changed."""
     groups: dict[Path, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (is_seed(run.directory), run.directory)):
         groups.setdefault(run.experiment, []).append(run)

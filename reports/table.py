@@ -49,7 +49,7 @@ class Table:
         return any(cell.finished for cell in self.cells.values())
 
     def is_finished(self, place: Place) -> bool:
-        """Whether a cell exists and has finished runs."""
+        """True if a cell exists and has finished runs."""
         return place in self.cells and bool(self.cells[place].finished)
 
     def put(self, place: Place, cell: Cell) -> Place:

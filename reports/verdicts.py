@@ -40,7 +40,7 @@ class Verdict(Generic[Name]):
 
     @property
     def has_headroom(self) -> bool:
-        """Whether the headroom exceeds the noise."""
+        """True if the headroom exceeds the noise."""
         return self.headroom is not None and self.headroom > self.noise
 
 

@@ -89,7 +89,7 @@ def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> tuple[lis
     runs, warnings = find(roots)
     print("".join(f"remark: {text}\n" for text in warnings), end="")
     if not runs:
-        raise UserError("there is no experiment")
+        raise UserError("no experiment found: give directories that contain a params.json")
     places = {place for run in runs for place in (run.directory.resolve(), *run.directory.resolve().parents)}
     if bare := [root for root in roots if root.resolve() not in places]:
         raise UserError(f"{bare[0]} holds no experiment that can be read")
@@ -109,7 +109,7 @@ def _with_seeds(roots: list[Path], seeds: list[int], dry_run: bool) -> tuple[lis
     chosen = [run for run in find(roots)[0]
               if (run.directory.name in wanted if is_seed(run.directory) else 0 in seeds)]
     if not chosen and not dry_run:
-        raise UserError(f"there is no experiment with seed {' or '.join(map(str, seeds))}")
+        raise UserError(f"no experiment has seed {' or '.join(map(str, seeds))}")
     return chosen, [directory for directory in unread if not is_seed(directory) or directory.name in wanted]
 
 

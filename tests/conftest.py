@@ -138,7 +138,7 @@ def refused(run, script, directory, *arguments):
 
 
 def all_end(session, seconds=30.0):
-    """Whether all processes of a session end within `seconds`, including forked ones."""
+    """True if all processes of a session end within `seconds`, including forked ones."""
     end = time.monotonic() + seconds
     while _members(session) and time.monotonic() < end:
         time.sleep(0.05)

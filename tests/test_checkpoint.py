@@ -93,7 +93,7 @@ def test_numpy_scalars_keep_type_and_value(tmp_path):
     read = checkpoint.load(tmp_path / "x.tar").content["values"]
     assert [(type(value), value) for value in read] == [(type(value), value) for value in values]
     torch.save({"state_dict": WEIGHTS, "values": values}, tmp_path / "old.tar", _use_new_zipfile_serialization=False)
-    raw = (tmp_path / "old.tar").read_bytes()  # not compressed, and without checksums
+    raw = (tmp_path / "old.tar").read_bytes()  # uncompressed, without checksums
     (tmp_path / "old.tar").write_bytes(raw.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert checkpoint.load(tmp_path / "old.tar").content["values"] == values
 

@@ -33,7 +33,7 @@ CLASSES, SIZE, COUNT = 4, 8, 12
 
 
 class Small(nn.Module):
-    """A network with batch norm and a fixed scale of its logits."""
+    """Network with batch norm and a fixed scale of its logits."""
 
     def __init__(self, scale=1.0):
         super().__init__()
@@ -46,9 +46,9 @@ class Small(nn.Module):
 
 
 class NoHostSync(TorchDispatchMode):
-    """Fails on operations for which a GPU has to wait, and that a CUDA graph cannot record.
+    """Fails on operations that wait for the GPU, which a CUDA graph cannot record.
 
-    A boolean index is one: the number of its elements is a value. `masked_fill` and `where` do without.
+    For example, a boolean index waits for its number of elements; `masked_fill` and `where` do not wait.
     """
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
@@ -92,8 +92,8 @@ def loss_of(kind, name, answers, scale=1.0):
 
 
 def check_no_host_sync(build, batch, answers):
-    """Fail if a step of the loss `build(answers)` reads a value: on the CPU, where operations are looked at, and on the
-    meta device, whose tensors have none, so that `.tolist()`, for example, raises."""
+    """Fail if a step of the loss `build(answers)` reads a value: on the CPU, by inspecting operations, and on the meta
+    device, whose tensors have no values, so that `.tolist()`, for example, raises."""
     for device in ("cpu", "meta"):
         loss, network = build(answers.to(device)), Small().to(device)
         moved = Batch(*(tensor.to(device) for tensor in batch))
@@ -116,7 +116,7 @@ class TestEveryMethod:
     @pytest.mark.parametrize("case", ["bfloat16", "extreme logits", "zeros"])
     def test_has_finite_gradients(self, kind, name, case, batch, answers):
         scale = 1e4 if case == "extreme logits" else 1.0
-        if case == "zeros":  # an interface that gives away two classes
+        if case == "zeros":  # an interface that reveals two classes
             if kind == "defense":
                 pytest.skip("a defense reads no answers")
             answers = answers.masked_fill(answers < answers.topk(2, dim=1).values[:, -1:], -torch.inf)
@@ -166,7 +166,7 @@ class TestEveryMethod:
 
 
 class Peeking(Attack):
-    """An attack that does something with its logits."""
+    """Attack that applies a function to its logits."""
 
     peek = None
 
@@ -206,7 +206,7 @@ def test_an_attack_that_does_not_wait_passes(peek, batch, answers):
 
 
 def specifications(registry):
-    """Names that need no strength, and others with one that they take."""
+    """Names without strength, and names with a valid strength."""
     for name in registry:
         for strength in ("", ":1", ":2", ":0.5"):
             try:

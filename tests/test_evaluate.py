@@ -241,7 +241,7 @@ def test_probabilities_have_the_metrics_of_logits(row, weights, options):
 
 
 def test_recorded_classes_are_compared_with_those_of_the_data(trained, run, data, tmp_path):
-    """As in the stages, another order is an error, and other names are a warning."""
+    """Another order of classes is an error, other names are a warning, as in the stages."""
     directory = trained()
     for name, folders in (("order", {"blue": "blue", "green": "red", "red": "green"}),
                           ("names", {"blue": "a", "green": "b", "red": "c"})):

@@ -96,7 +96,7 @@ STUDENT = torch.tensor([[1.0, 1, 0], [0.5, 0.5, 0.5]])
 
 
 def test_adversarial_kl_is_minus_the_divergence_of_counted_samples():
-    # Its mean over the batch is known; both arg-max of the student's ties are class 0, so of the first image alone.
+    # The mean over the batch is known. The argmax of the student's ties is class 0, so only the first image counts.
     assert adversarial_kl(TEACHER, STUDENT).item() == pytest.approx(-0.2515114, abs=1e-6)
     first = F.kl_div(STUDENT[:1].log_softmax(1), TEACHER[:1].log_softmax(1), reduction="sum", log_target=True)
     assert adversarial_kl(TEACHER, STUDENT, agreeing_only=True).item() == pytest.approx(-first.item() / 2, rel=1e-6)
@@ -127,7 +127,7 @@ def test_activation_loss_and_total_variation_are_known():
 
 
 def test_the_contrastive_loss_of_orthogonal_images_is_known():
-    """With the identity for a head, unit features e1, e2 seen alike from both sides, all similarities are 0 or 1."""
+    """With an identity head and equal unit features e1, e2 on both sides, all similarities are 0 or 1."""
     present, earlier = torch.eye(4)[:2], torch.eye(4)[2:]
 
     def expected(images):

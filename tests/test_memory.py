@@ -25,7 +25,7 @@ def raises(error):
 
 
 def damaged(error):
-    """As a decoder that takes any error for a damaged file."""
+    """Simulates a decoder that reports any error as a damaged file."""
     try:
         raise error
     except Exception:
@@ -33,7 +33,7 @@ def damaged(error):
 
 
 def while_handling(error, raised, *cause):
-    """Raise an error while another is handled: as it is, or from a cause, or from None."""
+    """Raise an error while another is handled: plainly, from a cause, or from None."""
     try:
         raise error
     except type(error):

@@ -107,7 +107,7 @@ def killed(directory, function, call, *arguments):
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_a_run_killed_while_saving_continues_from_the_previous_checkpoint(call, experiment, function, number):
-    """fsync: written, not yet in place; replace: about to be. Number 2: the last model is saved, the best not yet."""
+    """fsync: the file is written, but not in place; replace: about to be. 2: last model saved, best model not."""
     whole, directory = experiment("whole", num_epochs=3), experiment("killed", num_epochs=3)
     assert call("train_scratch", whole).returncode == 0
     killed(directory, function, number)
@@ -447,7 +447,7 @@ def test_an_interrupt_during_the_logs_of_an_epoch_keeps_them_complete(call, expe
 
 
 def test_an_interrupt_that_torch_wraps_in_another_error_is_an_interrupt(call, experiment, monkeypatch):
-    """Between the moments when torch takes a mode off its stack and puts it back, the mode cannot end."""
+    """A torch mode cannot end between being taken off its stack and being put back."""
     pop = torch.overrides._pop_mode
     once = iter([signal.SIGINT])
 

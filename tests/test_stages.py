@@ -192,7 +192,7 @@ def test_students_of_normal_and_nasty_teachers_only_differ_in_the_teacher():
 
 
 def is_one_of_a_kind(name):
-    """Whether an experiment represents its kind: students of nasty teachers; backdoor experiments with one or two
+    """True if an experiment represents its kind: students of nasty teachers; backdoor experiments with one or two
     triggers per data set; theft without data on CIFAR-10; ablations and attacks of the demo; one attack per defense."""
     dataset, kind, trigger, *_ = name.split("/")
     if dataset in COMMITTED:

@@ -95,7 +95,7 @@ def test_another_network_has_its_own_cache(tmp_path):
 
 
 class Scaled(nn.Module):
-    """The logits of a network, times a factor that neither its weights nor its repr show."""
+    """Logits of a network times a factor that is in neither its weights nor its repr."""
 
     def __init__(self, factor):
         super().__init__()

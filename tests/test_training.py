@@ -109,7 +109,7 @@ def white_pixels(count, augmentation):
 
 
 def test_shifts_and_flips_are_uniform():
-    """Of 8,100 images: 9 x 9 offsets, twice for the flip."""
+    """The 8,100 images cover 9 x 9 offsets, with and without flip."""
     count = 8100
     rows, columns = white_pixels(count, "crop_flip")
     assert set(rows.tolist()) == set(range(12, 21))
@@ -129,7 +129,7 @@ def test_a_crop_shifts_and_does_not_flip():
 
 
 def test_each_view_of_an_image_has_a_number():
-    """Images of one number are equal, and there are as many numbers as the augmentation says."""
+    """Views with equal numbers are equal images, and the augmentation declares how many numbers there are."""
     part = images(1)
     many = Images(part.images.expand(2000, -1, -1, -1), part.labels.expand(2000), part.mean, part.std)
     for augmentation, count in ((None, 1), ("crop", 81), ("crop_flip", 162)):
@@ -255,7 +255,7 @@ def test_non_finite_values_end_the_run_and_keep_the_last_checkpoint(call, experi
 
 
 def test_the_first_non_finite_step_is_found_at_the_end_of_an_epoch():
-    """As on a GPU, where no step waits for its values."""
+    """Checks a whole epoch at once, as on a GPU, where no step waits for its values."""
     records = [torch.tensor([1.0, 2.0]) for _ in range(5)]
     check_finite(records, ["loss", "gradient_norm"], epoch=0, first_step=1)
     records[2], records[4] = torch.tensor([math.nan, 2.0]), torch.tensor([1.0, math.inf])
