@@ -250,7 +250,7 @@ def test_recorded_classes_are_compared_with_those_of_the_data(trained, run, data
                 (tmp_path / name / part).mkdir(parents=True, exist_ok=True)
                 (tmp_path / name / part / new).symlink_to(data / part / old)
     done = run(directory, "--dataset", f"folder:{tmp_path / 'names'}")
-    assert f"remark: {directory}: trained on classes of other names (its class 0 is 'blue', here 'a')" in done.stdout
+    assert f"remark: {directory}: trained on classes with other names (its class 0 is 'blue', here 'a')" in done.stdout
     content = torch.load(directory / "last_model.tar")
     content["data"]["classes"] = ["red", "green", "blue"]
     torch.save(content, directory / "last_model.tar")
@@ -286,7 +286,7 @@ def test_a_checkpoint_does_not_import_code(trained, run, tmp_path, monkeypatch):
     (["--answer_defense", "wall"], "\"answer_defense\": unknown answer defense 'wall'"),
     (["--model", "resnet99"], "unknown model 'resnet99'"),
     (["--model", "timm:no_such_net"], "timm"),
-    (["--model", "no_such_module:build"], "there is no module 'no_such_module'"),
+    (["--model", "no_such_module:build"], "module 'no_such_module' is neither installed nor in"),
     (["--num_channels", "5"], "does not fit: conv1.weight has shape"),
     (["--model_options", "{'a': 1}"], "is not a JSON object"),
     (["--model_options", '{"depth": 1}'], "net takes no keyword argument 'depth'"),
@@ -303,7 +303,7 @@ def test_invalid_arguments_are_one_line(run, weights, options, arguments, words)
 
 def test_a_file_without_model_and_data_set_is_refused(run, weights, options):
     line = refused(run, weights)
-    assert line == f"error: {weights} does not say which network and data it is of: give --model and --dataset"
+    assert line == f"error: {weights} has no record of its network and data: give --model and --dataset"
     assert refused(run, weights, *options[:2]).endswith("give --dataset")
     assert refused(run, weights, *options[2:]).endswith("give --model")
 

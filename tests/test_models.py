@@ -371,13 +371,13 @@ def test_only_callables_import_code():
 
 
 @pytest.mark.parametrize("name, words", [
-    ("no_such_module:build", "there is no module 'no_such_module', neither installed nor in "),
-    ("os.no_such_module:build", "there is no module 'os.no_such_module'"),
+    ("no_such_module:build", "module 'no_such_module' is neither installed nor in "),
+    ("os.no_such_module:build", "module 'os.no_such_module' is neither installed nor in "),
     ("my_networks:Wade", "module my_networks has no 'Wade' (did you mean 'Wide'?)"),
     ("my_networks:constant", "my_networks:constant cannot be called: it is of type int"),
     ("my_networks:ten_classes", "my_networks:ten_classes takes no keyword argument 'num_classes'"),
     ("my_networks:Wide", "my_networks:Wide takes no keyword argument 'depth'"),
-    ("my_networks:no_network", "my_networks:no_network returns an object of type dict, no torch.nn.Module"),
+    ("my_networks:no_network", "my_networks:no_network returns an object of type dict, not a torch.nn.Module"),
     ("my_networks:broken", "my_networks:broken cannot be built: KeyError: 'no such\\nwidth'"),
     ("needs_another:build", "module needs_another cannot be imported: ModuleNotFoundError: No module named 'another'"),
     ("has_a_typo:build", "module has_a_typo cannot be imported: SyntaxError"),
@@ -396,7 +396,7 @@ def test_a_network_that_cannot_be_built_is_one_line(module, name, words):
 
 
 def test_networks_of_the_zoo_have_no_options():
-    with pytest.raises(ValueError, match=r"^net: 'num_channels' is no option, networks of the zoo have none$"):
+    with pytest.raises(ValueError, match=r"^net: 'num_channels' is no option: networks of the zoo have none$"):
         build_on_meta("net", 7, options={"num_channels": 3})
     with pytest.raises(ValueError, match=r"^resnet18 takes no keyword argument 'width'$"):
         build_on_meta("resnet18", 7, options={"width": 2})

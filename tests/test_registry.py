@@ -57,5 +57,5 @@ def test_a_file_may_look_up_other_methods_during_its_import(package):
 def test_two_methods_with_one_name_are_refused():
     registry = Registry("method")
     registry.register("a")(int)
-    with pytest.raises(ValueError, match="two methods are called 'a'"):
+    with pytest.raises(ValueError, match="two methods are registered as 'a'"):
         registry.register("a")(float)

@@ -623,12 +623,12 @@ def test_damaged_files_are_named_and_do_not_stop_the_report(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "82.00 (-4.00)" in done.stdout
     for words in ("bad/json/params.json, line 1, column 2: not valid JSON", "bad/text/params.json is not a text file",
-                  "bad/list/params.json: a JSON object is expected", "bad/foreign/params.json is not of an experiment",
+                  "bad/list/params.json: expected a JSON object", "bad/foreign/params.json is not of an experiment",
                   "bad/cut/results.json, line 1, column 11: not valid JSON", "bad/other/results.json",
                   "bad/rows/metrics.csv is damaged",
                   "bad/binary/metrics.csv is damaged", "bad/short/metrics.csv is damaged after 0 rows",
-                  "bad/none/results.json has other parameters", "bad/deep/results.json: too many brackets",
-                  "bad/huge/results.json has no accuracy", "bad/half/results.json holds half a character",
+                  "bad/none/results.json has other parameters", "bad/deep/results.json: brackets are nested too deeply",
+                  "bad/huge/results.json has no accuracy", "bad/half/results.json has half a surrogate pair",
                   "bad/folder/params.json: Is a directory", "empty: no params.json",
                   "file: is no directory", "nowhere: does not exist"):
         assert words in done.stdout, words

@@ -207,7 +207,7 @@ def test_a_registered_function_is_a_trigger_with_a_unique_name(monkeypatch):
     register("black", clean_label=True)(torch.zeros_like)
     trigger = build_trigger("black")
     assert trigger.clean_label and not trigger.adversarial and not trigger.stamp(noise()).any()
-    with pytest.raises(ValueError, match="two triggers are called 'black'"):
+    with pytest.raises(ValueError, match="two triggers are registered as 'black'"):
         register("black")(torch.zeros_like)
 
 
