@@ -210,10 +210,10 @@ _LEGEND = (
     "with labels, the better of labels alone and smoothed. *Headroom*: unprotected minus the unprotected model's "
     "floor; below 0, the answers are worth less than what the thief has already. *Left*: the strongest attack minus "
     "this model's own floor. *Efficiency*: (unprotected - strongest attack) / headroom, the fraction of the headroom "
-    "that protection takes; above 1, the best student is below the unprotected model's floor. *Control*: the "
-    "strongest attack on answers that do not depend on the image. *Margin*: differences within this number of points "
-    "are not significant; it is the standard deviation over seeds or the standard error of a difference on that "
-    "number of test images, whichever is larger.")
+    "that protection takes; above 1, the best student is below the unprotected model's floor. *Control*: for "
+    "a strongest attack that reads labels, the same attack on answers that do not depend on the image. *Margin*: "
+    "smaller differences are noise; it is the standard deviation over seeds or the standard error of a difference on "
+    "this number of test images and seeds, whichever is larger.")
 
 
 def _threat(audit: Audit, params: AuditParams) -> str:
@@ -243,8 +243,9 @@ def _not_tried(audit: Audit) -> str:
 def _limits(audit: Audit, params: AuditParams) -> list[list[str]]:
     lines = [["limit", "consequence"],
              ["only these attacks", "another attack, such as one of those not tried, may get more"],
-             ["one recipe for all students", f"{params.num_epochs} epochs at learning rate {params.learning_rate:g}; a "
-                                             "thief who tunes or trains longer may get more"],
+             ["one recipe for all students", f"{params.num_epochs} epochs (more on fewer images) at learning rate "
+                                             f"{params.learning_rate:g}; a thief who tunes or trains longer may get "
+                                             "more"],
              ["these networks", "a larger or pretrained student may get more"],
              ["these images", "a thief with more or better images may get more; add budgets or data sets"],
              ["a maximum of noisy numbers", "chance inflates the accuracy of the strongest of many attacks"],

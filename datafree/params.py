@@ -53,7 +53,8 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
     sv_weight: float = Field(0.1, ge=0, description="weight of the shuffling vaccine in the loss")
     sv_layers: int | None = Field(
         None, ge=1,
-        description="number of final convolutions that the vaccine shuffles; null: 5, or half of fewer than 10")
+        description="number of final convolutions that the vaccine shuffles; null: 5, or half of all if there "
+                    "are fewer than 10")
     sv_members: int = Field(3, ge=1, description="number of shuffled copies of the teacher in the vaccine")
     sv_batches: int = Field(
         0, ge=0, description="batches that test a vaccine before use; up to 8 vaccines are tested. 0: no test (50 "

@@ -255,6 +255,19 @@ def shared(one: Path, other: Path) -> int:
     return len(Path(os.path.commonpath([absolute(one), absolute(other)])).parts)
 
 
+def differing_settings(cell: Cell, others: Iterable[Cell], without: str = "") -> list[str]:
+    """`key value` of each setting of a method in which `others`, cells of the same method, differ; of settings that are
+    no numbers only those that are not the default.
+
+    without: a setting to leave out.
+    """
+    fields = type(cell.runs[0].params).model_fields
+    all_settings = [dict(other.description.settings) for other in others]
+    return [f"{key} {value:g}" if is_number(value) else f"{key} {value}" for key, value in cell.description.settings
+            if key != without and len({str(settings.get(key)) for settings in all_settings}) > 1
+            and (is_number(value) or value != fields[key].default)]
+
+
 def baseline_score(cell: Cell, others: Sequence[Cell]) -> tuple[int, int, bool, bool]:
     """Sort key to select the baseline of `others`: shared directories, shared recipe, below `baseline`, teacher of
     one of them."""

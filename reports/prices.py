@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from reports.cells import CONTINUED, Cell, Collection, mean_std, network_display_name, rank
+from reports.cells import CONTINUED, Cell, Collection, differing_settings, mean_std, network_display_name, rank
 from utils.results import is_number
 
 # Metrics of `utils.quality`: column title, and number of decimals.
@@ -41,20 +42,28 @@ def prices(collections: Sequence[Collection]) -> list[Prices]:
                     and (cell.experiment in victims or cell.kind not in UNPROTECTED)]
         protected = {(cell.victim, cell.answers): cell for cell in students
                      if cell.answers and cell.finished and cell.source == cell.victim}
-        rows = {(str(cell.experiment), ""): (f"{cell.kind} {network_display_name(cell.network)}", _row(cell, "outputs"))
+        names: dict[Path | None, str] = {cell.experiment: _name(cell, teachers) for cell in teachers}
+        rows = {(str(cell.experiment), ""): (names[cell.experiment], _row(cell, "outputs"))
                 for cell in sorted(teachers, key=lambda cell: rank(cell.kind))}
-        rows |= {(str(place), answers): (f"{cell.teacher_kind} {network_display_name(cell.teacher or '')}, {answers}",
+        rows |= {(str(place), answers): (f"{names[place]}, {answers}" if place in names else
+                                         f"{cell.teacher_kind} {network_display_name(cell.teacher or '')}, {answers}",
                                          _row(cell, "answers"))
                  for (place, answers), cell in sorted(protected.items(), key=lambda item: (str(item[0][0]),
                                                                                            item[0][1]))}
         rows = {place: row for place, row in rows.items() if row[1]}
         defended = protected or [cell for cell in teachers if cell.kind not in UNPROTECTED]
         if rows and defended:
-            names = [name for name, _ in rows.values()]
+            words = [name for name, _ in rows.values()]
             made.append(Prices(f"Price and profile of the teachers' answers, {collection.title}", {
-                name if names.count(name) == 1 else f"{name}, {place}": row for (place, _), (name, row) in rows.items()
+                name if words.count(name) == 1 else f"{name}, {place}": row for (place, _), (name, row) in rows.items()
             }))
     return made
+
+
+def _name(teacher: Cell, teachers: Sequence[Cell]) -> str:
+    """Kind and network of a teacher, and the settings in which teachers of this kind differ."""
+    like = [other for other in teachers if other.kind == teacher.kind]
+    return ", ".join([f"{teacher.kind} {network_display_name(teacher.network)}", *differing_settings(teacher, like)])
 
 
 def _row(cell: Cell, entry: str) -> dict[str, str]:

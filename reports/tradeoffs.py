@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.attacks import Teacher, Theft, thefts
-from reports.cells import CONTINUED, RECIPE, Cell, Collection, DeployedTeacher, mean_std, network_display_name
+from reports.cells import (
+    CONTINUED,
+    RECIPE,
+    Cell,
+    Collection,
+    DeployedTeacher,
+    differing_settings,
+    mean_std,
+    network_display_name,
+)
 from reports.table import Header
 from reports.verdicts import Verdict, format_efficiency
 from runs.stages import answer_defense_name, display_name
@@ -154,21 +163,14 @@ def _names(teachers: Sequence[Teacher], kinds: dict[Teacher, str],
            by_experiment: dict[Any, Cell]) -> dict[Teacher, str]:
     """Name of each series: its defense, with the settings that differ between series of that defense (text settings
     only if not the default); empty without a defense."""
-    def settings(teacher: Teacher) -> dict[str, Any]:
-        cell = by_experiment.get(teacher[0])
-        return {key: value for key, value in cell.description.settings if key != cell.description.strength} \
-            if cell else {}
-
     def trained(teacher: Teacher) -> str:
         if kinds[teacher] in ("normal", *NOT_DEFENSES):
             return ""
-        like = [settings(other) for other in teachers if kinds[other] == kinds[teacher]]
-        fields = type(by_experiment[teacher[0]].runs[0].params).model_fields if settings(teacher) else {}
-        differing = [f"{key} {value:g}" if is_number(value) else f"{key} {value}"
-                     for key, value in settings(teacher).items() if len({str(other.get(key)) for other in like}) > 1
-                     and (is_number(value) or value != fields[key].default)]
         name = "continued training" if kinds[teacher] == CONTINUED else display_name(kinds[teacher])
-        return ", ".join([name, *differing])
+        cell = by_experiment.get(teacher[0])
+        like = [by_experiment[other[0]] for other in teachers
+                if kinds[other] == kinds[teacher] and other[0] in by_experiment]
+        return ", ".join([name, *(differing_settings(cell, like, without=cell.description.strength) if cell else [])])
 
     names = {}
     for teacher in teachers:

@@ -29,6 +29,7 @@ def markdown_table() -> str:
     lines = ["| key | type | default | stage | what |", "|---|---|---|---|---|"]
     names = list(dict.fromkeys(name for name, *_ in rows))
     for (name, type_name, default, what), owners in sorted(rows.items(), key=lambda row: names.index(row[0][0])):
+        what = what.replace("|", "\\|")
         lines.append(f"| `{name}` | {type_name} | {default} | {_owners(owners)} | {what} |")
     return "\n".join(lines)
 

@@ -159,7 +159,7 @@ STUDENT = {"model_name": "net", "image_size": 32, "teacher_model": "net", "teach
     ({"teacher_model": "timm:resnet10q"}, (), ['"teacher_model"', "timm has no model 'resnet10q'", "resnet10t"]),
     ({"teacher_model": "torchvision:resnet19"}, (), ['"teacher_model"', "torchvision has no classifier 'resnet19'"]),
     ({"model_name": "my_networks:biuld"}, (), ['"model_name"', "no 'biuld' (did you mean 'build'?)"]),
-    ({"model_name": "no_such_module:build"}, (), ['"model_name"', "module 'no_such_module' is neither installed nor in"]),
+    ({"model_name": "no_such_module:build"}, (), ['"model_name"', "module 'no_such_module' is neither installed"]),
     ({"model_name": "my_networks:ten_classes"}, (), ["takes no keyword argument 'num_classes'"]),
     ({"model_name": "my_networks:build", "model_options": {"depth": 3}}, (), ["takes no keyword argument 'depth'"]),
     ({"model_name": "my_networks:build", "model_options": [3]}, (), ['"model_options"']),

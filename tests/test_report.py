@@ -455,7 +455,7 @@ def test_two_defended_teachers_of_one_kind_have_a_price_each_and_baselines_have_
         (directory / "results.json").write_text(json.dumps(results | {"details": {"outputs": {"cmi": 0.1}}}))
     price, = report(tmp_path).prices
     assert [line[0] for line in price.lines()[1:]] == [
-        "normal ResNet-18", f"nasty ResNet-18, {nasty}", f"nasty ResNet-18, {other}"]
+        "normal ResNet-18", "nasty ResNet-18, weight 0.04", "nasty ResNet-18, weight 0.1"]
     assert not report(tmp_path / "baseline").prices
 
 
