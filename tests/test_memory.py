@@ -179,5 +179,5 @@ def test_too_little_address_space_for_the_images_is_one_line(experiment):
         return subprocess.run([sys.executable, "-c", LIMITED, *call[2:]], capture_output=True, text=True, cwd=ROOT,
                               env=environment())
     line = refused(run, "train_scratch", experiment(image_size=512))
-    assert line.startswith("error: decoding the images: out of memory: cannot allocate 33.8 MiB (ulimit -v allows ")
+    assert line.startswith("error: decoding the images: out of memory: cannot allocate 33.8 MiB (limit of ulimit -v: ")
     assert line.endswith('; reduce "image_size"')

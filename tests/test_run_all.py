@@ -74,7 +74,7 @@ def test_a_seed_learns_from_the_teacher_of_its_seed(tree):
 @pytest.mark.slow
 def test_a_seed_without_a_teacher_of_its_seed_says_so(tree):
     done = script("seeds", 1, tree / "y")
-    assert f"y/seed1 reads {tree / 'z/last_model.tar'}, as that has no seed 1" in done.stdout
+    assert f"y/seed1 reads {tree / 'z/last_model.tar'}, which has no seed 1" in done.stdout
     script("seeds", 1, f"{tree}/../tree/x", tree / "y")  # independent of the notation of a path
     assert json.loads((tree / "x/seed1/params.json").read_text())["teacher_resume"] == str(
         tree / "y/seed1/last_model.tar")

@@ -97,7 +97,7 @@ def test_a_failing_compiler_logs_one_line_and_falls_back(monkeypatch, part):
     student, step = make(kind=partial(CompiledStep, log=said.append))
     plain, written = make()
     assert torch.equal(run(step), run(written))
-    assert said == ["compile: not used, the compiler fails (no compiler here)"]
+    assert said == ["compile: not used, the compiler failed (no compiler here)"]
     torch.testing.assert_close(student.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
