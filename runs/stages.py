@@ -104,7 +104,7 @@ class PoisonedParams(BackdoorParams, DataParams):
     surrogate_model_options: ModelOptions = Field(
         {}, description="constructor arguments of a clean classifier that is not in the zoo")
     surrogate_resume: str | None = Field(
-        None, description="checkpoint of a clean classifier, to which the poisoned images are made adversarial; "
+        None, description="checkpoint of a clean classifier, against which poisoned images are perturbed; "
                           "required by the trigger `cl`, refused by others")
 
     @property
