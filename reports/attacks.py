@@ -65,9 +65,9 @@ def attacks(collection: Collection, own: Sequence[Cell]) -> list[Table]:
 
 def _theft(collection: Collection, own: Sequence[Cell], students: Sequence[Cell], network: str, labels: bool,
            images: str, subset: int | None) -> Theft:
-    line_label = f"images of {images}, no labels" if images else "labels" if labels else "no labels"
-    thief = line_label + (f", {subset:,} images" if subset else "")
-    table = Table(f"attacks {collection.name} {network} {line_label}" + f" {subset} images" * bool(subset),
+    data = f"images of {images}, no labels" if images else "labels" if labels else "no labels"
+    thief = data + (f", {subset:,} images" if subset else "")
+    table = Table(f"attacks {collection.name} {network} {data}" + f" {subset} images" * bool(subset),
                   f"Attacks, {collection.title}, student {network_display_name(network)}, {thief}{_queries(students)}",
                   figure="dots", epochs=("last",))
     teachers = _teachers(students, own)

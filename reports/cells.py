@@ -22,7 +22,7 @@ NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": 
 DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
 PARTS = ("baseline", "abd", "ablations", "attacks", "defenses")  # and kd*: subdirectories of a collection
-CONTINUED = "continued"  # a normal network that starts from the weights of another one of the report
+CONTINUED = "continued"  # a normal network that starts from the weights of another normal one: a control
 KINDS = ("normal", CONTINUED, "", "poisoned", "student", "unknown")  # row order; "": trained-in defenses
 StudentMethod = tuple[str, ...]  # (): plain distillation with data; (method,) or (method, backdoor defense)
 
@@ -52,12 +52,37 @@ def rank(kind: str) -> tuple[int, str]:
     return KINDS.index(kind if kind in KINDS else ""), kind
 
 
+def is_defense(kind: str) -> bool:
+    """True for networks with a trained-in defense."""
+    return kind not in ("normal", "smoothed", CONTINUED, "poisoned", "student", "unknown")
+
+
+def kind_display_name(kind: str) -> str:
+    """Display name of a kind of network: `CMIM`, `continued training`."""
+    return "continued training" if kind == CONTINUED else display_name(kind)
+
+
 def kind_of(run: Run, runs: Sequence[Run]) -> str:
-    """`normal`, `continued`, a trained-in defense, `poisoned` or `student`. runs: all runs of the report."""
+    """`normal`, `continued`, a trained-in defense, `poisoned`, `student` or `unknown`. runs: all runs of the report.
+
+    A network from labels that starts from a checkpoint of another run (`init_from`) is `continued` if that is a normal
+    network of the same architecture on the same data set, `normal` if it is of another data set or architecture, and
+    otherwise, or if that run is not in the report, `unknown`: it may have inherited a defense or a backdoor.
+    """
     description = run.params.description
-    if description.kind == "normal" and _source(run, runs, "init_from"):
-        return CONTINUED
-    return description.kind or description.role
+    if description.kind != "normal" or not starts_from_run(run):
+        return description.kind or description.role
+    source = _source(run, runs, "init_from")
+    if source is None:
+        return "unknown"
+    if any(getattr(source.params, key) != getattr(run.params, key) for key in ("dataset", "model_name")):
+        return "normal"
+    return CONTINUED if kind_of(source, runs) in ("normal", CONTINUED) else "unknown"
+
+
+def starts_from_run(run: Run) -> bool:
+    """True if `init_from` names a checkpoint as runs write them."""
+    return Path(run.params.checkpoints().get("init_from", "")).name in ("best_model.tar", "last_model.tar")
 
 
 @dataclass(frozen=True)
@@ -213,6 +238,9 @@ def _warnings(run: Run, runs: Sequence[Run]) -> list[str]:
     if teacher and teacher.params.seed != run.params.seed and any(
             other.experiment == teacher.experiment and other.params.seed == run.params.seed for other in runs):
         warnings.append(f"its teacher is {teacher.directory}, of another seed than its own")
+    if run.params.description.kind == "normal" and starts_from_run(run) and not _source(run, runs, "init_from"):
+        warnings.append(f"it starts from {run.params.checkpoints()['init_from']}, whose run is not in this report, so "
+                        "it does not count as a normal network")
     if run.stale:
         warnings.append(f"params.json was changed since it was run ({', '.join(run.stale)}); shown as run")
     warnings += [f"{path} has changed since this run read it" for path in _replaced(run)]

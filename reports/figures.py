@@ -24,8 +24,8 @@ from reports.table import Header, Place, Table
 from reports.tradeoffs import Point, Series, Tradeoff
 from utils.errors import first_line
 
-COLORS = {"no teacher": "0.6", "normal": "tab:blue", "poisoned": "tab:purple", "student": "tab:green",
-           "unknown": "0.3"}
+COLORS = {"no teacher": "0.6", "normal": "tab:blue", "continued": "tab:cyan", "poisoned": "tab:purple",
+          "student": "tab:green", "unknown": "0.3"}
 PROTECTED = "tab:red"  # trained-in defenses
 STYLES = ("-", "--", ":", "-.")
 plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,

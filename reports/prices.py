@@ -5,7 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reports.cells import CONTINUED, Cell, Collection, differing_settings, mean_std, network_display_name, rank
+from reports.cells import (
+    Cell,
+    Collection,
+    differing_settings,
+    is_defense,
+    kind_display_name,
+    mean_std,
+    network_display_name,
+    rank,
+)
 from utils.results import is_number
 
 # Metrics of `utils.quality`: column title, and number of decimals.
@@ -13,9 +22,6 @@ COLUMNS = {"accuracy": ("accuracy, %", 2), "cross_entropy": ("cross-entropy", 3)
            "risk_coverage_area": ("AURC, %", 2), "l1_change": ("L1 change", 3), "entropy": ("entropy", 3),
            "non_target_mass": ("non-target mass, %", 2), "peaks": ("peaks", 2), "cmi": ("CMI", 3),
            "separation": ("separation", 3), "rank_correlation": ("rank correlation", 3)}
-
-
-UNPROTECTED = ("normal", "smoothed", CONTINUED)
 
 
 @dataclass
@@ -39,19 +45,19 @@ def prices(collections: Sequence[Collection]) -> list[Prices]:
         students = [cell for cell in collection.cells if cell.kind == "student"]
         victims = {cell.victim for cell in students}
         teachers = [cell for cell in collection.cells if cell.kind != "student" and not cell.ablation
-                    and (cell.experiment in victims or cell.kind not in UNPROTECTED)]
+                    and (cell.experiment in victims or is_defense(cell.kind))]
         protected = {(cell.victim, cell.answers): cell for cell in students
                      if cell.answers and cell.finished and cell.source == cell.victim}
         names: dict[Path | None, str] = {cell.experiment: _name(cell, teachers) for cell in teachers}
         rows = {(str(cell.experiment), ""): (names[cell.experiment], _row(cell, "outputs"))
-                for cell in sorted(teachers, key=lambda cell: rank(cell.kind))}
+                for cell in sorted(teachers, key=_sort_key)}
         rows |= {(str(place), answers): (f"{names[place]}, {answers}" if place in names else
-                                         f"{cell.teacher_kind} {network_display_name(cell.teacher or '')}, {answers}",
+                                         f"{_label(cell.teacher_kind, cell.teacher or '')}, {answers}",
                                          _row(cell, "answers"))
                  for (place, answers), cell in sorted(protected.items(), key=lambda item: (str(item[0][0]),
                                                                                            item[0][1]))}
         rows = {place: row for place, row in rows.items() if row[1]}
-        defended = protected or [cell for cell in teachers if cell.kind not in UNPROTECTED]
+        defended = protected or [cell for cell in teachers if is_defense(cell.kind)]
         if rows and defended:
             words = [name for name, _ in rows.values()]
             made.append(Prices(f"Price and profile of the teachers' answers, {collection.title}", {
@@ -60,10 +66,20 @@ def prices(collections: Sequence[Collection]) -> list[Prices]:
     return made
 
 
+def _sort_key(teacher: Cell) -> tuple[tuple[int, str], float]:
+    """By kind, and by the strength of the defense."""
+    strength = dict(teacher.description.settings).get(teacher.description.strength)
+    return rank(teacher.kind), float(strength) if is_number(strength) else 0.0
+
+
 def _name(teacher: Cell, teachers: Sequence[Cell]) -> str:
     """Kind and network of a teacher, and the settings in which teachers of this kind differ."""
     like = [other for other in teachers if other.kind == teacher.kind]
-    return ", ".join([f"{teacher.kind} {network_display_name(teacher.network)}", *differing_settings(teacher, like)])
+    return ", ".join([_label(teacher.kind, teacher.network), *differing_settings(teacher, like)])
+
+
+def _label(kind: str, network: str) -> str:
+    return f"{kind_display_name(kind)} {network_display_name(network)}"
 
 
 def _row(cell: Cell, entry: str) -> dict[str, str]:

@@ -7,18 +7,19 @@ from typing import Any
 
 from reports.attacks import Teacher, Theft, thefts
 from reports.cells import (
-    CONTINUED,
     RECIPE,
     Cell,
     Collection,
     DeployedTeacher,
     differing_settings,
+    is_defense,
+    kind_display_name,
     mean_std,
     network_display_name,
 )
 from reports.table import Header
 from reports.verdicts import Verdict, format_efficiency
-from runs.stages import answer_defense_name, display_name
+from runs.stages import answer_defense_name
 from utils.results import is_number
 
 NOT_DEFENSES = ("poisoned", "student", "unknown")  # kinds of attacked networks without a known defense
@@ -113,7 +114,8 @@ def _tradeoff(collection: Collection, own: Sequence[Cell], theft: Theft) -> Trad
     normal = theft.verdicts.get(theft.unprotected) if theft.unprotected else None
     references = {"labels, no teacher": list(theft.no_teacher.values("last").values()) if theft.no_teacher else [],
                   "hard labels of the normal teacher": list(normal.floor) if normal and not theft.labels else []}
-    if all(each.unprotected for each in series):
+    shown = [teacher for members in groups.values() for teacher, _ in members]
+    if not any(is_defense(kinds[teacher]) or teacher[1] != "none" for teacher in shown):
         return None
     return Tradeoff(f"tradeoff {theft.table.name.removeprefix('attacks ')}",
                     f"Protection and its price, {collection.title}, student {network_display_name(theft.network)}, "
@@ -166,7 +168,7 @@ def _names(teachers: Sequence[Teacher], kinds: dict[Teacher, str],
     def trained(teacher: Teacher) -> str:
         if kinds[teacher] in ("normal", *NOT_DEFENSES):
             return ""
-        name = "continued training" if kinds[teacher] == CONTINUED else display_name(kinds[teacher])
+        name = kind_display_name(kinds[teacher])
         cell = by_experiment.get(teacher[0])
         like = [by_experiment[other[0]] for other in teachers
                 if kinds[other] == kinds[teacher] and other[0] in by_experiment]

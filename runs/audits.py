@@ -42,8 +42,8 @@ class AuditParams(DataParams):
         None, description="the model before it was protected, for comparison: weights, which the same attacks are run "
                           "on, or the directory of an audit, whose students are reused")
     preset: Literal["core", "full"] = Field(
-        "core", description="defaults of `attacks`, `interfaces` and `thieves`. `core`: eight attacks of different "
-                            "kinds, on logits; `full`: all attacks, thieves without data too, several interfaces")
+        "core", description="defaults of `attacks`, `interfaces` and `thieves`. `core`: attacks of different kinds, "
+                            "on logits; `full`: all attacks, thieves without data too, several interfaces")
     attacks: list[str | dict[str, Any]] | None = Field(
         None, min_length=1, description="attacks of train_kd.py: names, or objects with `attack` and its parameters; "
                                         "null: those of `preset`")

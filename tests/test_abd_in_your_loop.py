@@ -126,6 +126,9 @@ def test_the_files_to_copy_only_import_each_other_and_torch():
     assert len(known) == 6
     for file in known:
         for node in ast.walk(ast.parse((ROOT / f"{file.replace('.', '/')}.py").read_text())):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    assert alias.name in known or alias.name.split(".")[0] in {"torch", *sys.stdlib_module_names}, file
             if isinstance(node, ast.ImportFrom):
                 names = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
                 top = node.module.split(".")[0]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -14,6 +15,7 @@ import pytest
 from conftest import ROOT
 
 from runs.stages import STAGES
+from utils.params.stage import Stage
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = {"train_scratch.py", "train_nasty.py", "train_kd.py", "train_poisoned.py", "train_datafree.py", "audit.py",
@@ -68,9 +70,26 @@ def usage(script: str) -> str:
     return printed.getvalue()
 
 
+def stage(script: str) -> Stage | None:
+    return next((stage for stage in STAGES.values() if stage.script == script), None)
+
+
+@each_document
+def test_files_of_parameters_are_valid_for_the_script_that_reads_them(document):
+    if document.name == "extending.md":
+        return  # its methods exist in tests/test_extending.py only
+    runs = [words for words in commands(document) if "--save_path" in words]
+    scripts = {words[words.index("--save_path") + 1]: words[0] for words in runs}
+    files = re.findall(r"^cat > (\S+)/params\.json << '(\w+)'\n(.*?)^\2$", document.read_text(), re.M | re.S)
+    for path, _, text in files:
+        reader = stage(scripts[path])
+        assert reader, path
+        values = json.loads(text)
+        reader.params_of(values).model_validate(values)
+
+
 @each_document
 def test_commands_name_existing_scripts_options_and_parameters(document):
-    known = {key for stage in STAGES.values() for kind in stage.all_params().values() for key in kind.model_fields}
     for words in commands(document):
         if words[0] in ("-m", "-c"):
             continue
@@ -83,6 +102,9 @@ def test_commands_name_existing_scripts_options_and_parameters(document):
         assert not [option for option in options if not re.search(rf"{option}\b", text)], words
         if "--set" in words:
             pairs = [word for word in words[words.index("--set") + 1:] if re.match(r"\w+=", word)]
+            reader = stage(script)
+            assert reader
+            known = {key for kind in reader.all_params().values() for key in kind.model_fields}
             assert not [pair for pair in pairs if pair.split("=")[0] not in known], words
         if script in SCRIPTS and "--save_path" in words:
             place = Path(words[words.index("--save_path") + 1])

@@ -1,4 +1,4 @@
-"""The notebook of docs: its stored outputs, and its code, run in a copy with small teachers.
+"""The notebook of docs: its stored outputs, and its code, run with small teachers that it trains elsewhere.
 
 To run it again and store its outputs, after `bash scripts/demo.sh` has trained the teachers:
 

@@ -82,6 +82,21 @@ def test_a_normal_teacher_that_trained_on_is_a_control_beside_the_unprotected_on
         ["continued training", "", "96.00", "83.00", "", "0.25"]]
 
 
+@pytest.mark.parametrize(("changes", "kind"), [
+    ({}, "continued"), ({"dataset": "cifar100"}, "normal"), ({"model_name": "net"}, "normal"),
+    ({"init_from": "weights.pth"}, "normal"), ({"init_from": "elsewhere/last_model.tar"}, "unknown"),
+    ({"init_from": "NASTY"}, "unknown")])
+def test_only_a_network_that_starts_from_a_normal_one_of_its_kind_is_continued_training(tmp_path, changes, kind):
+    normal, nasty = (str(directory / "last_model.tar") for directory in teachers(tmp_path))
+    params = SCRATCH | {"model_name": "resnet18", "init_from": normal} | changes
+    write(tmp_path / "more/net", params | ({"init_from": nasty} if params["init_from"] == "NASTY" else {}), 96.0)
+    told = report(tmp_path)
+    cell, = (cell for collection in told.collections for cell in collection.cells
+             if cell.experiment == tmp_path / "more/net")
+    assert cell.kind == kind
+    assert any("does not count as a normal network" in text for text in told.warnings) == ("elsewhere" in str(changes))
+
+
 def test_the_references_are_labels_of_as_many_images_and_hard_labels_of_the_normal_teacher(root):
     assert tradeoff(root).references == {"labels, no teacher": [75.0], "hard labels of the normal teacher": [80.0]}
 

@@ -27,9 +27,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
 def kl_divergence(p_logits: Tensor, q_logits: Tensor, *, temperature: float) -> Tensor:
     """KL(p || q) in nats, mean over the batch, of p = softmax(p_logits / T) and q = softmax(q_logits / T).
 
-    The gradient reaches both arguments and stays finite, because everything is computed from log-probabilities,
-    sum p (log p - log q). `F.kl_div(log q, p)` differentiates p log p through log(p) instead, which gives NaN once a p
-    underflows to zero; the nasty loss, which rewards such p, then ends with NaN weights.
+    The gradient reaches both arguments and is finite within the range of float32, because everything is computed from
+    log-probabilities, sum p (log p - log q). `F.kl_div(log q, p)` differentiates p log p through log(p) instead, which
+    gives NaN once a p underflows to zero; the nasty loss, which rewards such p, then ends with NaN weights.
     """
     log_p = F.log_softmax(at_least_float32(p_logits) / temperature, dim=1)
     log_q = F.log_softmax(at_least_float32(q_logits) / temperature, dim=1)

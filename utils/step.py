@@ -191,7 +191,7 @@ class GraphedStep:
             with torch.cuda.graph(graph, stream=self.stream):
                 record = self.step(static, size)
         except RuntimeError as error:  # nothing has run yet
-            if interrupts.find_interrupt(error):  # an interrupt, not a failure of the compiler
+            if interrupts.find_interrupt(error):  # an interrupt, not a failure of the recording
                 raise
             torch.cuda.set_stream(current)  # older torch leaves the stream of the recording
             self.step.zero_grad()  # gradients of the recording, not computed
