@@ -27,7 +27,7 @@ class HTC(Attack):
     1 - `alpha`."""
 
     class Params(WeightedParams):
-        published: ClassVar = {"cifar100": {"temperature": 70.0}}
+        published: ClassVar[dict[str, dict[str, float]]] = {"cifar100": {"temperature": 70.0}}
         temperature: float = Field(
             50.0, gt=0, description="temperature T of the teacher's softened outputs; the student's temperature is 1; "
                                     "70 for CIFAR-100")

@@ -24,7 +24,7 @@ class MatchedHTC(KD):
     weight 1 - `alpha`."""
 
     class Params(KD.Params):
-        published: ClassVar = {"cifar100": {"temperature": 70.0}}
+        published: ClassVar[dict[str, dict[str, float]]] = {"cifar100": {"temperature": 70.0}}
         temperature: float = Field(
             50.0, gt=0, description="temperature T of the softened outputs of teacher and student; 70 for CIFAR-100")
         alpha: float = Field(

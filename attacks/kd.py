@@ -20,7 +20,8 @@ class KD(Attack):
     """Trains the student on the softened answers, and on the labels with weight 1 - `alpha`."""
 
     class Params(WeightedParams):
-        published: ClassVar = {"cifar100": {"temperature": 20.0}, "tiny_imagenet": {"temperature": 20.0}}
+        published: ClassVar[dict[str, dict[str, float]]] = {
+            "cifar100": {"temperature": 20.0}, "tiny_imagenet": {"temperature": 20.0}}
         temperature: float = Field(
             4.0, gt=0, description="temperature T of the softened outputs in the KL term; 20 for CIFAR-100 and "
                                    "Tiny-ImageNet")

@@ -37,7 +37,7 @@ class MKD(Attack):
 
     class Params(WeightedParams):
         reads_class = True
-        published: ClassVar = {"tiny_imagenet": {"rank": 5}}
+        published: ClassVar[dict[str, dict[str, float]]] = {"tiny_imagenet": {"rank": 5}}
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in the KL term")
         rank: int = Field(3, ge=1, description="rank of U V^T in the Markov matrix of a class; 5 for Tiny-ImageNet")
         diagonal: float = Field(

@@ -25,7 +25,7 @@ class Recovering(KD):
     """Base class of attacks that train the student on recovered answers."""
 
     class Params(KD.Params):
-        published: ClassVar = {}
+        published: ClassVar[dict[str, dict[str, float]]] = {}
         alpha: float = Field(
             1.0, ge=0, le=1, description="weight of the KL term; the cross-entropy with the labels has 1 - `alpha`")
         temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in the KL term")

@@ -32,7 +32,7 @@ class SCMChain(KD):
     """Trains the last student of a chain, whose teacher is the previous student, with the loss of `kd`."""
 
     class Params(KD.Params):
-        published: ClassVar = {}
+        published: ClassVar[dict[str, dict[str, float]]] = {}
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in the KL term")
 
     params: Params

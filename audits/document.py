@@ -259,7 +259,8 @@ def _limits(audit: Audit, params: AuditParams) -> list[list[str]]:
 
 def _provenance(audit: Audit, directory: Path) -> str:
     versions = audit.versions
-    lines = [f"- `python audit.py --save_path {shlex.quote(str(directory))}`; the command of each run is in audit.csv.",
+    lines = [f"- `python audit.py --save_path {shlex.quote(str(directory))}` with the parameters in audit.json; "
+             "the command of each run is in audit.csv.",
              f"- model: `{audit.model['path']}`, SHA-256 `{audit.model['sha256']}`"]
     if audit.unprotected:
         lines.append(f"- unprotected: `{audit.unprotected['path']}`, SHA-256 `{audit.unprotected['sha256']}`")

@@ -119,8 +119,8 @@ class _Test:
         accuracy = 100 * (logits.argmax(1) == self.part.labels.cpu()).double().mean().item()
         if accuracy < chance + MIN_ABOVE_CHANCE * (100 - chance):
             raise UserError(f"{checkpoint}: accuracy on the test images of {self.params.dataset} is {accuracy:.1f} %, "
-                            f"hardly above chance ({chance:.1f} %): check the data set, the order of its classes, "
-                            '"mean" and "std"')
+                            f"hardly above chance ({chance:.1f} %): train it longer, or check the data set, the order "
+                            'of its classes, "mean" and "std"')
         return source, logits
 
     def price(self, checkpoint: str, logits: Tensor, defend: Answers, original: Tensor | None) -> Row:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from audits.model import Evaluated
+from audits.model import MIN_ABOVE_CHANCE, Evaluated
 from audits.plan import Plan
 from reports import verdicts
 from reports.verdicts import Verdict
@@ -219,17 +219,31 @@ def _sentence(found: ThiefVerdict) -> str:
                 f"above {label}, with a margin of {found.margin:.2f}")
     if gained > found.margin:
         return f"distillable by {found.attack}: the best copy has {found.accuracy} %, {gained:.1f} points above {label}"
+    if gained > 0:
+        return (f"no attack tried beats {label} by more than the margin of {found.margin:.2f}; {copy}, {gained:.2f} "
+                "points above: more seeds or test images may decide")
     return f"no attack tried beats {label}; {copy}"
+
+
+def _unless_untrained(found: ThiefVerdict, classes: int) -> ThiefVerdict:
+    """The verdict, with a sentence that says so if the best student is hardly better than chance."""
+    chance = 100 / classes
+    if found.accuracy.mean >= chance + MIN_ABOVE_CHANCE * (100 - chance):
+        return found
+    return found.model_copy(update={"sentence": (
+        f"no verdict: the students have not learned, the best copy has {found.accuracy} % and chance is {chance:.1f} %"
+        "; train them longer, or with another learning rate or batch size")})
 
 
 def summarize(plan: Plan, params: AuditParams, model: Evaluated, failed: Iterable[Path],
               versions: Mapping[str, Any]) -> Audit:
     """Result of the audit from the finished runs."""
     students, records = read_students(plan)
+    verdicts = [_unless_untrained(found, model.classes) for found in judge_all(students, model.test_images)]
     return Audit(
         finished=len(records) == len(plan.directories()), params=params.model_dump(mode="json"),
         model=model.source, unprotected=model.unprotected, test_images=model.test_images, classes=model.classes,
-        verdicts=judge_all(students, model.test_images), students=students, prices=model.prices,
+        verdicts=verdicts, students=students, prices=model.prices,
         queries=sorted({count for record in records for count in record.queries.values()}),
         not_tried=plan.not_tried, failed=[str(directory) for directory in failed],
         seconds=sum(record.wall_time_seconds for record in records), runs=len(records), versions=dict(versions),

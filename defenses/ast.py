@@ -37,8 +37,9 @@ class AST(Defense):
     """Trains the network on the labels, and on its own `top_k` largest outputs for adversarial examples."""
 
     class Params(MethodParams):
-        strength: ClassVar = "alpha"
-        published: ClassVar = {"cifar100": {"alpha": 0.035, "temperature": 30.0, "top_k": 7}}
+        strength: ClassVar[str] = "alpha"
+        published: ClassVar[dict[str, dict[str, float]]] = {
+            "cifar100": {"alpha": 0.035, "temperature": 30.0, "top_k": 7}}
         alpha: float = Field(
             0.05, ge=0, le=1, description="weight of the divergence from the sparse outputs; the cross-entropy has "
                                           "1 - `alpha`; 0.035 for CIFAR-100")

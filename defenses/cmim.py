@@ -35,7 +35,7 @@ class CMIM(Defense):
     temperatures."""
 
     class Params(MethodParams):
-        strength: ClassVar = "weight"
+        strength: ClassVar[str] = "weight"
         weight: float = Field(1.0, ge=0, description="weight of the conditional mutual information term")
         temperatures: list[Annotated[float, Field(gt=0)]] = Field(
             [1.0, 2.0, 4.0, 8.0, 16.0], min_length=1,

@@ -24,7 +24,7 @@ class LabelSmoothing(Defense):
     """Trains the network on smoothed labels: a control."""
 
     class Params(MethodParams):
-        strength: ClassVar = "epsilon"
+        strength: ClassVar[str] = "epsilon"
         epsilon: float = Field(
             0.1, ge=0, lt=1, description="probability of the target that is spread evenly over all classes")
 

@@ -41,7 +41,7 @@ class Moving(Defense):
     """Trains the network on the labels, and away from the outputs of a student that learns from it at the same time."""
 
     class Params(MethodParams):
-        strength: ClassVar = "weight"
+        strength: ClassVar[str] = "weight"
         temperature: float = Field(1.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         weight: float = Field(
             0.001, ge=0, description="weight of the KL term that moves the network away from the student")

@@ -40,7 +40,7 @@ class Nasty(Defense):
     """Trains the network on the labels, and away from the softened outputs of a frozen adversary."""
 
     class Params(MethodParams):
-        strength: ClassVar = "weight"
+        strength: ClassVar[str] = "weight"
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in the KL term")
         weight: float = Field(
             0.04, ge=0, description="weight of the KL term that moves the nasty teacher away from the adversary")

@@ -15,3 +15,4 @@ python scripts/run_all.py experiments/demo/baseline/net16 experiments/demo/kd_na
 for model in normal nasty; do
     python audit.py --save_path experiments/demo/audits/$model --set "seeds=[${seeds// /,}]"
 done
+python audit.py --compare experiments/demo/audits/normal experiments/demo/audits/nasty

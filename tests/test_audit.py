@@ -19,7 +19,7 @@ from attacks import REGISTRY
 from audits import document
 from audits.plan import CORE, MAX_EPOCH_FACTOR, MIN_STEPS, plan
 from audits.progress import duration, seconds_left
-from audits.result import Audit, MeanStd, Student, judge_all
+from audits.result import Audit, MeanStd, Student, _unless_untrained, judge_all
 from model import build_model
 from runs.audits import LABELED, NO_DATA, UNLABELED
 from runs.directories import Run, find, is_audit
@@ -245,6 +245,17 @@ def test_differences_within_the_margin_are_no_theft():
     assert verdict_on(*one, test_images=10_000).sentence.startswith("distillable")
     assert verdict_on(*one, test_images=20).sentence.startswith("no attack tried beats hard labels")
     assert verdict_on(*one, test_images=100).margin == pytest.approx(100 * (2 * 0.84 * 0.16 / 100) ** 0.5)
+
+
+def test_a_difference_within_the_margin_is_named_as_undecided():
+    sentence = verdict_on(student(84.0), hard(80.0), test_images=20).sentence
+    assert "by more than the margin of" in sentence and "4.00 points above: more seeds or test images" in sentence
+
+
+def test_students_that_have_not_learned_give_no_verdict():
+    chance = verdict_on(student(34.0), hard(33.3))
+    assert "no verdict: the students have not learned" in _unless_untrained(chance, 3).sentence
+    assert _unless_untrained(chance, 10) == chance
 
 
 def test_a_thief_without_images_has_no_floor():
