@@ -22,10 +22,8 @@ from utils.datasets import Dataset, load_dataset, with_transfer_set
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError
 from utils.networks import check_image_size
-from utils.quality import compute_answers, foreign_auroc, profile, quality, similarity
+from utils.quality import chance_threshold, compute_answers, foreign_auroc, profile, quality, similarity
 from utils.results import Row
-
-MIN_ABOVE_CHANCE = 0.1  # required fraction of the way from chance to 100 %
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class _Test:
             raise UserError(f"{checkpoint}: the outputs of the network are not finite")
         chance = 100 / self.dataset.num_classes
         accuracy = 100 * (logits.argmax(1) == self.part.labels.cpu()).double().mean().item()
-        if accuracy < chance + MIN_ABOVE_CHANCE * (100 - chance):
+        if accuracy < chance_threshold(self.dataset.num_classes):
             raise UserError(f"{checkpoint}: accuracy on the test images of {self.params.dataset} is {accuracy:.1f} %, "
                             f"hardly above chance ({chance:.1f} %): train it longer, or check the data set, the order "
                             'of its classes, "mean" and "std"')

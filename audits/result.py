@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from audits.model import MIN_ABOVE_CHANCE, Evaluated
+from audits.model import Evaluated
 from audits.plan import Plan
 from reports import verdicts
 from reports.verdicts import Verdict
 from runs.audits import LABELED, UNLABELED, AuditParams
+from utils.quality import chance_threshold
 from utils.results import Results
 
 FORMAT = 1
@@ -227,12 +228,11 @@ def _sentence(found: ThiefVerdict) -> str:
 
 def _unless_untrained(found: ThiefVerdict, classes: int) -> ThiefVerdict:
     """The verdict, with a sentence that says so if the best student is hardly better than chance."""
-    chance = 100 / classes
-    if found.accuracy.mean >= chance + MIN_ABOVE_CHANCE * (100 - chance):
+    if found.accuracy.mean >= chance_threshold(classes):
         return found
     return found.model_copy(update={"sentence": (
-        f"no verdict: the students have not learned, the best copy has {found.accuracy} % and chance is {chance:.1f} %"
-        "; train them longer, or with another learning rate or batch size")})
+        f"no verdict: the students have not learned, the best copy has {found.accuracy} % and chance is "
+        f"{100 / classes:.1f} %; train them longer, or with another learning rate or batch size")})
 
 
 def summarize(plan: Plan, params: AuditParams, model: Evaluated, failed: Iterable[Path],

@@ -54,7 +54,7 @@ def rank(kind: str) -> tuple[int, str]:
 
 def is_defense(kind: str) -> bool:
     """True for networks with a trained-in defense."""
-    return kind not in ("normal", "smoothed", CONTINUED, "poisoned", "student", "unknown")
+    return kind not in (*KINDS, "smoothed")
 
 
 def kind_display_name(kind: str) -> str:
@@ -77,7 +77,8 @@ def kind_of(run: Run, runs: Sequence[Run]) -> str:
         return "unknown"
     if any(getattr(source.params, key) != getattr(run.params, key) for key in ("dataset", "model_name")):
         return "normal"
-    return CONTINUED if kind_of(source, runs) in ("normal", CONTINUED) else "unknown"
+    others = [other for other in runs if other is not run]  # so that a cycle of checkpoints ends
+    return CONTINUED if kind_of(source, others) in ("normal", CONTINUED) else "unknown"
 
 
 def starts_from_run(run: Run) -> bool:
@@ -114,6 +115,12 @@ class Cell:
     @property
     def description(self) -> Description:
         return self.runs[0].params.description
+
+    @property
+    def strength(self) -> float | None:
+        """Strength of a trained-in defense; None without one."""
+        value = dict(self.description.settings).get(self.description.strength)
+        return float(value) if is_number(value) else None
 
     @property
     def student_method(self) -> StudentMethod:

@@ -68,8 +68,7 @@ def prices(collections: Sequence[Collection]) -> list[Prices]:
 
 def _sort_key(teacher: Cell) -> tuple[tuple[int, str], float]:
     """By kind, and by the strength of the defense."""
-    strength = dict(teacher.description.settings).get(teacher.description.strength)
-    return rank(teacher.kind), float(strength) if is_number(strength) else 0.0
+    return rank(teacher.kind), teacher.strength or 0.0
 
 
 def _name(teacher: Cell, teachers: Sequence[Cell]) -> str:

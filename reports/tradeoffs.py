@@ -20,7 +20,6 @@ from reports.cells import (
 from reports.table import Header
 from reports.verdicts import Verdict, format_efficiency
 from runs.stages import answer_defense_name
-from utils.results import is_number
 
 NOT_DEFENSES = ("poisoned", "student", "unknown")  # kinds of attacked networks without a known defense
 
@@ -145,12 +144,11 @@ def _split_strength(teacher: Teacher, network: Cell | None) -> tuple[Hashable, f
     if network is None:
         return str(place), None
     what = network.description
-    value = dict(what.settings).get(what.strength)
     other_settings = tuple((key, str(setting)) for key, setting in what.settings if key != what.strength)
     recipe = tuple(str(network.params.get(key)) for key in RECIPE)
-    if not is_number(value):
+    if network.strength is None:
         return str(place), None
-    return (what.kind, network.network, other_settings, recipe), float(value)
+    return (what.kind, network.network, other_settings, recipe), network.strength
 
 
 def _is_number(text: str) -> bool:

@@ -344,7 +344,7 @@ def test_a_network_with_another_class_count_is_refused(experiment, constant, cal
 ])
 def test_bad_input_is_one_line_and_nothing_is_written(experiment, constant, call, monkeypatch, values, arguments,
                                                       words):
-    monkeypatch.setattr("audits.model.MIN_ABOVE_CHANCE", -1)
+    monkeypatch.setattr("audits.model.chance_threshold", lambda _: 0.0)
     line = refused(call, "audit", audit_directory(experiment, constant, **values), *arguments)
     assert words in line
 

@@ -85,7 +85,7 @@ def test_a_normal_teacher_that_trained_on_is_a_control_beside_the_unprotected_on
 @pytest.mark.parametrize(("changes", "kind"), [
     ({}, "continued"), ({"dataset": "cifar100"}, "normal"), ({"model_name": "net"}, "normal"),
     ({"init_from": "weights.pth"}, "normal"), ({"init_from": "elsewhere/last_model.tar"}, "unknown"),
-    ({"init_from": "NASTY"}, "unknown")])
+    ({"init_from": "NASTY"}, "unknown"), ({"init_from": "more/net/last_model.tar"}, "unknown")])
 def test_only_a_network_that_starts_from_a_normal_one_of_its_kind_is_continued_training(tmp_path, changes, kind):
     normal, nasty = (str(directory / "last_model.tar") for directory in teachers(tmp_path))
     params = SCRATCH | {"model_name": "resnet18", "init_from": normal} | changes

@@ -18,6 +18,12 @@ from utils.step import autocast, eval_mode
 BINS = 15  # of confidence, for the calibration error
 
 
+def chance_threshold(num_classes: int) -> float:
+    """Accuracy in percent below which a network is hardly better than chance: a tenth of the way from chance to 100."""
+    chance = 100 / num_classes
+    return chance + (100 - chance) / 10
+
+
 def compute_answers(network: nn.Module, part: Images, dtype: torch.dtype) -> Tensor:
     """Answers of a network to a part of the data, in order and complete in each process: float32 (N, C) on the CPU."""
     with eval_mode(network), torch.inference_mode(), autocast(part.labels.device, dtype):

@@ -29,6 +29,7 @@ from utils.evaluation import Evaluation, Frozen, Metric, Queries
 from utils.method import Method
 from utils.networks import Networks
 from utils.params import DataParams, Params, Stage, load_params, parse_overrides
+from utils.quality import chance_threshold
 from utils.record import Record, loaded_lines
 from utils.results import Row, interface_role
 from utils.run_directory import RunDirectory
@@ -287,12 +288,9 @@ class Run:
 
 def warn_about_chance(num_classes: int) -> Warn:
     """Warn about loaded networks that are hardly better than chance, as networks on unknown data are."""
-    chance = 100 / num_classes
-    threshold = chance + (100 - chance) / 10
-
     def warn(_: str, row: Row) -> str:
         return "hardly better than chance: is this the right checkpoint and data set?" * (
-            row["test_accuracy"] < threshold)
+            row["test_accuracy"] < chance_threshold(num_classes))
     return warn
 
 
