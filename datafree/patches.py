@@ -139,12 +139,13 @@ def draw_cutmix(count: int, size: int, random: torch.Generator, *, concentration
     """Draw the CutMix parameters of a batch of images of size x size pixels: one box of relative area 1 - lambda.
 
     lambda has the distribution Beta(concentration, concentration), concentration at most 1. The center is uniform; the
-    box is clipped to the image. Yun et al., "CutMix", ICCV 2019, arXiv:1905.04899.
+    side is rounded down to an even number of pixels, and the box is clipped to the image. Yun et al., "CutMix", ICCV
+    2019, arXiv:1905.04899, as in the published code.
     """
-    side = int(size * math.sqrt(1 - _beta(concentration, random)))
+    half = int(size * math.sqrt(1 - _beta(concentration, random))) // 2
     partner = torch.randperm(count, generator=random)
-    top, left = ((torch.randint(size, (2,), generator=random)) - side // 2).tolist()
-    return CutMix(partner, max(top, 0), min(top + side, size), max(left, 0), min(left + side, size))
+    top, left = (torch.randint(size, (2,), generator=random) - half).tolist()
+    return CutMix(partner, max(top, 0), min(top + 2 * half, size), max(left, 0), min(left + 2 * half, size))
 
 
 def cutmix(images: Tensor, draw: CutMix) -> Tensor:

@@ -275,6 +275,16 @@ def test_the_box_covers_at_most_1_minus_lambda_and_lambda_is_a_beta_of_a_quarter
     assert ((mixed < 0.01) | (mixed > 0.99)).mean() > 1 / 3
 
 
+@pytest.mark.parametrize(("side", "expected"), [(0, 0), (1, 0), (2, 2), (3, 2), (8, 8), (9, 8), (15, 14)])
+def test_the_side_of_a_box_is_rounded_down_to_an_even_number_of_pixels(monkeypatch, side, expected):
+    """The box of a center c has the rows c - side // 2 to c + side // 2 - 1, those inside the image."""
+    monkeypatch.setattr("datafree.patches._beta", lambda *_: 1 - ((side + 0.5) / 32)**2)
+    random = seeds.generator(0, "cutmix")
+    rows = {(draw.top, draw.bottom) for draw in (draw_cutmix(2, 32, random) for _ in range(500))}
+    half = expected // 2
+    assert rows == {(max(center - half, 0), min(center + half, 32)) for center in range(32)}
+
+
 def test_cutmix_derives_from_its_generator_and_keeps_channels_last():
     images = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
     one, again = (draw_cutmix(4, 8, seeds.generator(9)) for _ in range(2))
