@@ -34,7 +34,8 @@ def hypergradient(inner: Objective, outer: Objective, delta: Tensor, parameters:
     It converges if inner is convex around delta and eta is small; otherwise, a few steps give an approximation.
 
     Args:
-        inner, outer: scalar functions of a tensor like `delta`; inner must be twice differentiable.
+        inner, outer: scalar functions of a tensor like `delta`; inner must be twice differentiable. Each is called
+            once, inner first.
         delta: point at which to differentiate; not changed.
         parameters: theta, leaf tensors that require gradients.
         steps: number of iterations, at least 1.
@@ -45,9 +46,9 @@ def hypergradient(inner: Objective, outer: Objective, delta: Tensor, parameters:
     """
     parameters = tuple(parameters)
     delta = delta.detach().clone().requires_grad_()
+    inner_by_delta, = torch.autograd.grad(inner(delta), delta, create_graph=True)
     outer_by_delta, *outer_by_theta = torch.autograd.grad(outer(delta), (delta, *parameters), allow_unused=True,
                                                           materialize_grads=True)
-    inner_by_delta, = torch.autograd.grad(inner(delta), delta, create_graph=True)
 
     v = outer_by_delta  # v_1, since v_0 is zero
     for _ in range(steps - 1):
@@ -76,7 +77,8 @@ class Retrospection:
     portion: float = 0.02  # fraction of the batch that the outer objective perturbs, at least one image
     detach_clean: bool = True  # the outer objective moves S(x + delta) towards S(x), not both towards each other
     # `frozen`: all passes of retrospection use the running statistics and do not update them. `train`: the passes use
-    # the network's current mode, so perturbed images enter the running statistics of a student.
+    # the network's current mode, so perturbed images enter the running statistics of a student; clean passes are
+    # repeated to give them the share that they have in the published program, see `gradient`.
     batch_norm: Literal["frozen", "train"] = "frozen"
 
     def __post_init__(self) -> None:
@@ -118,6 +120,11 @@ class Retrospection:
 
         Inner: -KL(S(x) || S(x + delta)) + penalty * ||delta||_2^2, with S(x) detached. Outer: KL(S(x) || S(x')), where
         x' has delta added to a random portion of the images.
+
+        With frozen batch norms, the student evaluates x, x + delta and x'. With `batch_norm` "train", the order of
+        passes decides on the running statistics, and is that of the published ZSKT: x, then x and x + delta, then x
+        and x'. With the pass of distillation before them and a momentum of 0.1, x + delta has a share of
+        0.9^2 / (1 + 0.9 + ... + 0.9^5) = 17 % in the statistics after many steps.
         """
         chosen = torch.randperm(len(images), generator=random)[:max(1, int(self.portion * len(images)))]
         perturbed = torch.zeros(len(images), 1, 1, 1, dtype=images.dtype)
@@ -125,14 +132,20 @@ class Retrospection:
         perturbed = perturbed.to(images.device)
         parameters = _trained(student)
         with self._mode(student):
-            with torch.set_grad_enabled(not self.detach_clean):
-                clean = student(images)
+            def predict_clean() -> Tensor:
+                with torch.set_grad_enabled(not self.detach_clean):
+                    return student(images)
+
+            first = predict_clean()
+            clean = predict_clean if self.batch_norm == "train" else lambda: first
 
             def inner(delta: Tensor) -> Tensor:
-                return self.penalty * delta.square().sum() - self._kl(clean.detach(), student(images + delta))
+                target = clean().detach()
+                return self.penalty * delta.square().sum() - self._kl(target, student(images + delta))
 
             def outer(delta: Tensor) -> Tensor:
-                return self._kl(clean, student(images + perturbed * delta))
+                target = clean()
+                return self._kl(target, student(images + perturbed * delta))
 
             return list(hypergradient(inner, outer, delta, parameters, steps=self.steps, eta=self.eta))
 

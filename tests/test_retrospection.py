@@ -200,7 +200,7 @@ def test_the_outer_objective_perturbs_a_portion_of_the_batch_and_at_least_one_im
     seen = []
     student.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     step.gradient(student, IMAGES, torch.ones(1, 3, 16, 16), random())
-    clean, outer, inner = seen
+    clean, inner, outer = seen
     assert torch.equal(clean, IMAGES) and torch.equal(inner, IMAGES + 1)
     assert (outer != IMAGES).flatten(1).any(1).sum() == count
     assert ((outer == IMAGES) | (outer == IMAGES + 1)).all()
@@ -241,6 +241,43 @@ def test_in_train_mode_perturbed_images_only_enter_the_students_statistics(stude
     of_student, of_teacher = statistics(student), statistics(teacher)
     Retrospection(temperature=1.0, batch_norm="train").accumulate(student, teacher, IMAGES, random())
     assert changed(student, of_student) and not changed(teacher, of_teacher)
+
+
+class Recorder(nn.Module):
+    """A batch norm and a linear layer, and a list of the inputs in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear, self.seen = nn.BatchNorm2d(3), nn.Linear(3 * 16 * 16, 4), []
+
+    def forward(self, images):
+        if self.training:
+            self.seen.append(images.detach().clone())
+        return self.linear(self.norm(images).flatten(1))
+
+
+def step(student, source, **settings):
+    """One step of distillation with retrospection: a clean pass, then the hypergradient. Returns delta."""
+    student(IMAGES).square().mean().backward()
+    return Retrospection(temperature=1.0, rounds=2, **settings).accumulate(student, source, IMAGES, random())[0]
+
+
+@pytest.mark.parametrize("detach_clean", [True, False])
+def test_in_train_mode_the_student_sees_the_published_sequence_of_inputs(teacher, detach_clean):
+    student = Recorder()
+    delta = step(student, teacher, batch_norm="train", detach_clean=detach_clean)
+    *clean, inner_clean, inner, outer_clean, outer = student.seen
+    assert len(clean) == 2  # of distillation and of retrospection
+    assert all(torch.equal(images, IMAGES) for images in (*clean, inner_clean, outer_clean))
+    assert torch.equal(inner, IMAGES + delta)
+    assert (outer != IMAGES).flatten(1).any(1).sum() == 1
+
+
+def test_with_frozen_batch_norm_retrospection_makes_no_pass_in_train_mode_and_no_repeated_one(teacher):
+    student, passes = Recorder(), []
+    student.register_forward_pre_hook(lambda *_: passes.append(student.training))
+    step(student, teacher, batch_norm="frozen")
+    assert passes == [True, False, False, False]  # distillation, then x, x + delta and x'
 
 
 def test_modes_are_restored_after_an_error(student):
