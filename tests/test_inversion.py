@@ -120,10 +120,19 @@ def test_information_entropy_loss_is_the_negative_entropy_of_the_mean_prediction
     assert information_entropy_loss(sure[:1]).item() == pytest.approx(0)
 
 
-def test_activation_loss_and_total_variation_are_known():
+def test_the_activation_loss_is_known():
     assert activation_loss(torch.tensor([[1.0, -3.0]])).item() == -2
-    image = torch.tensor([[0.0, 1.0], [2.0, 4.0]]).expand(1, 1, 2, 2)
-    assert total_variation(image).item() == pytest.approx(math.hypot(1, 2) + math.hypot(2, 3) + 4 + 1)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_total_variation_and_its_gradient_are_known(count):
+    """Mean absolute differences: across (1 + 2) / 2, down (2 + 3) / 2, diagonals 4 and 1."""
+    images = torch.tensor([[0.0, 1.0], [2.0, 4.0]]).repeat(count, 1, 1, 1).requires_grad_()
+    loss = total_variation(images)
+    assert loss.item() == pytest.approx(1.5 + 2.5 + 4 + 1)
+    gradient, = torch.autograd.grad(loss, images)
+    expected = torch.tensor([[-0.5 - 0.5 - 1, 0.5 - 0.5 - 1], [-0.5 + 0.5 + 1, 0.5 + 0.5 + 1]]) / count
+    torch.testing.assert_close(gradient, expected.expand_as(gradient))
 
 
 def test_the_contrastive_loss_of_orthogonal_images_is_known():
