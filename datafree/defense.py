@@ -22,6 +22,9 @@ class BackdoorDefense:
         sr      self-retrospection in the last `sr_epochs`
         sv+sr   both
         auto    sv with a search for a vaccine; sr if none is found before the last `sr_epochs`
+
+    With `sv+sr`, the vaccine stays on during self-retrospection: in the loss of the generator or, for `ood`, in the
+    distillation loss, to whose gradient the hypergradient is added.
     """
 
     def __init__(self, teacher: nn.Module, params: DataFreeParams, *, temperature: float, image_size: int) -> None:

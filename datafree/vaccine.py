@@ -185,6 +185,9 @@ class Selection:
         if selection.observe(divergence(teacher_logits, shuffled_logits)):
             shuffled_teacher.shuffle()
         coefficient = selection.found * preset
+
+    The published program keeps the images of the first test and evaluates every shuffle on them. Here, no images are
+    kept, and each shuffle is evaluated on the batches that follow.
     """
 
     def __init__(self, *, batches: int = 50, skip: int = 11, tries: int = 8, min_tail: float = 0.02) -> None:
