@@ -25,17 +25,23 @@ command resumes an interrupted run.
 """
 from __future__ import annotations
 
+from torch import nn
+
 import datafree
 from backdoor.metrics import measure_backdoor
-from datafree.diagnosis import diagnose
+from datafree.diagnosis import diagnose, reestimate_batch_norms
 from datafree.distiller import DataSpec, teacher_with_interface
 from defenses.answers import build_answers
 from model import build_model
+from model.features import batch_norms
 from runs.stages import DATAFREE
 from utils import launcher
 from utils.cli import main
 from utils.data import chosen_augmentation
 from utils.errors import UserError
+from utils.evaluation import Evaluation
+from utils.logger import percentages
+from utils.results import Row
 from utils.run import Run
 
 
@@ -56,6 +62,16 @@ def train_datafree() -> None:
     if vaccine and triggered is not None:
         final["vaccine"] = lambda _: vaccine.report() | diagnose(
             teacher.network, vaccine.shuffled, test, triggered, run.dtype)
+    images = learner.training_images()
+    if backdoor.test and images is not None and batch_norms(student):
+        evaluate = Evaluation({"test": test}, run.dtype, backdoor.metrics)
+
+        def evaluate_reestimated(network: nn.Module) -> Row:
+            row = evaluate(reestimate_batch_norms(network, images, run.dtype))
+            run.log(f"student with batch norms re-estimated on {params.method}'s images: {percentages(row)}")
+            return row
+
+        final["reestimated_batch_norm"] = evaluate_reestimated
     run.train(student, learner, metrics=backdoor.metrics, warnings=backdoor.warnings, final=final)
 
 

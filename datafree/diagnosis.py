@@ -1,13 +1,18 @@
-"""Diagnosis of a shuffling vaccine on clean and triggered test images, which no defender has.
+"""Diagnosis of a shuffling vaccine and of a student's batch norms on clean and triggered test images, which no
+defender has.
 
 For reports only: no method uses these results.
 """
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from datafree.vaccine import ShuffledTeacher, divergence, suspicious
 from utils.data import Images, in_order
@@ -42,6 +47,19 @@ def diagnose(teacher: nn.Module, shuffled: ShuffledTeacher, clean: Images, trigg
         "shuffled_classes": (100 * shuffled_logits.argmax(1).bincount(minlength=shuffled_logits.shape[1])
                              / len(shuffled_logits)).tolist(),
     }
+
+
+def reestimate_batch_norms(network: nn.Module, images: Iterable[Tensor], dtype: torch.dtype,
+                           batches: int = 50) -> nn.Module:
+    """Copy of a network whose batch norms have new running statistics: the means over the first `batches` batches, in
+    train mode. Separates what a network's weights have learned from what the last steps left in these statistics.
+
+    images: batches (B, C, H, W), normalized, on the network's device. dtype: dtype of the network's arithmetic.
+    """
+    network = copy.deepcopy(network)
+    with autocast(next(network.parameters()).device, dtype):
+        update_bn(islice(images, batches), network)
+    return network
 
 
 def auc(positive: Tensor, negative: Tensor) -> float:

@@ -4,7 +4,7 @@ A method gets a `DataSpec` and networks, but no images of the data set.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -97,6 +97,11 @@ class Distiller(Learner):
             params: an instance of `Params`.
             dtype: dtype of the networks' arithmetic.
         """
+
+    def training_images(self) -> Iterator[Tensor] | None:
+        """Endless batches (B, 3, H, W) of new normalized images as the student trains on at the current point of the
+        run, for the diagnosis of its batch norms; None if the method gives none."""
+        return None
 
 
 def teacher_with_interface(teacher: Frozen, method: type[Distiller], params: DataFreeParams) -> nn.Module:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import torch
@@ -107,18 +108,27 @@ class OoD(Distiller):
                 self._optimizer = build_adam(self._student, params.sr_learning_rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        random, meter = seeds.generator(params.seed, "cutmix", epoch), LossMeter()
+        meter = LossMeter()
         self._student.train()
         with progress_bar(self.num_images, title) as bar:
-            for number, (images, *_) in enumerate(self.batches.epoch(epoch), start=1):
-                if params.cutmix:
-                    images = cutmix(images, draw_cutmix(len(images), self._spec.image_size, random))
+            for number, images in enumerate(self._mixed(epoch), start=1):
                 meter.add(self._step(images, retrospection), weight=len(images))
                 bar.update(len(images))
                 if self._device.type == "cpu":  # elsewhere, a check would synchronize the device
                     meter.check(epoch, number)
         meter.check(epoch)
         return {"learning_rate": rate, **meter.means()}
+
+    def _mixed(self, epoch: int) -> Iterator[Tensor]:
+        """Iterate over the batches (B, 3, H, W) of an epoch: normalized, augmented and mixed patches."""
+        random = seeds.generator(self._params.seed, "cutmix", epoch)
+        for images, *_ in self.batches.epoch(epoch):
+            if self._params.cutmix:
+                images = cutmix(images, draw_cutmix(len(images), self._spec.image_size, random))
+            yield images
+
+    def training_images(self) -> Iterator[Tensor]:
+        return itertools.chain.from_iterable(map(self._mixed, itertools.count(self._params.num_epochs)))
 
     def _step(self, images: Tensor, retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
         """Train the student for one step, with self-retrospection if it is given. Return scalars to log."""

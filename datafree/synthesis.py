@@ -6,7 +6,7 @@ generative define the images.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -61,6 +61,11 @@ class Synthesis(Distiller, ABC):
     @abstractmethod
     def sample(self, random: torch.Generator) -> Iterable[Tensor]:
         """Return `student_steps` batches (B, 3, H, W) of normalized images."""
+
+    def training_images(self) -> Iterator[Tensor]:
+        random = seeds.generator(self._params.seed, "synthesis", self._params.num_epochs)
+        while True:
+            yield from self.sample(random)
 
     def setup(self, log: Callable[[str], None]) -> None:
         self.defense.setup(log)

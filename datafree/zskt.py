@@ -12,7 +12,7 @@ teacher outputs are computed once.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -123,10 +123,15 @@ class ZSKT(Distiller):
 
     def query_teacher(self, latent: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Images (B, 3, H, W) of z (B, latent_size), and the teacher's logits (B, C) and stage outputs for them."""
+        images = self._generate(latent)
         with torch.no_grad(), autocast(self._device, self._dtype):
-            images = self._generator(latent).float()
             logits, stages = with_outputs(self._teacher, self._teacher_stages, images)
         return images, logits, stages
+
+    def _generate(self, latent: Tensor) -> Tensor:
+        """Normalized images, float32 (B, 3, H, W), of z (B, latent_size), without gradient."""
+        with torch.no_grad(), autocast(self._device, self._dtype):
+            return self._generator(latent).float()
 
     def student_step(self, images: Tensor, teacher_logits: Tensor, teacher_stages: tuple[Tensor, ...],
                      retrospection: RetrospectionEpoch | None) -> dict[str, Tensor]:
@@ -147,6 +152,13 @@ class ZSKT(Distiller):
             norm = nn.utils.clip_grad_norm_(self._student.parameters(), torch.inf)
         self._optimizer.step()
         return {"loss": loss, **terms, "gradient_norm": norm}
+
+    def training_images(self) -> Iterator[Tensor]:
+        params = self._params
+        random = seeds.generator(params.seed, "latent", params.num_epochs)
+        while True:
+            latent = torch.randn(params.batch_size, params.latent_size, generator=random)
+            yield self._generate(latent.to(self._device))
 
     def epoch_images(self) -> dict[str, Tensor]:
         """Images of the last pseudo-batch, (B, 3, H, W) in [0, 1], and the last perturbation of self-retrospection."""

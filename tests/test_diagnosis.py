@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from datafree.diagnosis import auc, diagnose
+from datafree.diagnosis import auc, diagnose, reestimate_batch_norms
 from utils.data import Images
 
 
@@ -48,3 +48,21 @@ def test_without_triggered_images_the_diagnosis_covers_clean_images():
     report = diagnose(Says(0), Says(1), clean, dataclasses.replace(clean, images=clean.images[:0],
                                                                    labels=clean.labels[:0]), torch.float32)
     assert report.keys() == {"k_clean", "suspicious_clean", "shuffled_classes"}
+
+
+def test_batch_norms_of_a_copy_get_the_mean_statistics_of_the_first_batches():
+    network = nn.Sequential(nn.BatchNorm2d(3, momentum=0.1)).eval()
+    network[0].running_mean.fill_(100)
+    drawn = []
+
+    def endless():
+        while True:
+            drawn.append(torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(len(drawn))) + len(drawn))
+            yield drawn[-1]
+
+    copied, = reestimate_batch_norms(network, endless(), torch.float32, batches=5)
+    assert len(drawn) == 5
+    torch.testing.assert_close(copied.running_mean, torch.stack(drawn).mean((0, 1, 3, 4)))
+    torch.testing.assert_close(copied.running_var, torch.stack([images.var((0, 2, 3)) for images in drawn]).mean(0))
+    assert copied.momentum == 0.1 and not copied.training
+    assert network[0].running_mean.tolist() == [100] * 3 and network[0].num_batches_tracked == 0
