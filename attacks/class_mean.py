@@ -18,7 +18,7 @@ from utils.means import ClassMeans
 
 @REGISTRY.register("class_mean", display_name="Class-mean control", source="control; label smoothing by class")
 class ClassMean(Control):
-    """Repeats the attack `of` with the mean answer of each class: label smoothing by class."""
+    """Runs another attack (the parameter `of`) on the mean answer of each class: label smoothing by class."""
 
     class Params(ControlParams):
         reads_class = True

@@ -16,7 +16,7 @@ from attacks.control import Control, ControlParams
 
 @REGISTRY.register("uniform", display_name="Uniform control", source="control; label smoothing")
 class Uniform(Control):
-    """Repeats the attack `of` with uniform answers: label smoothing."""
+    """Runs another attack (the parameter `of`) on uniform answers: label smoothing."""
 
     class Params(ControlParams):
         keeps_top_class = False
