@@ -21,7 +21,7 @@ NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": 
          "mobilenetv2": "MobileNetV2"}
 DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
-PARTS = ("baseline", "abd", "ablations", "attacks", "defenses")  # and kd*: subdirectories of a collection
+PARTS = ("baseline", "abd", "ablations", "attacks", "defenses", "triggers")  # and kd*: subdirectories of a collection
 CONTINUED = "continued"  # a normal network that starts from the weights of another normal one: a control
 KINDS = ("normal", CONTINUED, "", "poisoned", "student", "unknown")  # row order; "": trained-in defenses
 StudentMethod = tuple[str, ...]  # (): plain distillation with data; (method,) or (method, backdoor defense)

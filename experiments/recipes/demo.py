@@ -1,9 +1,15 @@
 """Demos on the images of the repository, in minutes on two CPU cores (scripts/demo*.sh)."""
 from __future__ import annotations
 
+from experiments.recipes.abd import TRIGGERS
 from experiments.recipes.common import Runs, Teachers, Values, ablations, backdoor_defense, reads
 
 NET16 = {"model_name": "net", "num_channels": 16}
+COSINE = {"learning_rate": 0.002, "annealing": "cosine"}
+CLEAN = {"dataset": "demo", **NET16, **COSINE, "num_epochs": 8}  # a teacher of demo_abd.sh without a backdoor
+OOD = {"patches": 30000, "patch_kinds": ["colour", "grey", "blob"], "balance": 1, "temperature": 4, **COSINE,
+       "batch_size": 128, "num_epochs": 6}  # students without data
+VACCINE = {"sv_layers": 2, "sv_weight": 0.15}
 NET = Teachers("demo", "net16", NET16, temperature=20, weight=0.04, checkpoint="last_model.tar")
 
 
@@ -31,18 +37,42 @@ def nasty_teacher() -> Runs:
 def abd() -> Runs:
     """Runs of scripts/demo_abd.sh."""
     poison = {"trigger": "badnet_sq", "target": 0}
-    cosine = {"learning_rate": 0.002, "annealing": "cosine"}
-    clean = {"dataset": "demo", **NET16, **cosine, "num_epochs": 8}
     student = {"dataset": "demo", **NET16, **reads("teacher", NET16, "demo/abd/teacher", "last_model.tar"), **poison}
-    ood = {"method": "ood", **student, "patches": 30000, "patch_kinds": ["colour", "grey", "blob"], "balance": 1,
-           "temperature": 4, **cosine, "batch_size": 128, "num_epochs": 6}
-    return {"demo/abd/clean": clean,
-            "demo/abd/teacher": {**clean, **poison},
-            "demo/abd/kd": {**student, "subset_fraction": 0.2, "temperature": 6, "alpha": 0.95, **cosine,
+    ood = {"method": "ood", **student, **OOD}
+    return {"demo/abd/clean": CLEAN,
+            "demo/abd/teacher": {**CLEAN, **poison},
+            "demo/abd/kd": {**student, "subset_fraction": 0.2, "temperature": 6, "alpha": 0.95, **COSINE,
                             "num_epochs": 20},
             "demo/abd/ood": ood,
-            "demo/abd/ood_abd": {**ood, **backdoor_defense("sv", sv_layers=2, sv_weight=0.15)}}
+            "demo/abd/ood_abd": {**ood, **backdoor_defense("sv", **VACCINE)}}
+
+
+def backdoor(trigger: str) -> Runs:
+    """A teacher with a backdoor, and its students without data by backdoor defense (docs/backdoors.md).
+
+    Self-retrospection (`ood_sr`, `ood_sv_sr`) continues a finished student for one epoch. `ood_plain` is its control,
+    the same epoch without it, and `ood_sr_plain` is such an epoch after self-retrospection.
+    """
+    place, poison = f"demo/triggers/{trigger}", {"trigger": trigger, "target": 0}
+    teacher = {**CLEAN, **poison}
+    if trigger == "cl":  # its adversarial images need a clean classifier
+        teacher |= reads("surrogate", NET16, "demo/abd/clean", "last_model.tar")
+    student = {"dataset": "demo", **NET16, **reads("teacher", NET16, f"{place}/teacher", "last_model.tar"), **poison}
+    ood = {"method": "ood", **student, **OOD}
+    epoch = {**ood, "patches": 10000, "num_epochs": 1}
+    plain, retrospection = {"learning_rate": 0.0005}, {"sr_epochs": 1}
+
+    def after(run: str) -> Values:
+        return {"init_from": f"experiments/{place}/{run}/last_model.tar"}
+
+    runs = {"teacher": teacher, "ood": ood, "ood_sv": {**ood, **backdoor_defense("sv", **VACCINE)},
+            "ood_plain": {**epoch, **after("ood"), **plain},
+            "ood_sr": {**epoch, **after("ood"), **backdoor_defense("sr", **retrospection)},
+            "ood_sr_plain": {**epoch, **after("ood_sr"), **plain},
+            "ood_sv_sr": {**epoch, **after("ood_sv"), **backdoor_defense("sv+sr", **VACCINE, **retrospection)}}
+    return {f"{place}/{name}": values for name, values in runs.items()}
 
 
 def runs() -> Runs:
-    return {**nasty_teacher(), **abd()}
+    triggers = {name: run for trigger in TRIGGERS for name, run in backdoor(trigger).items()}
+    return {**nasty_teacher(), **abd(), **triggers}
