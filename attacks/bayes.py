@@ -18,8 +18,8 @@ ROWS = 512  # observed answers per distance matrix
 
 @REGISTRY.register("bayes", display_name="Bayes", source="Tang et al. (ModelGuard), USENIX Security 2024")
 class Bayes(Recovering):
-    """Trains the student on answers recovered from those of a known answer defense, by a table of clean and perturbed
-    answers."""
+    """Undoes a known answer defense by a table of clean and perturbed answers, and trains the student on the estimated
+    clean answers."""
 
     def recover(self, observed: Tensor, clean: Tensor, perturbed: Tensor) -> Tensor:
         recovered = observed.clone()

@@ -18,7 +18,7 @@ from utils.losses import at_least_float32, kl_per_sample
 
 @REGISTRY.register("consensus", display_name="Consensus", source="ours")
 class Consensus(KD):
-    """Trains the student on the softened answers and the labels of the images whose label is the top class."""
+    """Leaves out images whose label is not the top class of the answer, and trains as `kd` on the others."""
 
     class Params(KD.Params):
         reads_class = True

@@ -24,7 +24,7 @@ class ControlParams(AttackParams):
 
     keeps_top_class: ClassVar[bool] = True  # whether the replaced answers have a top class
 
-    of: str = Field("kd", description="attack that gets the replaced answers; not a control")
+    of: str = Field("kd", description="attack to run on the answers of the control; a control is refused")
     of_parameters: dict[str, Any] = Field(
         {}, description="parameters of the attack `of`; others have the attack's defaults for the data set")
 

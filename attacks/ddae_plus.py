@@ -25,8 +25,8 @@ BATCH_SIZE = 1024
 
 @REGISTRY.register("ddae_plus", display_name="D-DAE+", source="Tang et al. (ModelGuard), USENIX Security 2024")
 class DDAEPlus(Recovering):
-    """Trains the student on answers recovered from those of a known answer defense, by a network that has learned to
-    undo it."""
+    """Undoes a known answer defense by a network that is trained for it, and trains the student on the estimated clean
+    answers."""
 
     class Params(Recovering.Params):
         recovery_epochs: int = Field(

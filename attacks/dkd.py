@@ -21,8 +21,8 @@ from utils.losses import at_least_float32, cross_entropy, finite_log_probabiliti
 
 @REGISTRY.register("dkd", display_name="DKD", source="Zhao et al., CVPR 2022, arXiv:2203.08679")
 class DKD(Attack):
-    """Trains the student on the class, on the answer's probability of the class against all others and, separately, on
-    the distribution over the other classes. The class is the label or, for a thief without labels, the top class of the
+    """Splits the KL term into two with separate weights: the class against all others, and the distribution over the
+    others. Adds a cross-entropy with the class: the label or, for a thief without labels, the top class of the
     answer."""
 
     class Params(AttackParams):

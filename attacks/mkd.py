@@ -39,9 +39,12 @@ class MKD(Attack):
         reads_class = True
         published: ClassVar[dict[str, dict[str, float]]] = {"tiny_imagenet": {"rank": 5}}
         temperature: float = Field(4.0, gt=0, description="temperature T of the softened outputs in the KL term")
-        rank: int = Field(3, ge=1, description="rank of U V^T in the Markov matrix of a class; 5 for Tiny-ImageNet")
+        rank: int = Field(
+            3, ge=1, description="rank of the trained part U V^T of each transition matrix (one per class); 5 for "
+                                 "Tiny-ImageNet")
         diagonal: float = Field(
-            0.9, gt=0, lt=1, description="initial diagonal of the Markov matrices: probability that a class keeps")
+            0.9, gt=0, lt=1, description="initial diagonal of the transition matrices: the fraction of its probability "
+                                         "that each class keeps")
 
     params: Params
 

@@ -29,7 +29,8 @@ from attacks.kd import KD
 @REGISTRY.register("scm_chain", display_name="SCM chain",
                    source="ours: born-again chain after Jandial et al., ECCV 2022, without its contrastive term")
 class SCMChain(KD):
-    """Trains the last student of a chain, whose teacher is the previous student, with the loss of `kd`."""
+    """Trains a chain of students as `kd`: the first learns from the answers, each other one from the previous student.
+    `scm_chain` is the last."""
 
     class Params(KD.Params):
         published: ClassVar[dict[str, dict[str, float]]] = {}

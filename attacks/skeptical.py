@@ -45,11 +45,11 @@ class Skeptical(Attack):
         reads_class = True
         temperature: float = Field(20.0, gt=0, description="temperature T of the softened outputs in both KL terms")
         alpha: float = Field(
-            0.9, ge=0, le=1, description="weight of KL(answers || outer auxiliary head); the cross-entropy of that "
-                                         "head has 1 - `alpha`")
+            0.9, ge=0, le=1, description="weight of KL(answers || h2), where h2 is the auxiliary head on the last "
+                                         "stage but two; the cross-entropy of h2 has 1 - `alpha`")
         self_alpha: float = Field(
-            0.3, ge=0, le=1, description="weight of KL(student's output || inner auxiliary head); the cross-entropy of "
-                                         "that head has 1 - `self_alpha`")
+            0.3, ge=0, le=1, description="weight of KL(student's output || h1), where h1 is the auxiliary head on the "
+                                         "last stage but one; the cross-entropy of h1 has 1 - `self_alpha`")
         delay: int = Field(
             20, ge=-1, description="last epoch, counted from 0, in which only the student's output is trained, on the "
                                    "labels; -1: none")

@@ -16,8 +16,7 @@ from utils.data import Batch
 
 @REGISTRY.register("swap", display_name="Swap", source="the teacher's swap of Swapped Logit Distillation (SLD), 2025")
 class Swap(KD):
-    """Trains the student on the softened answers, with the logits of a wrong top class and the label exchanged, and on
-    the labels with weight 1 - `alpha`."""
+    """Exchanges the logits of top class and label where they differ, and then trains as `kd`."""
 
     class Params(KD.Params):
         reads_class = True

@@ -60,7 +60,9 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
         0, ge=0, description="batches that test a vaccine before use; up to 8 vaccines are tested. 0: no test (50 "
                              "batches if `backdoor_defense` is `auto`)")
     sv_tail: float = Field(
-        0.02, ge=0, lt=1, description="fraction of tail samples above which a vaccine is accepted (`sv_batches`)")
+        0.02, ge=0, lt=1,
+        description="a tested vaccine is accepted if for more than this fraction of the images, log k (k: its "
+                    "divergence from the teacher) is three standard deviations below the mean")
     sr_epochs: SREpochs = 2
     sr_learning_rate: float = Field(
         5e-4, gt=0, description="initial learning rate of the student in self-retrospection; cosine to 0")
@@ -99,8 +101,8 @@ class SynthesisParams(DataFreeParams):
     synthesis_batch_size: int = Field(256, ge=2, description="batch size of the synthesis")
     synthesis_learning_rate: SynthesisRate = 1e-3
     one_hot_weight: float = Field(
-        1.0, ge=0, description="weight of the cross-entropy of the teacher with the target class or, for `dafl` and "
-                               "`dfq`, with its top class")
+        1.0, ge=0, description="weight of the cross-entropy of the teacher with the class that the image is made "
+                               "for or, for `dafl` and `dfq`, with its top class")
     batch_norm_weight: BatchNormWeight = 0.0
     adversarial_weight: AdversarialWeight = 0.0
 

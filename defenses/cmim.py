@@ -42,8 +42,8 @@ class CMIM(Defense):
             description="temperatures at which outputs are compared with the mean of their class; the term is averaged "
                         "over them")
         decay: float = Field(
-            0.99, ge=0, lt=1, description="decay of the moving average of the outputs of a class, per batch with "
-                                          "images of the class; 0: mean over the batch")
+            0.99, ge=0, lt=1, description="decay of each class's running mean of the outputs, which is updated by "
+                                          "every batch that has the class; 0: mean over the batch")
 
     params: Params
 
