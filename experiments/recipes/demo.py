@@ -58,8 +58,8 @@ def backdoor(trigger: str) -> Runs:
     if trigger == "cl":  # its adversarial images need a clean classifier
         teacher |= reads("surrogate", NET16, "demo/abd/clean", "last_model.tar")
     student = {"dataset": "demo", **NET16, **reads("teacher", NET16, f"{place}/teacher", "last_model.tar"), **poison}
-    ood = {"method": "ood", **student, **OOD}
-    epoch = {**ood, "patches": 10000, "num_epochs": 1}
+    ood = {"method": "ood", **student, **OOD, "num_epochs": 3}
+    epoch = {**ood, "patches": 6400, "batch_size": 64, "num_epochs": 1}  # 100 steps
     plain, retrospection = {"learning_rate": 0.0005}, {"sr_epochs": 1}
 
     def after(run: str) -> Values:
