@@ -25,8 +25,6 @@ command resumes an interrupted run.
 """
 from __future__ import annotations
 
-from torch import nn
-
 import datafree
 from backdoor.metrics import measure_backdoor
 from datafree.diagnosis import diagnose, reestimate_batch_norms
@@ -40,8 +38,6 @@ from utils.cli import main
 from utils.data import chosen_augmentation
 from utils.errors import UserError
 from utils.evaluation import Evaluation
-from utils.logger import percentages
-from utils.results import Row
 from utils.run import Run
 
 
@@ -62,16 +58,9 @@ def train_datafree() -> None:
     if vaccine and triggered is not None:
         final["vaccine"] = lambda _: vaccine.report() | diagnose(
             teacher.network, vaccine.shuffled, test, triggered, run.dtype)
-    images = learner.training_images()
-    if backdoor.test and images is not None and batch_norms(student):
+    if backdoor.test and batch_norms(student) and (images := learner.training_images()) is not None:
         evaluate = Evaluation({"test": test}, run.dtype, backdoor.metrics)
-
-        def evaluate_reestimated(network: nn.Module) -> Row:
-            row = evaluate(reestimate_batch_norms(network, images, run.dtype))
-            run.log(f"student with batch norms re-estimated on {params.method}'s images: {percentages(row)}")
-            return row
-
-        final["reestimated_batch_norm"] = evaluate_reestimated
+        final["reestimated_batch_norm"] = lambda network: evaluate(reestimate_batch_norms(network, images, run.dtype))
     run.train(student, learner, metrics=backdoor.metrics, warnings=backdoor.warnings, final=final)
 
 

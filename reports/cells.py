@@ -158,6 +158,11 @@ class Cell:
         rows = {run.params.seed: getattr(run.results, epoch) for run in self.finished}
         return {seed: row[key] for seed, row in rows.items() if is_number(row.get(key))}
 
+    def details(self, entry: str, key: str) -> dict[int, float]:
+        """Number in an entry of the finished runs' details, by seed."""
+        rows = {run.params.seed: run.results.details.get(entry) for run in self.finished if run.results}
+        return {seed: row[key] for seed, row in rows.items() if isinstance(row, dict) and is_number(row.get(key))}
+
 
 class DeployedTeacher(Cell):
     """Teacher of a cell's students, behind its interface and answer defense."""

@@ -33,6 +33,7 @@ class Table:
     title: str
     keys: tuple[str, ...] = ("test_accuracy",)  # metrics in a cell
     more: tuple[str, ...] = ()  # metrics on a line below, at the last epoch
+    details: dict[str, str] = field(default_factory=dict)  # entries of details with these metrics, one line each: label
     rows: list[Header] = field(default_factory=list)
     columns: list[Header] = field(default_factory=list)
     cells: dict[Place, Cell] = field(default_factory=dict)
@@ -75,11 +76,13 @@ class Table:
                                           for place, others in self.published_references.items()})
 
     def lines(self) -> list[list[str]]:
-        """Header, then up to four lines per row: name of the values, and one text per column."""
+        """Header, then a few lines per row: name of the values, and one text per column."""
         lines = [["", "", *(column.label for column in self.columns)]]
         for row in self.rows:
             places = [Place(row, column) for column in self.columns]
             block = [[EPOCHS[epoch], *(self._measured(place, epoch) for place in places)] for epoch in self.epochs]
+            block += [[label, *(self._details(place, entry) for place in places)]
+                      for entry, label in self.details.items()]
             block += [[" / ".join(key.replace("_", " ") for key in self.more),
                        *(self._rates(place, "last", self.more) for place in places)],
                       ["paper, unchecked", *(self._published_value(place) for place in places)]]
@@ -104,6 +107,11 @@ class Table:
         if any(rates) and cell.backdoor:  # undefined if the test images lack the required class
             rates = [rate or "n/a" for rate in rates]
         return " / ".join(filter(None, rates))
+
+    def _details(self, place: Place, entry: str) -> str:
+        cell = self.cells.get(place)
+        rates = [mean_std(values) for key in self.keys if cell and (values := cell.details(entry, key).values())]
+        return " / ".join(rates)
 
     def _difference(self, place: Place, epoch: str) -> str:
         """Difference to the reference, over the seeds that both have."""

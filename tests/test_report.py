@@ -228,12 +228,16 @@ def test_backdoor_tables_show_accuracy_and_success_rate(tmp_path):
               {"dataset": "cifar10", "method": "zskt", "model_name": "wrn16_1", "teacher_model": "wrn16_2",
                "teacher_resume": f"{teacher}/last_model.tar", "trigger": "badnet_grid", "backdoor_defense": defense},
               70.0, asr=5, base_rate=2, target_recall=80)
+    results = json.loads((tmp_path / "abd/badnet_grid/zskt/results.json").read_text())
+    (tmp_path / "abd/badnet_grid/zskt/results.json").write_text(json.dumps(
+        results | {"details": {"reestimated_batch_norm": {"test_accuracy": 71.0, "asr": 6.0}}}))
     found = rows(tmp_path, "Backdoors, CIFAR-10, ZSKT from WRN-16-2 to WRN-16-1")
     assert found["badnet_grid", "last epoch"]["teacher"] == "92.00 / 99.50"
     assert found["badnet_grid", "last epoch"]["ZSKT + ABD"] == "70.00 / 5.00"
     assert found["badnet_grid", "paper, unchecked"]["ZSKT + ABD"] == "68.3 / 0.7"
     assert found["trojan_wm", "paper, unchecked"]["with data"] == "77.5 / 11.1"
     assert found["badnet_grid", "base rate / target recall"]["ZSKT"] == "2.00 / 80.00"
+    assert found["badnet_grid", "re-estimated batch norm"]["ZSKT"] == "71.00 / 6.00"
     assert found["no backdoor", "last epoch"]["teacher"] == "93.00"
     assert "Attack success rate: " in report(tmp_path).text()
 
