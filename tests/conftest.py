@@ -100,6 +100,16 @@ def call(monkeypatch, capsys):
     return run
 
 
+class PlainCall:
+    """Recorder without a GPU: a replay calls the recorded function, which reads its tensors as a CUDA graph does."""
+
+    def run(self, function):
+        return function()
+
+    def record(self, function):
+        return function
+
+
 def results(directory):
     return json.loads((directory / "results.json").read_text())
 

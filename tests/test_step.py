@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import results
+from conftest import PlainCall, results
 from torch import nn
 
 from model import build_model
@@ -30,13 +30,13 @@ def network(seed, device="cpu", name="net"):
     return build_model(name, 5, num_channels=8).to(device, memory_format=torch.channels_last)
 
 
-def make(device="cpu", kind=Step, name="preresnet20", dtype=torch.float32):
+def make(device="cpu", kind=Step, name="preresnet20", dtype=torch.float32, **params):
     """Student and distillation step, with the same initial state at each call."""
     student, teacher = network(0, device, name), Frozen(network(1, device))
 
     def loss(student, batch):
         return kd_terms(student(batch.images), teacher(batch), batch.labels, temperature=4, alpha=0.9)
-    optimizer = build_optimizer(KD_STAGE.params_by("kd")(**KD | {"model_name": name}), student)
+    optimizer = build_optimizer(KD_STAGE.params_by("kd")(**KD | {"model_name": name} | params), student)
     return student, kind(student, loss, [optimizer], batches(device), dtype)
 
 
@@ -114,32 +114,15 @@ def test_an_error_of_the_loss_itself_is_not_blamed_on_the_compiler(monkeypatch):
     assert not said
 
 
-@pytest.mark.slow
-def test_a_step_that_cannot_be_recorded_logs_one_line_and_falls_back(monkeypatch):
-    class Nothing:
-        def __init__(self, *_, **__):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def wait_stream(self, _):
-            pass
-
-    def refuse(*_, **__):
-        raise RuntimeError("operation not permitted when stream is capturing")
-    for name in ("Stream", "CUDAGraph", "stream"):
-        monkeypatch.setattr(torch.cuda, name, Nothing)
-    monkeypatch.setattr(torch.cuda, "current_stream", Nothing)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
+def test_a_step_that_cannot_be_recorded_logs_one_line_and_falls_back():
+    class Refusing(PlainCall):
+        def record(self, function):
+            raise RuntimeError("operation not permitted when stream is capturing")
     said = []
-    assert torch.equal(run(GraphedStep(make()[1], said.append)), run(make()[1]))
-    line, = said
-    assert line.startswith("cuda_graph: not used, the step cannot be recorded")
+    graphed = run(GraphedStep(make(name="net")[1], said.append, Refusing()))
+    assert torch.equal(graphed, run(make(name="net")[1]))
+    assert said == ["cuda_graph: not used, the step cannot be recorded (operation not permitted when stream is "
+                    "capturing)"]
 
 
 @pytest.fixture
@@ -149,15 +132,43 @@ def deterministic():
     torch.backends.cudnn.deterministic = before
 
 
+RATES = 2**-6, 2**-9  # exact in float32, as which a replay reads them
+
+
 def run_with_two_rates(step):
     """Eight epochs, the second half at another learning rate, dropout seeded in each."""
     records = []
     for epoch in range(8):
         torch.manual_seed(epoch)
         for group in getattr(step, "step", step).optimizers[0].param_groups:
-            group["lr"] = 0.01 if epoch < 4 else 0.001
+            group["lr"] = RATES[epoch >= 4]
         records += [step(draw, len(draw["index"])) for draw in step_batches(step).draws(epoch, step_device(step))]
     return torch.stack(records)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_recorded_step_reads_draws_and_learning_rates_from_tensors(optimizer):
+    student, step = make(name="net", optimizer=optimizer)
+    expected = run_with_two_rates(step)
+    replayed, other = make(name="net", optimizer=optimizer)
+    said = []
+    graphed = GraphedStep(other, said.append, PlainCall())
+    assert torch.equal(run_with_two_rates(graphed), expected)
+    assert set(graphed.graphs) == {16, 4} and not said
+    assert [group["lr"] for optimizer in other.optimizers for group in optimizer.param_groups] == [RATES[1]]
+    torch.testing.assert_close(replayed.state_dict(), student.state_dict(), rtol=0, atol=0)
+
+
+def test_another_optimizer_is_not_replayed_after_its_learning_rate_changes():
+    def with_rmsprop(kind=lambda step: step):
+        student, step = make(name="net")
+        step.optimizers = [torch.optim.RMSprop(student.parameters())]
+        return kind(step)
+    said = []
+    graphed = with_rmsprop(lambda step: GraphedStep(step, said.append, PlainCall()))
+    assert torch.equal(run_with_two_rates(graphed), run_with_two_rates(with_rmsprop()))
+    line, = said
+    assert line.startswith("cuda_graph: not used, a learning rate has changed") and not graphed.graphs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

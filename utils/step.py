@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,11 @@ Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> Any:
-    """Autocast context for `dtype`; disabled for float32."""
+    """Autocast context for `dtype`; disabled for float32.
+
+    Weights that were cast inside are cached until it ends. It begins and ends within a step, so a recorded step casts
+    the present weights in each replay.
+    """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
@@ -138,23 +142,80 @@ def _set_random_state(device: torch.device, state: Tensor) -> None:
         torch.set_rng_state(state)
 
 
+class Recorder(Protocol):
+    """Interface of an object that records a function of tensors that are updated in place."""
+
+    def run(self, function: Callable[[], Tensor]) -> Tensor:
+        """Run the function without recording it."""
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Record the function, without computing anything. Returns a replay, whose result the next replay of any
+        recording may overwrite. Raises RuntimeError, after which `run` works, if the function cannot be recorded."""
+
+
+class CudaGraphs:
+    """Recorder of CUDA graphs on one device.
+
+    Its graphs share a memory pool, so a smaller last batch needs no second set of activations. A replay may overwrite
+    whatever another graph left in the pool. Nothing is left there: graphs run one after another on the same stream,
+    gradients are freed within the step, optimizer state is older than the first recording, and results are copied
+    before the next replay.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def run(self, function: Callable[[], Tensor]) -> Tensor:
+        """Run on the stream of the graphs, which autograd must have used before a recording."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = function()
+        current.wait_stream(self.stream)
+        return result
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            # thread_local: CUDA calls of other threads do not end the recording.
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                result = function()
+        except RuntimeError:
+            torch.cuda.set_stream(current)  # a failed recording leaves its own stream
+            # and a random generator that still counts as recording, with which dropout would raise an error: a copy of
+            # its state does not.
+            generator = torch.cuda.default_generators[self.stream.device_index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+        return replay
+
+
 class GraphedStep:
     """`Step` on one GPU, recorded as a CUDA graph and replayed.
 
     At the batch sizes of these recipes, a GPU computes faster than Python can launch the hundreds of operations of a
     step; a graph launches them at once. For each batch size, the first steps run eagerly: they create the optimizer
-    state, select algorithms and compile. The next step is recorded. A replay reads the draw from static tensors. The
-    learning rate is recorded as a constant, so a new learning rate needs new graphs.
+    state, select algorithms and compile. The next step is recorded. A replay reads the draw and, with a fused
+    optimizer, the learning rate from static tensors. A graph updates the tensors of the optimizer state that it was
+    recorded with, so load a state before the first step.
     """
 
     WARM_UP = 3  # eager steps per batch size
 
-    def __init__(self, step: Step, log: Callable[[str], None]) -> None:
-        self.step, self.log = step, log
-        self.stream = torch.cuda.Stream()
+    def __init__(self, step: Step, log: Callable[[str], None], recorder: Recorder | None = None) -> None:
+        """recorder: default `CudaGraphs`."""
+        self.step, self.log, self.recorder = step, log, recorder or CudaGraphs(step.device)
         self.seen: dict[int, int] = {}
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Draw, Tensor]] = {}
-        self.rates: list[float] = []
+        self.graphs: dict[int, tuple[Callable[[], Tensor], Draw]] = {}
+        self.rates: list[float] = []  # learning rate of each parameter group
+        # The same as tensors, for optimizers that read them on the device; others would wait for the value (None).
+        self.static_rates = [torch.zeros((), device=step.device) if _reads_rate_from_tensor(optimizer) else None
+                             for optimizer in step.optimizers for _ in optimizer.param_groups]
         self.recordable = True
 
     @property
@@ -162,41 +223,65 @@ class GraphedStep:
         return self.step.names
 
     def __call__(self, draw: Draw, size: int) -> Tensor:
-        rates = [group["lr"] for optimizer in self.step.optimizers for group in optimizer.param_groups]
-        if rates != self.rates:
-            self.graphs, self.rates = {}, rates
+        self._update_rates()
         if self.recordable and size not in self.graphs and self.seen.get(size, 0) >= self.WARM_UP:
             self._record(draw, size)
         if size not in self.graphs:
             self.seen[size] = self.seen.get(size, 0) + 1
-            return self._run_eager(draw, size)
-        graph, static, record = self.graphs[size]
+            return self.recorder.run(lambda: self.step(draw, size))
+        replay, static = self.graphs[size]
         for name, values in draw.items():
             static[name].copy_(values)
-        graph.replay()
-        return record.clone()
+        return replay().clone()
 
-    def _run_eager(self, draw: Draw, size: int) -> Tensor:
-        """Run on the stream of the graphs, which autograd must have used before a recording."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            record = self.step(draw, size)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return record
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.step.optimizers for group in optimizer.param_groups]
+
+    def _update_rates(self) -> None:
+        """Copy changed learning rates to their tensors. A rate without a tensor is a constant of the graphs, so these
+        are not used after a change."""
+        rates = [group["lr"] for group in self._groups()]
+        if rates == self.rates:
+            return
+        previous, self.rates = self.rates or rates, rates
+        for old, rate, static in zip(previous, rates, self.static_rates, strict=True):
+            if static is not None:
+                static.fill_(rate)
+            elif old != rate:
+                self._stop("a learning rate has changed, and its optimizer is not a fused SGD or Adam")
+
+    def _run_with_static_rates(self, draw: Draw, size: int) -> Tensor:
+        """Run the step with learning rates from tensors. Outside of it they are floats, as checkpoints hold them."""
+        groups = self._groups()
+        try:
+            for group, rate, static in zip(groups, self.rates, self.static_rates, strict=True):
+                group["lr"] = rate if static is None else static
+            return self.step(draw, size)
+        finally:
+            for group, rate in zip(groups, self.rates, strict=True):
+                group["lr"] = rate
 
     def _record(self, draw: Draw, size: int) -> None:
         static = {name: values.clone() for name, values in draw.items()}
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
-                record = self.step(static, size)
+            replay = self.recorder.record(lambda: self._run_with_static_rates(static, size))
         except RuntimeError as error:  # nothing has run yet
             if interrupts.find_interrupt(error):  # an interrupt, not a failure of the recording
                 raise
-            torch.cuda.set_stream(current)  # older torch leaves the stream of the recording
             self.step.zero_grad()  # gradients of the recording, not computed
-            self.recordable = False
             reason = error.__context__ or error  # ending a failed recording raises too
-            self.log(f"cuda_graph: not used, the step cannot be recorded ({first_line(reason)})")
+            self._stop(f"the step cannot be recorded ({first_line(reason)})")
             return
-        self.graphs[size] = graph, static, record
+        self.graphs[size] = replay, static
+
+    def _stop(self, reason: str) -> None:
+        """Run all further steps eagerly, those of recorded sizes too: after a failed recording, earlier graphs read a
+        state of the random generator that is no longer used."""
+        self.recordable, self.graphs = False, {}
+        self.log(f"cuda_graph: not used, {reason}")
+
+
+def _reads_rate_from_tensor(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a learning rate that is a float32 tensor on the device is read there, as fused kernels do."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return fused and isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW)
