@@ -83,7 +83,7 @@ class Case:
         self.device, self.workers = torch.device(options.device), options.workers
         self.params = ScratchParams(dataset="demo", model_name=self.name, learning_rate=0.001, num_epochs=1,
                                     batch_size=self.batch_size, precision=options.precision,
-                                    compile=options.compile or "auto")
+                                    compile=options.compile, cuda_graph=options.cuda_graph)
         self.scratch = tempfile.TemporaryDirectory()
         random = np.random.default_rng(0)
         self.pixels = random.integers(0, 256, (self.images, 32, 32, 3), dtype=np.uint8)
@@ -322,6 +322,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4, help="DataLoader workers of the usual pipeline")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="precision of our side")
     parser.add_argument("--compile", action="store_true", help="use torch.compile on our side")
+    parser.add_argument("--cuda_graph", action="store_true", help="record the steps of our side as CUDA graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, help="file for the measurements of all repeats")
     parser.add_argument("--profile", action="store_true", help="print the most expensive operations, and no table")
@@ -346,7 +347,8 @@ def main() -> None:
         run_side(Case(options), options.side)
         return
     device = torch.device(options.device)
-    print(f"{machine(device)}, precision {options.precision}{', compiled' if options.compile else ''}\n")
+    print(f"{machine(device)}, precision {options.precision}{', compiled' if options.compile else ''}"
+          f"{', recorded' if options.cuda_graph else ''}\n")
     if not options.profile:
         print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     metadata = {"machine": machine(device), "call": sys.argv,

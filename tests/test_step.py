@@ -1,5 +1,6 @@
 """Fast forms of a step equal the plain step."""
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from model import build_model
 from runs.stages import KD as KD_STAGE
-from utils import seeds
+from utils import seeds, supervised
 from utils.data import Images, TrainBatches
 from utils.evaluation import Frozen
 from utils.losses import kd_terms
@@ -196,6 +197,16 @@ def test_a_step_that_waits_for_the_gpu_is_not_recorded():
     torch.testing.assert_close(graphed, run(make("cuda")[1]), rtol=1e-3, atol=1e-3)
     line, = said
     assert line.startswith("cuda_graph: not used, the step cannot be recorded")
+
+
+@pytest.mark.parametrize(("cuda_graph", "recorded"), [("auto", False), (0, False), (1, True)])
+def test_steps_on_a_gpu_are_recorded_only_on_request(monkeypatch, cuda_graph, recorded):
+    monkeypatch.setattr(supervised, "GraphedStep", lambda *_: "recorded")
+    batches = SimpleNamespace(part=SimpleNamespace(labels=SimpleNamespace(device=torch.device("cuda"))))
+    params, said = KD_STAGE.params_by("kd")(**KD, cuda_graph=cuda_graph), []
+    step = supervised.build_step(nn.Module(), None, [], batches, params, torch.float32, said.append)
+    assert (step == "recorded") == recorded
+    assert said == ["cuda_graph: steps are recorded and replayed"] * recorded
 
 
 def test_speed_settings_may_change_during_a_run(call, experiment):

@@ -136,19 +136,20 @@ class Supervised(Learner):
 def build_step(network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.Optimizer], batches: TrainBatches,
                params: DataParams, dtype: torch.dtype, log: Callable[[str], None],
                method: nn.Module | None = None) -> Step | GraphedStep:
-    """Build the fastest training step that parameters and device allow, and log what is not available. method: module
-    with the loss's own parameters."""
+    """Build the training step that the parameters ask for, and log what is not available. method: module with the
+    loss's own parameters."""
     device = batches.part.labels.device
     what = distributed.parallel(network, device), loss, optimizers, batches, dtype, method
     step = Step(*what)
     if params.compile is True:
         log("compile: the first steps compile, which takes up to a minute")
         step = CompiledStep(*what, log=log)
-    if params.cuda_graph and device.type == "cuda" and not launcher.launched():
+    if params.cuda_graph is not True:  # auto: off until scripts/check_gpu.py has passed on a GPU
+        return step
+    if device.type == "cuda" and not launcher.launched():
         log("cuda_graph: steps are recorded and replayed")
         return GraphedStep(step, log)
-    if params.cuda_graph is True:
-        log("cuda_graph: not used, it needs a single GPU")
+    log("cuda_graph: not used, it needs a single GPU")
     return step
 
 
