@@ -167,7 +167,9 @@ def test_another_optimizer_is_not_replayed_after_its_learning_rate_changes():
         return kind(step)
     said = []
     graphed = with_rmsprop(lambda step: GraphedStep(step, said.append, PlainCall()))
-    assert torch.equal(run_with_two_rates(graphed), run_with_two_rates(with_rmsprop()))
+    plain = with_rmsprop()
+    for _ in range(2):  # the line is logged once
+        assert torch.equal(run_with_two_rates(graphed), run_with_two_rates(plain))
     line, = said
     assert line.startswith("cuda_graph: not used, a learning rate has changed") and not graphed.graphs
 

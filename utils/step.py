@@ -247,7 +247,7 @@ class GraphedStep:
         for old, rate, static in zip(previous, rates, self.static_rates, strict=True):
             if static is not None:
                 static.fill_(rate)
-            elif old != rate:
+            elif old != rate and self.graphs:
                 self._stop("a learning rate has changed, and its optimizer is not a fused SGD or Adam")
 
     def _run_with_static_rates(self, draw: Draw, size: int) -> Tensor:
