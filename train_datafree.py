@@ -28,7 +28,7 @@ from __future__ import annotations
 import datafree
 from backdoor.metrics import measure_backdoor
 from datafree.diagnosis import diagnose, reestimate_batch_norms
-from datafree.distiller import DataSpec, teacher_with_interface
+from datafree.distiller import DataSpec, Distiller, teacher_with_interface
 from defenses.answers import build_answers
 from model import build_model
 from model.features import batch_norms
@@ -58,9 +58,10 @@ def train_datafree() -> None:
     if vaccine and triggered is not None:
         final["vaccine"] = lambda _: vaccine.report() | diagnose(
             teacher.network, vaccine.shuffled, test, triggered, run.dtype)
-    if backdoor.test and batch_norms(student) and (images := learner.training_images()) is not None:
+    if backdoor.test and batch_norms(student) and method.training_images is not Distiller.training_images:
         evaluate = Evaluation({"test": test}, run.dtype, backdoor.metrics)
-        final["reestimated_batch_norm"] = lambda network: evaluate(reestimate_batch_norms(network, images, run.dtype))
+        final["reestimated_batch_norm"] = lambda network: evaluate(
+            reestimate_batch_norms(network, learner.training_images(), run.dtype))
     run.train(student, learner, metrics=backdoor.metrics, warnings=backdoor.warnings, final=final)
 
 

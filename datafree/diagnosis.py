@@ -53,11 +53,13 @@ def reestimate_batch_norms(network: nn.Module, images: Iterable[Tensor], dtype: 
                            batches: int = 50) -> nn.Module:
     """Copy of a network whose batch norms have new running statistics: the means over the first `batches` batches, in
     train mode. Separates what a network's weights have learned from what the last steps left in these statistics.
+    Dropout masks are the same in each call.
 
     images: batches (B, C, H, W), normalized, on the network's device. dtype: dtype of the network's arithmetic.
     """
     network = copy.deepcopy(network)
-    with autocast(next(network.parameters()).device, dtype):
+    with torch.random.fork_rng(), autocast(next(network.parameters()).device, dtype):
+        torch.manual_seed(0)
         update_bn(islice(images, batches), network)
     return network
 

@@ -98,10 +98,10 @@ class Distiller(Learner):
             dtype: dtype of the networks' arithmetic.
         """
 
-    def training_images(self) -> Iterator[Tensor] | None:
-        """Endless batches (B, 3, H, W) of new normalized images as the student trains on at the current point of the
-        run, for the diagnosis of its batch norms; None if the method gives none."""
-        return None
+    def training_images(self) -> Iterator[Tensor]:
+        """Endless batches (B, 3, H, W) of new normalized images as at the end of the training, for the diagnosis of the
+        student's batch norms. Called after the training; empty if the method has none."""
+        return iter(())
 
 
 def teacher_with_interface(teacher: Frozen, method: type[Distiller], params: DataFreeParams) -> nn.Module:

@@ -122,9 +122,10 @@ class Retrospection:
         x' has delta added to a random portion of the images.
 
         With frozen batch norms, the student evaluates x, x + delta and x'. With `batch_norm` "train", the order of
-        passes decides on the running statistics, and is that of the published ZSKT: x, then x and x + delta, then x
-        and x'. With the pass of distillation before them and a momentum of 0.1, x + delta has a share of
-        0.9^2 / (1 + 0.9 + ... + 0.9^5) = 17 % in the statistics after many steps.
+        passes decides on the running statistics. It is that of the published ZSKT, for all methods: x, then x and
+        x + delta, then x and x'. With the pass of distillation before them and a momentum of 0.1, x + delta has a share
+        of 0.9^2 / (1 + 0.9 + ... + 0.9^5) = 17 % in the statistics after many steps. (If delta is found against the
+        student instead of the teacher, the passes of that search enter the statistics too.)
         """
         chosen = torch.randperm(len(images), generator=random)[:max(1, int(self.portion * len(images)))]
         perturbed = torch.zeros(len(images), 1, 1, 1, dtype=images.dtype)
@@ -132,12 +133,19 @@ class Retrospection:
         perturbed = perturbed.to(images.device)
         parameters = _trained(student)
         with self._mode(student):
-            def predict_clean() -> Tensor:
+            def predict() -> Tensor:
                 with torch.set_grad_enabled(not self.detach_clean):
                     return student(images)
 
-            first = predict_clean()
-            clean = predict_clean if self.batch_norm == "train" else lambda: first
+            if self.batch_norm == "train":
+                with torch.no_grad():  # a pass for the running statistics only
+                    student(images)
+                clean = predict
+            else:
+                logits = predict()
+
+                def clean() -> Tensor:
+                    return logits
 
             def inner(delta: Tensor) -> Tensor:
                 target = clean().detach()

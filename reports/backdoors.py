@@ -50,7 +50,7 @@ def backdoors(collection: Collection, own: Sequence[Cell], published: dict[str, 
 def _table(name: str, title: str) -> Table:
     return Table(f"backdoors {name}", f"Backdoors, {title}: accuracy / attack success rate",
                  keys=("test_accuracy", "asr"), more=("base_rate", "target_recall"),
-                 details={"reestimated_batch_norm": "re-estimated batch norm"})
+                 detail_rows={"reestimated_batch_norm": "re-estimated batch norm"})
 
 
 def _fill(table: Table, teacher: str, students: Sequence[Cell], own: Sequence[Cell],

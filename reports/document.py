@@ -141,7 +141,8 @@ def _legend(report: Report) -> str:
                      "teacher minus the normal one.")
     if any("asr" in table.keys for table in report.tables if table.finished):
         texts.append("Attack success rate: images of other classes that are classified as the target with the trigger; "
-                     "base rate: without the trigger. Target recall: images of the target classified as the target.")
+                     "base rate: without the trigger. Target recall: images of the target classified as the target. "
+                     "Re-estimated batch norm: the last epoch, with new running statistics of the method's images.")
     if any(table.summary for table in report.tables):
         texts.append("Controls: the same attack on answers that do not depend on the image; their gain is label "
                      "smoothing, not theft. The strongest attack is the best of those tried, which favors the thief. "

@@ -33,7 +33,7 @@ class Table:
     title: str
     keys: tuple[str, ...] = ("test_accuracy",)  # metrics in a cell
     more: tuple[str, ...] = ()  # metrics on a line below, at the last epoch
-    details: dict[str, str] = field(default_factory=dict)  # entries of details with these metrics, one line each: label
+    detail_rows: dict[str, str] = field(default_factory=dict)  # lines below, label by entry of results.json's details
     rows: list[Header] = field(default_factory=list)
     columns: list[Header] = field(default_factory=list)
     cells: dict[Place, Cell] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class Table:
         for row in self.rows:
             places = [Place(row, column) for column in self.columns]
             block = [[EPOCHS[epoch], *(self._measured(place, epoch) for place in places)] for epoch in self.epochs]
-            block += [[label, *(self._details(place, entry) for place in places)]
-                      for entry, label in self.details.items()]
+            block += [[label, *(self._rates(place, entry, self.keys, details=True) for place in places)]
+                      for entry, label in self.detail_rows.items()]
             block += [[" / ".join(key.replace("_", " ") for key in self.more),
                        *(self._rates(place, "last", self.more) for place in places)],
                       ["paper, unchecked", *(self._published_value(place) for place in places)]]
@@ -99,19 +99,16 @@ class Table:
             return f"epoch {done}" if done and epoch == "last" else "–" if epoch == "last" else ""
         return self._rates(place, epoch, self.keys) + _missing(cell) + self._difference(place, epoch)
 
-    def _rates(self, place: Place, epoch: str, keys: Sequence[str]) -> str:
+    def _rates(self, place: Place, source: str, keys: Sequence[str], *, details: bool = False) -> str:
+        """Metrics of a cell. source: epoch or, with `details`, entry of the details."""
         cell = self.cells.get(place)
         if cell is None:
             return ""
-        rates = [mean_std(values.values()) if (values := cell.values(epoch, key)) else "" for key in keys]
+        read = cell.details if details else cell.values
+        rates = [mean_std(values.values()) if (values := read(source, key)) else "" for key in keys]
         if any(rates) and cell.backdoor:  # undefined if the test images lack the required class
             rates = [rate or "n/a" for rate in rates]
         return " / ".join(filter(None, rates))
-
-    def _details(self, place: Place, entry: str) -> str:
-        cell = self.cells.get(place)
-        rates = [mean_std(values) for key in self.keys if cell and (values := cell.details(entry, key).values())]
-        return " / ".join(rates)
 
     def _difference(self, place: Place, epoch: str) -> str:
         """Difference to the reference, over the seeds that both have."""

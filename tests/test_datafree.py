@@ -76,7 +76,6 @@ def test_a_student_without_data_is_trained_and_measured(call, distil, method):
     assert {"test_accuracy", "test_loss", "asr", "base_rate", "target_recall", "triggered_accuracy"} == \
         reestimated.keys()
     assert reestimated["test_loss"] != row["test_loss"]
-    assert f"student with batch norms re-estimated on {method}'s images: test accuracy" in done.stdout
     assert "teacher network, frozen: test accuracy" in done.stdout
     assert {"synthetic.png", "best_model.tar", "last_model.tar", "metrics.csv"} <= {p.name for p in directory.iterdir()}
 

@@ -243,7 +243,7 @@ def test_in_train_mode_perturbed_images_only_enter_the_students_statistics(stude
     assert changed(student, of_student) and not changed(teacher, of_teacher)
 
 
-class Recorder(nn.Module):
+class SeenInputs(nn.Module):
     """A batch norm and a linear layer, and a list of the inputs in train mode."""
 
     def __init__(self):
@@ -264,7 +264,7 @@ def step(student, source, **settings):
 
 @pytest.mark.parametrize("detach_clean", [True, False])
 def test_in_train_mode_the_student_sees_the_published_sequence_of_inputs(teacher, detach_clean):
-    student = Recorder()
+    student = SeenInputs()
     delta = step(student, teacher, batch_norm="train", detach_clean=detach_clean)
     *clean, inner_clean, inner, outer_clean, outer = student.seen
     assert len(clean) == 2  # of distillation and of retrospection
@@ -274,7 +274,7 @@ def test_in_train_mode_the_student_sees_the_published_sequence_of_inputs(teacher
 
 
 def test_with_frozen_batch_norm_retrospection_makes_no_pass_in_train_mode_and_no_repeated_one(teacher):
-    student, passes = Recorder(), []
+    student, passes = SeenInputs(), []
     student.register_forward_pre_hook(lambda *_: passes.append(student.training))
     step(student, teacher, batch_norm="frozen")
     assert passes == [True, False, False, False]  # distillation, then x, x + delta and x'
