@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from experiments.recipes.common import Runs, Teachers, Values, backdoor_defense, reads, with_seeds
+from experiments.recipes.common import COSINE, OOD, Runs, Teachers, Values, backdoor_defense, reads, with_seeds
 
 SHORT = Teachers("CIFAR10_short", "net", {"model_name": "net"}, temperature=4, weight=0.04)
 TWENTY_EPOCHS = replace(SHORT, folder="CIFAR10_20epochs")
@@ -55,13 +55,11 @@ def short_ablations() -> Runs:
 def short_abd() -> Runs:
     """A poisoned CNN, and its students with a fifth of the data and without data, with either defense of ABD."""
     place, poison = "CIFAR10_short/abd", {"trigger": "badnet_grid", "target": 0}
-    cosine = {"learning_rate": 0.002, "annealing": "cosine"}
     data = {"dataset": "cifar10", "model_name": "net"}
     student = {**data, **reads("teacher", {"model_name": "net"}, f"{place}/teacher", "last_model.tar"), **poison}
-    ood = {"method": "ood", **student, "patches": 30000, "patch_kinds": ["colour", "grey", "blob"], "balance": 1,
-           "temperature": 4, **cosine, "batch_size": 128, "num_epochs": 8}
-    return {f"{place}/teacher": {**data, **poison, **cosine, "num_epochs": 8},
-            f"{place}/kd": {**student, "subset_fraction": 0.2, "temperature": 6, "alpha": 0.95, **cosine,
+    ood = {"method": "ood", **student, **OOD, "num_epochs": 8}
+    return {f"{place}/teacher": {**data, **poison, **COSINE, "num_epochs": 8},
+            f"{place}/kd": {**student, "subset_fraction": 0.2, "temperature": 6, "alpha": 0.95, **COSINE,
                             "num_epochs": 20},
             f"{place}/ood": ood,
             f"{place}/ood_sv": {**ood, **backdoor_defense("sv")},

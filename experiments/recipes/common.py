@@ -9,6 +9,10 @@ from typing import Any
 Values = dict[str, Any]  # one params.json
 Runs = dict[str, Values]  # by directory below experiments/, or by name in a directory
 
+COSINE = {"learning_rate": 0.002, "annealing": "cosine"}  # of the CNN in runs with backdoors
+OOD = {"patches": 30000, "patch_kinds": ["colour", "grey", "blob"], "balance": 1, "temperature": 4, **COSINE,
+       "batch_size": 128, "num_epochs": 6}  # students without data by `ood`, for a CPU
+
 
 def reads(role: str, network: Values, run: str, checkpoint: str) -> Values:
     """Keys to read a frozen network of another run: role "teacher" gives `teacher_model` and `teacher_resume`.

@@ -2,13 +2,10 @@
 from __future__ import annotations
 
 from experiments.recipes.abd import TRIGGERS
-from experiments.recipes.common import Runs, Teachers, Values, ablations, backdoor_defense, reads
+from experiments.recipes.common import COSINE, OOD, Runs, Teachers, Values, ablations, backdoor_defense, reads
 
 NET16 = {"model_name": "net", "num_channels": 16}
-COSINE = {"learning_rate": 0.002, "annealing": "cosine"}
 CLEAN = {"dataset": "demo", **NET16, **COSINE, "num_epochs": 8}  # a teacher of demo_abd.sh without a backdoor
-OOD = {"patches": 30000, "patch_kinds": ["colour", "grey", "blob"], "balance": 1, "temperature": 4, **COSINE,
-       "batch_size": 128, "num_epochs": 6}  # students without data
 VACCINE = {"sv_layers": 2, "sv_weight": 0.15}
 NET = Teachers("demo", "net16", NET16, temperature=20, weight=0.04, checkpoint="last_model.tar")
 
