@@ -93,7 +93,8 @@ class Vaccine:
         self._selection: Selection | None = None
         if params.sv_batches or params.backdoor_defense == "auto":
             batches = params.sv_batches or 50
-            self._selection = Selection(batches=batches, skip=min(11, batches // 2), min_tail=params.sv_tail)
+            self._selection = Selection(batches=batches, skip=min(11, batches // 2), min_tail=params.sv_tail,
+                                        fallback=params.sv_fallback)
         self._log: Callable[[str], None] = print
 
     def setup(self, log: Callable[[str], None]) -> None:
@@ -124,10 +125,12 @@ class Vaccine:
         with torch.no_grad():
             k = divergence(teacher_logits.detach(), self.shuffled(images.detach()))
         if self._selection.observe(k):
-            self.shuffled.shuffle()
+            self.shuffled.shuffle(self._selection.number)
         if self._selection.finished:
             tails = ", ".join(f"{ratio:.3f}" for ratio in self._selection.ratios)
-            found = "found" if self._selection.found else "none found, the run continues without one"
+            found = ("found" if self._selection.accepted else
+                     f"none passed the test, the best one is used, number {self._selection.number + 1}"
+                     if self._selection.found else "none found, the run continues without one")
             self._log(f"vaccine: {found} (tail ratios {tails}, must exceed {self._params.sv_tail})")
 
     def penalty(self, teacher_logits: Tensor, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ generator, the student unlearns the teacher's outputs for suspicious samples (`s
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +69,9 @@ class ShuffledTeacher:
         Differentiable by the images; the members have no trainable parameters."""
         return torch.stack([at_least_float32(member(images)) for member in self.members]).mean(0)
 
-    def shuffle(self) -> None:
-        """Draw new permutations, and apply them to the members in place."""
-        self._shuffles += 1
+    def shuffle(self, number: int | None = None) -> None:
+        """Draw the permutations of a shuffle (from 0; None: the next one), and apply them to the members in place."""
+        self._shuffles = self._shuffles + 1 if number is None else number + 1
         random = seeds.generator(self._seed, "vaccine", self._shuffles)
         self.permutations = [{name: self._draw(name, random) for name in self.layers} for _ in self.members]
         self._permute()
@@ -175,6 +176,17 @@ def tail_ratio(k: Tensor) -> float:
     return (exponents < exponents.mean() - 3 * exponents.std()).double().mean().item()
 
 
+def rank_sums(*criteria: Sequence[float]) -> list[float]:
+    """Sum over the criteria of the rank of each shuffle among all shuffles; equal values share a rank.
+
+    criteria: one value per shuffle each, larger ones are better.
+    """
+    def rank(value: float, others: Sequence[float]) -> float:
+        return sum((other < value) + (other == value) / 2 for other in others)
+
+    return [sum(rank(values[shuffle], values) for values in criteria) for shuffle in range(len(criteria[0]))]
+
+
 class Selection:
     """Search for a good shuffle in the first batches of a run, while the vaccine's term is off.
 
@@ -183,27 +195,46 @@ class Selection:
     shuffle is evaluated on another `batches - skip` batches. There are up to `tries` shuffles.
 
         if selection.observe(divergence(teacher_logits, shuffled_logits)):
-            shuffled_teacher.shuffle()
+            shuffled_teacher.shuffle(selection.number)
         coefficient = selection.found * preset
+
+    With `fallback`, which is ours, the best shuffle is used if all were rejected: that of the largest sum of ranks of
+    tail ratio and mean k (`rank_sums`). docs/backdoors.md has the measurements behind it.
 
     The published program keeps the images of the first test and evaluates every shuffle on them. Here, no images are
     kept, and each shuffle is evaluated on the batches that follow.
     """
 
-    def __init__(self, *, batches: int = 50, skip: int = 11, tries: int = 8, min_tail: float = 0.02) -> None:
+    def __init__(self, *, batches: int = 50, skip: int = 11, tries: int = 8, min_tail: float = 0.02,
+                 fallback: bool = False) -> None:
         """min_tail: tail ratio above which a shuffle is accepted. Raises ValueError unless 0 <= skip < batches."""
         if not 0 <= skip < batches:
             raise ValueError(f"{batches} batches without the first {skip} leave nothing to judge: skip fewer")
         self.ratios: list[float] = []  # tail ratios of the shuffles evaluated so far
+        self.means: list[float] = []  # their means of k
         self._batches, self._skip, self._tries, self._min_tail = batches, skip, tries, min_tail
+        self._fallback = fallback
         self._stopped = False
         self._num_batches = 0
         self._collected: list[Tensor] = []
 
     @property
-    def found(self) -> bool:
-        """True if the current shuffle was accepted."""
+    def accepted(self) -> bool:
+        """True if the last shuffle was accepted by its tail ratio."""
         return bool(self.ratios) and self.ratios[-1] > self._min_tail
+
+    @property
+    def found(self) -> bool:
+        """True if there is a shuffle to use: an accepted one or, with `fallback`, the best of the rejected ones."""
+        return self.accepted or (self._fallback and len(self.ratios) == self._tries)
+
+    @property
+    def number(self) -> int:
+        """Number of the shuffle to evaluate or, when one is found, to use; from 0."""
+        if self.accepted:
+            return len(self.ratios) - 1
+        scores = rank_sums(self.ratios, self.means) if self.found else []
+        return max(range(len(scores)), key=scores.__getitem__, default=len(self.ratios))
 
     @property
     def finished(self) -> bool:
@@ -220,7 +251,7 @@ class Selection:
         self._stopped = True
 
     def observe(self, k: Tensor) -> bool:
-        """Add the divergences k (B,) of a batch. Return True if the shuffle was rejected: shuffle T~ again now."""
+        """Add the divergences k (B,) of a batch. Return True if T~ must be shuffled now, to `number`."""
         if self.finished:
             return False
         self._num_batches += 1
@@ -228,19 +259,23 @@ class Selection:
             self._collected.append(k.detach().cpu())
         if self._num_batches < self._batches:
             return False
-        self.ratios.append(tail_ratio(torch.cat(self._collected)))
+        collected = torch.cat(self._collected)
+        self.ratios.append(tail_ratio(collected))
+        self.means.append(collected.double().mean().item())
         self._num_batches, self._collected = self._skip, []
-        return not self.finished
+        return not self.finished or (self.found and not self.accepted)
 
     def state_dict(self) -> dict[str, Tensor]:
         """State of the search, as tensors by name."""
         return {"seen": torch.tensor(self._num_batches), "given_up": torch.tensor(self._stopped),
                 "ratios": torch.tensor(self.ratios, dtype=torch.float64),
+                "means": torch.tensor(self.means, dtype=torch.float64),
                 "collected": torch.cat(self._collected) if self._collected else torch.empty(0)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore a `state_dict`."""
         self._num_batches, self.ratios = int(state["seen"]), state["ratios"].tolist()
+        self.means = state.get("means", torch.zeros(len(self.ratios))).tolist()  # earlier versions had none
         self._stopped = bool(state["given_up"])
         self._collected = [state["collected"]] if len(state["collected"]) else []
 

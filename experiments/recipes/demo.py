@@ -63,6 +63,7 @@ def backdoor(trigger: str) -> Runs:
         return {"init_from": f"experiments/{place}/{run}/last_model.tar"}
 
     runs = {"teacher": teacher, "ood": ood, "ood_sv": {**ood, **backdoor_defense("sv", **VACCINE)},
+            "ood_auto": {**ood, **backdoor_defense("auto", **VACCINE, sv_batches=20, sv_fallback=1)},
             "ood_plain": {**epoch, **after("ood"), **plain},
             "ood_sr": {**epoch, **after("ood"), **backdoor_defense("sr", **retrospection)},
             "ood_sr_plain": {**epoch, **after("ood_sr"), **plain},
