@@ -70,8 +70,7 @@ class Writer:
     def save(self, content: dict[str, Any], *paths: Path) -> None:
         """Save a copy of the present content, see `save`. Raises the error of the previous save."""
         self.wait()
-        copy = _copied(content)  # here, since CUDA calls of another thread could disturb the recording of a step
-        self._pending = self._pool.submit(save, copy, *paths)
+        self._pending = self._pool.submit(save, _copied(content), *paths)
 
     def wait(self) -> None:
         """Wait until everything is on disk. Raises the error of the last save."""
