@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from runs.directories import is_audit, is_seed
 from utils import checkpoint
@@ -100,14 +102,58 @@ def call(monkeypatch, capsys):
     return run
 
 
-class PlainCall:
-    """Recorder without a GPU: a replay calls the recorded function, which reads its tensors as a CUDA graph does."""
+class CpuGraphs:
+    """Recorder on the CPU that works like CUDA graphs: a replay repeats the operations of the recording on the tensors
+    of the recording and runs no Python, so Python values are constants."""
 
     def run(self, function):
         return function()
 
     def record(self, function):
-        return function
+        state, operations = torch.get_rng_state(), _Operations()
+        try:
+            with operations:
+                result = function()
+        finally:  # as if nothing had been computed
+            torch.set_rng_state(state)
+            for storage, before in operations.existing.values():
+                storage.copy_(before)
+
+        def replay():
+            with torch.inference_mode():  # frozen networks compute inference tensors
+                for operation, args, kwargs, outputs in operations.steps:
+                    values = tree_leaves(operation(*args, **kwargs))
+                    for place, tensor in outputs:
+                        tensor.copy_(values[place])
+            return result
+        return replay
+
+
+class _Operations(TorchDispatchMode):
+    """Records operations with their arguments and new outputs, and copies of all memory that existed before."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.existing, self.created = [], {}, {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        kwargs = kwargs or {}
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.existing.keys() | self.created.keys():
+                    self.existing[storage._cdata] = storage, storage.clone()
+        args, result, outputs = tree_map(lambda value: value, args), operation(*args, **kwargs), []
+        for place, tensor in enumerate(tree_leaves(result)):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.existing.keys() | self.created.keys():  # not a view, not in place
+                    self.created[storage._cdata] = storage
+                    outputs.append((place, tensor))
+        self.steps.append((operation, args, kwargs, outputs))
+        return result
 
 
 def results(directory):

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, PlainCall, environment
+from conftest import ROOT, CpuGraphs, environment
 
 from scripts import check_gpu
 from utils.step import GraphedStep
@@ -18,7 +18,7 @@ TOLERANCE = check_gpu.RECORDED_TOLERANCE
 
 
 def faithful(step, log):
-    return GraphedStep(step, log, PlainCall())
+    return GraphedStep(step, log, CpuGraphs())
 
 
 def test_without_a_gpu_it_ends_with_one_line_and_status_2():
@@ -74,7 +74,7 @@ class IgnoresTheSmallerBatch(GraphedStep):
         return super().__call__(self.graphs[size][1] if stale else draw, size)
 
 
-class DropsBufferUpdates(PlainCall):
+class DropsBufferUpdates(CpuGraphs):
     """Replays everything except the updates of buffers, such as the statistics of batch normalization."""
 
     def __init__(self, network):
@@ -97,15 +97,15 @@ def without_optimizer_state(step, log):
 
 
 def not_recorded(step, log):
-    class Refuses(PlainCall):
+    class Refuses(CpuGraphs):
         def record(self, function):
             raise RuntimeError("not permitted")
     return GraphedStep(step, log, Refuses())
 
 
 WRONG = {
-    "keeps the old learning rate": lambda step, log: KeepsTheOldRate(step, log, PlainCall()),
-    "ignores the smaller batch": lambda step, log: IgnoresTheSmallerBatch(step, log, PlainCall()),
+    "keeps the old learning rate": lambda step, log: KeepsTheOldRate(step, log, CpuGraphs()),
+    "ignores the smaller batch": lambda step, log: IgnoresTheSmallerBatch(step, log, CpuGraphs()),
     "drops buffer updates": lambda step, log: GraphedStep(step, log, DropsBufferUpdates(step.network)),
     "loses the optimizer state": without_optimizer_state,
     "is not recorded": not_recorded,

@@ -182,9 +182,10 @@ class CudaGraphs:
             with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                 result = function()
         except RuntimeError:
-            torch.cuda.set_stream(current)  # a failed recording leaves its own stream
-            # and a random generator that still counts as recording, with which dropout would raise an error: a copy of
-            # its state does not.
+            # torch.cuda.graph (2.4 to 2.14, at least) leaves its stream current if the end of the recording raises.
+            torch.cuda.set_stream(current)
+            # The random generator still counts as recording, so dropout would raise an error. A copy of its state
+            # does not count as recording.
             generator = torch.cuda.default_generators[self.stream.device_index]
             generator.graphsafe_set_state(generator.clone_state())
             raise
@@ -196,13 +197,13 @@ class CudaGraphs:
 
 
 class GraphedStep:
-    """`Step` on one GPU, recorded as a CUDA graph and replayed.
+    """`Step` on one GPU, recorded as a CUDA graph and replayed. Its optimizers need `reads_rate_from_tensor`.
 
     At the batch sizes of these recipes, a GPU computes faster than Python can launch the hundreds of operations of a
     step; a graph launches them at once. For each batch size, the first steps run eagerly: they create the optimizer
-    state, select algorithms and compile. The next step is recorded. A replay reads the draw and, with a fused
-    optimizer, the learning rate from static tensors. A graph updates the tensors of the optimizer state that it was
-    recorded with, so load a state before the first step.
+    state, select algorithms and compile. The next step is recorded. A replay reads the draw and the learning rates from
+    static tensors. Eager steps read the same tensors, so all steps of a run have the same rates, rounded to float32. A
+    graph updates the tensors of the optimizer state that it was recorded with, so load a state before the first step.
     """
 
     WARM_UP = 3  # eager steps per batch size
@@ -213,9 +214,7 @@ class GraphedStep:
         self.seen: dict[int, int] = {}
         self.graphs: dict[int, tuple[Callable[[], Tensor], Draw]] = {}
         self.rates: list[float] = []  # learning rate of each parameter group
-        # The same as tensors, for optimizers that read them on the device; others would wait for the value (None).
-        self.static_rates = [torch.zeros((), device=step.device) if _reads_rate_from_tensor(optimizer) else None
-                             for optimizer in step.optimizers for _ in optimizer.param_groups]
+        self.static_rates = [torch.zeros((), device=step.device) for _ in self._groups()]  # the same, read by all steps
         self.recordable = True
 
     @property
@@ -228,7 +227,7 @@ class GraphedStep:
             self._record(draw, size)
         if size not in self.graphs:
             self.seen[size] = self.seen.get(size, 0) + 1
-            return self.recorder.run(lambda: self.step(draw, size))
+            return self.recorder.run(lambda: self._run(draw, size))
         replay, static = self.graphs[size]
         for name, values in draw.items():
             static[name].copy_(values)
@@ -238,24 +237,19 @@ class GraphedStep:
         return [group for optimizer in self.step.optimizers for group in optimizer.param_groups]
 
     def _update_rates(self) -> None:
-        """Copy changed learning rates to their tensors. A rate without a tensor is a constant of the graphs, so these
-        are not used after a change."""
+        """Copy changed learning rates to their tensors."""
         rates = [group["lr"] for group in self._groups()]
-        if rates == self.rates:
-            return
-        previous, self.rates = self.rates or rates, rates
-        for old, rate, static in zip(previous, rates, self.static_rates, strict=True):
-            if static is not None:
+        if rates != self.rates:
+            self.rates = rates
+            for rate, static in zip(rates, self.static_rates, strict=True):
                 static.fill_(rate)
-            elif old != rate and self.graphs:
-                self._stop("a learning rate has changed, and its optimizer is not a fused SGD or Adam")
 
-    def _run_with_static_rates(self, draw: Draw, size: int) -> Tensor:
+    def _run(self, draw: Draw, size: int) -> Tensor:
         """Run the step with learning rates from tensors. Outside of it they are floats, as checkpoints hold them."""
         groups = self._groups()
         try:
-            for group, rate, static in zip(groups, self.rates, self.static_rates, strict=True):
-                group["lr"] = rate if static is None else static
+            for group, static in zip(groups, self.static_rates, strict=True):
+                group["lr"] = static
             return self.step(draw, size)
         finally:
             for group, rate in zip(groups, self.rates, strict=True):
@@ -264,24 +258,22 @@ class GraphedStep:
     def _record(self, draw: Draw, size: int) -> None:
         static = {name: values.clone() for name, values in draw.items()}
         try:
-            replay = self.recorder.record(lambda: self._run_with_static_rates(static, size))
+            replay = self.recorder.record(lambda: self._run(static, size))
         except RuntimeError as error:  # nothing has run yet
             if interrupts.find_interrupt(error):  # an interrupt, not a failure of the recording
                 raise
             self.step.zero_grad()  # gradients of the recording, not computed
+            # All further steps run eagerly, those of recorded sizes too: earlier graphs read a state of the random
+            # generator that is no longer used.
+            self.recordable, self.graphs = False, {}
             reason = error.__context__ or error  # ending a failed recording raises too
-            self._stop(f"the step cannot be recorded ({first_line(reason)})")
+            self.log(f"cuda_graph: not used, the step cannot be recorded ({first_line(reason)})")
             return
         self.graphs[size] = replay, static
 
-    def _stop(self, reason: str) -> None:
-        """Run all further steps eagerly, those of recorded sizes too: after a failed recording, earlier graphs read a
-        state of the random generator that is no longer used."""
-        self.recordable, self.graphs = False, {}
-        self.log(f"cuda_graph: not used, {reason}")
 
-
-def _reads_rate_from_tensor(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a learning rate that is a float32 tensor on the device is read there, as fused kernels do."""
+def reads_rate_from_tensor(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer reads a learning rate that is a float32 tensor on the device there, as fused kernels do.
+    Other optimizers wait for its value."""
     fused = all(group.get("fused") for group in optimizer.param_groups)
     return fused and isinstance(optimizer, torch.optim.SGD | torch.optim.Adam | torch.optim.AdamW)

@@ -22,7 +22,7 @@ from utils.memory import Phase
 from utils.method import Method
 from utils.params import DataParams, RecipeParams
 from utils.results import Row
-from utils.step import CompiledStep, GraphedStep, Loss, Step
+from utils.step import CompiledStep, GraphedStep, Loss, Step, reads_rate_from_tensor
 from utils.training import Learner
 
 MAX_AHEAD = 32  # queued GPU steps: enough to keep the GPU busy, few enough for progress bar and interrupts
@@ -144,13 +144,16 @@ def build_step(network: nn.Module, loss: Loss, optimizers: Sequence[torch.optim.
     if params.compile is True:
         log("compile: the first steps compile, which takes up to a minute")
         step = CompiledStep(*what, log=log)
-    if params.cuda_graph is not True:  # auto: off until scripts/check_gpu.py has passed on a GPU
+    if params.cuda_graph is not True:  # auto: off
         return step
-    if device.type == "cuda" and not launcher.launched():
-        log("cuda_graph: steps are recorded and replayed")
-        return GraphedStep(step, log)
-    log("cuda_graph: not used, it needs a single GPU")
-    return step
+    if device.type != "cuda" or launcher.launched():
+        log("cuda_graph: not used, it needs a single GPU")
+        return step
+    if not all(map(reads_rate_from_tensor, optimizers)):
+        log("cuda_graph: not used, an optimizer is not a fused SGD or Adam")
+        return step
+    log("cuda_graph: steps are recorded and replayed")
+    return GraphedStep(step, log)
 
 
 def train_epoch(step: Step | GraphedStep, batches: TrainBatches, epoch: int, title: str) -> Row:
