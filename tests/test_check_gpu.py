@@ -1,7 +1,8 @@
 """scripts/check_gpu.py: without a GPU it ends with one line; its comparisons pass and fail as they should.
 
-A recorder that calls the step takes the place of CUDA graphs.
+A recorder for the CPU takes the place of CUDA graphs.
 """
+import copy
 import subprocess
 import sys
 from functools import partial
@@ -10,10 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, CpuGraphs, environment
 
+import attacks
+import defenses
 from scripts import check_gpu
 from utils.step import GraphedStep
 
-CASE = check_gpu.Case("net", "kd", torch.float32, torch.device("cpu"))
+CASE = check_gpu.Case("net", "kd", torch.float32, torch.device("cpu"), num_channels=8)
 TOLERANCE = check_gpu.RECORDED_TOLERANCE
 
 
@@ -35,9 +38,14 @@ def test_every_family_of_the_zoo_is_compared():
     assert len(families) == len({type(check_gpu.build_model(name, 10)) for name in families})
 
 
-@pytest.mark.parametrize("stage", check_gpu.STAGES)
-def test_a_faithful_recorder_passes(stage):
-    case = CASE._replace(stage=stage)
+QUICK = "scratch", "mkd", "skeptical", "moving"  # a second optimizer, warm-up by epochs, a second network
+
+
+@pytest.mark.parametrize("method", [
+    *QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in (*attacks.REGISTRY, *defenses.REGISTRY)
+              if name not in QUICK)])
+def test_a_faithful_recorder_passes(method):
+    case = CASE._replace(method=method)
     result, = check_gpu.compare(case, {"recorded": (faithful, TOLERANCE)})
     assert str(result) == f"passed  recorded, {case}: no difference"
 
@@ -81,13 +89,24 @@ class DropsBufferUpdates(CpuGraphs):
         self.network = network
 
     def record(self, function):
+        recording = super().record(function)
+
         def replay():
             before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
-            result = function()
+            result = recording()
             for buffer, value in before:
                 buffer.copy_(value)
             return result
         return replay
+
+
+class LoadsAStateTooLate(GraphedStep):
+    """Replaces the tensors of the optimizer state after the first recording, which updates the old ones."""
+
+    def _record(self, draw, size):
+        super()._record(draw, size)
+        for optimizer in self.step.optimizers if len(self.graphs) == 1 else ():
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
 def without_optimizer_state(step, log):
@@ -107,6 +126,7 @@ WRONG = {
     "keeps the old learning rate": lambda step, log: KeepsTheOldRate(step, log, CpuGraphs()),
     "ignores the smaller batch": lambda step, log: IgnoresTheSmallerBatch(step, log, CpuGraphs()),
     "drops buffer updates": lambda step, log: GraphedStep(step, log, DropsBufferUpdates(step.network)),
+    "loads a state too late": lambda step, log: LoadsAStateTooLate(step, log, CpuGraphs()),
     "loses the optimizer state": without_optimizer_state,
     "is not recorded": not_recorded,
 }
@@ -117,7 +137,40 @@ def test_each_wrong_recorder_fails():
     assert [result.check for result in results] == [f"{name}, {CASE}" for name in WRONG]
     assert not [result.check for result in results if result.passed]
     assert "running_" in results[2].detail or "num_batches_tracked" in results[2].detail
-    assert "cuda_graph: not used" in results[4].detail
+    assert "cuda_graph: not used" in results[-1].detail
+
+
+def test_in_bfloat16_the_noise_of_a_compiled_step_is_the_larger_of_two(monkeypatch):
+    noise = iter([{"a": 0.1, "b": 0.3}, {"a": 0.2, "b": 0.1}, {"a": 0.7, "b": 1.1}, {"a": 0.7, "b": 1.3}])
+    trained = []
+    monkeypatch.setattr(check_gpu, "train", lambda case, *_, **__: (trained.append(case.dtype), ({}, []))[1])
+    monkeypatch.setattr(check_gpu, "difference", lambda *_: next(noise))
+    case = CASE._replace(dtype=torch.bfloat16)
+    first, second = check_gpu.compare(case, dict.fromkeys(("first", "second"), (faithful, TOLERANCE)), rounding=True)
+    assert trained == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert first.passed and second.detail == "difference 1.3e+00 (b), allowed 1.2e+00" and not second.passed
+
+
+def compiled_to(change):
+    """Factory of a compiled step whose compiler changes the terms of the loss."""
+    def factory(step, log):
+        compiled, loss = check_gpu.compiled(step, log), step.loss
+        compiled.compiled = lambda *arguments: change(loss(*arguments))
+        return compiled
+    return factory
+
+
+def test_a_compiled_step_passes_in_bfloat16_unless_it_computes_wrongly():
+    def smaller_gradient(terms):
+        return {name: 0.9 * value + 0.1 * value.detach() for name, value in terms.items()}
+
+    def without_labels(terms):
+        return {**terms, "loss": terms["loss"] - 0.1 * terms["cross_entropy"]}
+    factories = {"right": compiled_to(dict), "recorded": lambda step, log: faithful(compiled_to(dict)(step, log), log),
+                 "smaller gradient": compiled_to(smaller_gradient), "without labels": compiled_to(without_labels)}
+    tests = {name: (factory, check_gpu.COMPILED_TOLERANCE) for name, factory in factories.items()}
+    case = CASE._replace(name="mlp", dtype=torch.bfloat16, dropout_rate=0, optimizer="sgd")
+    assert [result.passed for result in check_gpu.compare(case, tests, rounding=True)] == [True, True, False, False]
 
 
 def test_an_exception_is_a_failure(capsys):
@@ -128,6 +181,14 @@ def test_an_exception_is_a_failure(capsys):
     assert capsys.readouterr().out == "FAILED  name: RuntimeError: misaligned address\n"
 
 
-def test_the_images_lie_on_the_device_as_uint8():
-    images, steps = check_gpu.check_placement(CASE, faithful)
-    assert images.passed and images.detail == "uint8 on cpu" and steps.passed
+def test_the_images_lie_on_the_device_as_uint8_and_a_step_that_falls_back_fails():
+    images, steps = check_gpu.check_placement(CASE, not_recorded)
+    assert images.passed and images.detail == "uint8 on cpu" and not steps.passed
+
+
+def test_a_step_that_cannot_be_recorded_must_fall_back(monkeypatch):
+    monkeypatch.setattr(check_gpu, "recorded", faithful)
+    tests = {"waits": (check_gpu.unrecordable, TOLERANCE), "recorded": (faithful, TOLERANCE)}
+    waits, recorded = check_gpu.compare(CASE, tests, fallback=True)
+    assert waits.passed and "no difference; cuda_graph: not used" in waits.detail
+    assert not recorded.passed
