@@ -48,7 +48,8 @@ class Method(nn.Module):
         normalized."""
 
     def build_optimizer(self, learning_rate: float) -> torch.optim.Optimizer | None:
-        """Optimizer of the method's own parameters, with a constant learning rate of its own.
+        """Optimizer of the method's own parameters, with a constant learning rate of its own. Only steps with a fused
+        SGD or Adam are recorded as CUDA graphs.
 
         None (the default): the network's optimizer trains them too, at the network's learning rate and with its weight
         decay. learning_rate: the network's initial one.
