@@ -15,7 +15,6 @@ the largest value is chosen:
     spread             standard deviation of log10 k
     member_agreement   fraction of patches for which all shuffled copies predict the same class
     planted            `auc` for a trigger of our own, planted in a copy of the teacher that is shuffled equally
-    tail + divergence  sum of the ranks of both (`datafree.vaccine.rank_sums`)
 """
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from backdoor.triggers import build_trigger
 from datafree.diagnosis import auc
 from datafree.patches import balance, draw_picture, patches
-from datafree.vaccine import SMALLEST, ShuffledTeacher, divergence, rank_sums, tail_ratio
+from datafree.vaccine import SMALLEST, ShuffledTeacher, divergence, tail_ratio
 from model import build_model
 from reports.table import markdown
 from utils import checkpoint, seeds
@@ -140,9 +139,8 @@ def table(teachers: Sequence[Sequence[Shuffle]]) -> list[list[str]]:
     for name, chosen in (("the first", [own[0] for own in aucs]), ("an average one", [fmean(own) for own in aucs]),
                          ("the best", [max(own) for own in aucs])):
         lines.append([name, f"{fmean(chosen):.3f}", f"{min(chosen):.3f}", ""])
-    for name in (*CRITERIA, "tail + divergence"):
-        scores = [rank_sums(*([shuffle[part] for shuffle in shuffles] for part in name.split(" + ")))
-                  for shuffles in teachers]
+    for name in CRITERIA:
+        scores = [[shuffle[name] for shuffle in shuffles] for shuffles in teachers]
         chosen = [own[max(range(len(own)), key=score.__getitem__)] for own, score in zip(aucs, scores, strict=True)]
         ranks = [float(spearmanr(score, own).statistic) for own, score in zip(aucs, scores, strict=True)
                  if len(set(score)) > 1]

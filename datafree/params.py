@@ -64,8 +64,8 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
         description="a tested vaccine is accepted if for more than this fraction of the images, log k (k: its "
                     "divergence from the teacher) is three standard deviations below the mean")
     sv_fallback: Switch = Field(
-        False, description="1: if no tested vaccine is accepted, use the best one, by the sum of ranks of its tail "
-                           "ratio and its mean divergence from the teacher; 0: use none, as published")
+        False, description="1: if no tested vaccine is accepted, use the one for which the most images pass the "
+                           "criterion of `sv_tail`; 0: use none, as published")
     sr_epochs: SREpochs = 2
     sr_learning_rate: float = Field(
         5e-4, gt=0, description="initial learning rate of the student in self-retrospection; cosine to 0")

@@ -9,7 +9,6 @@ generator, the student unlearns the teacher's outputs for suspicious samples (`s
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -176,17 +175,6 @@ def tail_ratio(k: Tensor) -> float:
     return (exponents < exponents.mean() - 3 * exponents.std()).double().mean().item()
 
 
-def rank_sums(*criteria: Sequence[float]) -> list[float]:
-    """Sum over the criteria of the rank of each shuffle among all shuffles; equal values share a rank.
-
-    criteria: one value per shuffle each, larger ones are better.
-    """
-    def rank(value: float, others: Sequence[float]) -> float:
-        return sum((other < value) + (other == value) / 2 for other in others)
-
-    return [sum(rank(values[shuffle], values) for values in criteria) for shuffle in range(len(criteria[0]))]
-
-
 class Selection:
     """Search for a good shuffle in the first batches of a run, while the vaccine's term is off.
 
@@ -198,8 +186,8 @@ class Selection:
             shuffled_teacher.shuffle(selection.number)
         coefficient = selection.found * preset
 
-    With `fallback`, which is ours, the best shuffle is used if all were rejected: that of the largest sum of ranks of
-    tail ratio and mean k (`rank_sums`). docs/backdoors.md has the measurements behind it.
+    With `fallback`, which is ours, the shuffle with the largest tail ratio is used if all were rejected.
+    docs/backdoors.md has the measurements behind it.
 
     The published program keeps the images of the first test and evaluates every shuffle on them. Here, no images are
     kept, and each shuffle is evaluated on the batches that follow.
@@ -211,7 +199,6 @@ class Selection:
         if not 0 <= skip < batches:
             raise ValueError(f"{batches} batches without the first {skip} leave nothing to judge: skip fewer")
         self.ratios: list[float] = []  # tail ratios of the shuffles evaluated so far
-        self.means: list[float] = []  # their means of k
         self._batches, self._skip, self._tries, self._min_tail = batches, skip, tries, min_tail
         self._fallback = fallback
         self._stopped = False
@@ -225,7 +212,7 @@ class Selection:
 
     @property
     def found(self) -> bool:
-        """True if there is a shuffle to use: an accepted one or, with `fallback`, the best of the rejected ones."""
+        """True if there is a shuffle to use: an accepted one or, with `fallback`, the best of all."""
         return self.accepted or (self._fallback and len(self.ratios) == self._tries)
 
     @property
@@ -233,8 +220,7 @@ class Selection:
         """Number of the shuffle to evaluate or, when one is found, to use; from 0."""
         if self.accepted:
             return len(self.ratios) - 1
-        scores = rank_sums(self.ratios, self.means) if self.found else []
-        return max(range(len(scores)), key=scores.__getitem__, default=len(self.ratios))
+        return self.ratios.index(max(self.ratios)) if self.found else len(self.ratios)
 
     @property
     def finished(self) -> bool:
@@ -259,9 +245,7 @@ class Selection:
             self._collected.append(k.detach().cpu())
         if self._num_batches < self._batches:
             return False
-        collected = torch.cat(self._collected)
-        self.ratios.append(tail_ratio(collected))
-        self.means.append(collected.double().mean().item())
+        self.ratios.append(tail_ratio(torch.cat(self._collected)))
         self._num_batches, self._collected = self._skip, []
         return not self.finished or (self.found and not self.accepted)
 
@@ -269,13 +253,11 @@ class Selection:
         """State of the search, as tensors by name."""
         return {"seen": torch.tensor(self._num_batches), "given_up": torch.tensor(self._stopped),
                 "ratios": torch.tensor(self.ratios, dtype=torch.float64),
-                "means": torch.tensor(self.means, dtype=torch.float64),
                 "collected": torch.cat(self._collected) if self._collected else torch.empty(0)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore a `state_dict`."""
         self._num_batches, self.ratios = int(state["seen"]), state["ratios"].tolist()
-        self.means = state.get("means", torch.zeros(len(self.ratios))).tolist()  # earlier versions had none
         self._stopped = bool(state["given_up"])
         self._collected = [state["collected"]] if len(state["collected"]) else []
 
