@@ -1,6 +1,8 @@
 """Numbers in the documents equal those of committed and finished runs."""
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from conftest import COMMITTED, ROOT
@@ -89,3 +91,10 @@ def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(monkeyp
             row = [kind, found.thief, found.attack, found.accuracy, students["KD, temperature 20"],
                    students["Hard label"], found.labels, f"{found.efficiency:.2f}" if kind == "nasty" else ""]
             assert " ".join(f"| {' | '.join(map(str, row))} |".split()) in readme
+
+
+def test_the_table_of_vaccine_criteria_is_that_of_the_committed_file(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    done = subprocess.run([sys.executable, "benchmarks/vaccine_criteria.py", "--read",
+                           "docs/results/vaccine_criteria.csv"], capture_output=True, text=True, check=True)
+    assert done.stdout in Path("docs/backdoors.md").read_text()
