@@ -29,8 +29,8 @@ from attacks.kd import KD
 @REGISTRY.register("scm_chain", display_name="SCM chain",
                    source="ours: born-again chain after Jandial et al., ECCV 2022, without its contrastive term")
 class SCMChain(KD):
-    """Trains the last of a chain of students as `kd`. The first student learns from the answers, each other one from the
-    previous student."""
+    """Trains the last of a chain of students as `kd`. The first student learns from the answers, each other one from
+    the previous student."""
 
     class Params(KD.Params):
         published: ClassVar[dict[str, dict[str, float]]] = {}
