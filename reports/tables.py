@@ -24,7 +24,9 @@ def _tables(collection: Collection) -> list[Table]:
     own = [cell for cell in collection.cells if not cell.ablation]
     of_backdoors = backdoors(collection, own, PUBLISHED["backdoors"].get(collection.dataset, {}))
     placed = {cell.experiment for table in of_backdoors for cell in table.cells.values()}
-    own = [cell for cell in own if cell.experiment not in placed]
+    # A clean network of a backdoor table may be the teacher of other students.
+    teachers_of_others = {cell.source for cell in own if cell.kind == "student" and cell.experiment not in placed}
+    own = [cell for cell in own if cell.experiment not in placed - teachers_of_others]
     of_attacks = attacks(collection, own)
     if of_attacks:
         own = [cell for cell in own if not is_theft(cell) and cell.kind != "smoothed"]

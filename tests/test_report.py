@@ -242,6 +242,13 @@ def test_backdoor_tables_show_accuracy_and_success_rate(tmp_path):
     assert "Attack success rate: " in report(tmp_path).text()
 
 
+def test_a_clean_network_of_a_backdoor_table_stays_the_baseline_of_its_own_students(tmp_path):
+    teachers(tmp_path)
+    write(tmp_path / "abd/teacher", SCRATCH | {"model_name": "resnet18", "trigger": "badnet_grid"}, 90.0, asr=99.5)
+    assert rows(tmp_path, "Backdoors")["no backdoor", "last epoch"]["teacher"] == "95.00"
+    assert rows(tmp_path, "Students with data")["normal ResNet-18", "last epoch"]["teacher"] == "95.00"
+
+
 def test_a_missing_rate_is_shown_as_missing(tmp_path):
     poisoned = SCRATCH | {"model_name": "wrn16_2", "trigger": "badnet_grid"}
     write(tmp_path / "abd/badnet_grid/teacher", poisoned, 92.0, target_recall=100)
