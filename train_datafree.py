@@ -55,9 +55,9 @@ def train_datafree() -> None:
     learner = method(student, teacher_with_interface(teacher, method, params), spec, params, run.dtype)
     final = dict(backdoor.final)
     vaccine, triggered = learner.defense.vaccine, backdoor.triggered
-    if vaccine and triggered is not None:
-        final["vaccine"] = lambda _: vaccine.report() | diagnose(
-            teacher.network, vaccine.shuffled, test, triggered, run.dtype)
+    if vaccine:
+        final["vaccine"] = lambda _: vaccine.report() | (
+            {} if triggered is None else diagnose(teacher.network, vaccine.shuffled, test, triggered, run.dtype))
     if backdoor.test and batch_norms(student) and method.training_images is not Distiller.training_images:
         evaluate = Evaluation({"test": test}, run.dtype, backdoor.metrics)
         final["reestimated_batch_norm"] = lambda network: evaluate(

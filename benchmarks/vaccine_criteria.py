@@ -157,6 +157,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all values as CSV")
     parser.add_argument("--read", type=Path, nargs="+", metavar="FILE", help="make the table of such files")
     arguments = parser.parse_args()
+    if not (arguments.teachers or arguments.read):
+        parser.error("give runs of train_poisoned.py, or --read FILE")
     rows: list[dict[str, str | float]] = []
     for file in arguments.read or ():
         with open(file, newline="") as lines:

@@ -147,7 +147,10 @@ class Vaccine:
         return True
 
     def report(self) -> dict[str, Any]:
-        """Entry of results.json: `used`, and `tails`, the tail ratios of the shuffles tried."""
+        """Entry of results.json: `used`, and `tails`, the tail ratios of the shuffles tried. Logs a search that the end
+        of the run has cut off."""
+        if self.stop_search():
+            self._log('vaccine: not used, the run ended before the search: reduce "sv_batches" or train longer')
         return {"used": bool(self.coefficient), "tails": self._selection.ratios if self._selection else None}
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
         yield from super().ineffective_parameters()
         if self.backdoor_defense in ("none", "sr"):
             yield "sv_*", '"backdoor_defense" has no vaccine'
+        elif self.backdoor_defense != "auto" and not self.sv_batches:
+            yield from (("sv_tail", '"sv_batches" is 0'), ("sv_fallback", '"sv_batches" is 0'))
         if self.backdoor_defense in ("none", "sv"):
             yield "sr_*", '"backdoor_defense" has no self-retrospection'
 
@@ -65,7 +67,7 @@ class DataFreeParams(BackdoorParams, TeacherParams, Params):
                     "divergence from the teacher) is three standard deviations below the mean")
     sv_fallback: Switch = Field(
         False, description="1: if no tested vaccine is accepted, use the one for which the most images pass the "
-                           "criterion of `sv_tail`; 0: use none, as published")
+                           "criterion of `sv_tail`; 0: use none, as published. Needs `sv_batches` or `auto`")
     sr_epochs: SREpochs = 2
     sr_learning_rate: float = Field(
         5e-4, gt=0, description="initial learning rate of the student in self-retrospection; cosine to 0")

@@ -37,7 +37,7 @@ def test_the_tables_of_attacks_md_are_those_of_committed_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     text, _ = unaligned(Path("docs/attacks.md").read_text())
     told = Report.of(place for place in Path("docs/results/experiments/demo").iterdir()
-                     if place.name not in ("audits", "defenses"))
+                     if place.name not in ("audits", "defenses", "triggers"))
     assert [run.directory for run in told.unfinished] == []
     attacks = [table for table in told.tables if table.summary]
     assert len(attacks) == 2 and len(told.sweeps) == 2
@@ -91,6 +91,13 @@ def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(monkeyp
             row = [kind, found.thief, found.attack, found.accuracy, students["KD, temperature 20"],
                    students["Hard label"], found.labels, f"{found.efficiency:.2f}" if kind == "nasty" else ""]
             assert " ".join(f"| {' | '.join(map(str, row))} |".split()) in readme
+
+
+def test_the_table_of_triggers_in_backdoors_md_is_that_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table, = Report.of([Path("docs/results/experiments/demo/triggers")]).tables
+    lines = [line for line in table.lines() if line[1] != "best epoch"]
+    assert unaligned(markdown(lines))[0] in unaligned(Path("docs/backdoors.md").read_text())[0]
 
 
 def test_the_table_of_vaccine_criteria_is_that_of_the_committed_file(monkeypatch):
