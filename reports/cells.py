@@ -153,14 +153,11 @@ class Cell:
     def finished(self) -> list[Run]:
         return [run for run in self.runs if run.finished]
 
-    def values(self, epoch: str, key: str = "test_accuracy") -> dict[int, float]:
-        """Metric of the finished runs at their `best` or `last` epoch, by seed."""
-        rows = {run.params.seed: getattr(run.results, epoch) for run in self.finished}
-        return {seed: row[key] for seed, row in rows.items() if is_number(row.get(key))}
-
-    def details(self, entry: str, key: str) -> dict[int, float]:
-        """Number in an entry of the finished runs' details, by seed."""
-        rows = {run.params.seed: run.results.details.get(entry) for run in self.finished if run.results}
+    def values(self, source: str, key: str = "test_accuracy") -> dict[int, float]:
+        """Metric of the finished runs by seed, at their `best` or `last` epoch or in an entry of their details."""
+        found = {run.params.seed: run.results for run in self.finished if run.results}
+        rows = {seed: getattr(results, source) if source in ("best", "last") else results.details.get(source)
+                for seed, results in found.items()}
         return {seed: row[key] for seed, row in rows.items() if isinstance(row, dict) and is_number(row.get(key))}
 
 
@@ -171,7 +168,7 @@ class DeployedTeacher(Cell):
     def of(cls, students: Cell) -> DeployedTeacher:
         return cls(**{each.name: getattr(students, each.name) for each in fields(students)})
 
-    def values(self, epoch: str, key: str = "test_accuracy") -> dict[int, float]:
+    def values(self, source: str, key: str = "test_accuracy") -> dict[int, float]:
         """Metric that the students logged before training, by seed; the same for both epochs. Answers that depend on
         the order of queries are not evaluated in batches; their accuracy comes from the profile of answers."""
         found = {}

@@ -81,7 +81,7 @@ class Table:
         for row in self.rows:
             places = [Place(row, column) for column in self.columns]
             block = [[EPOCHS[epoch], *(self._measured(place, epoch) for place in places)] for epoch in self.epochs]
-            block += [[label, *(self._rates(place, entry, self.keys, details=True) for place in places)]
+            block += [[label, *(self._rates(place, entry, self.keys) for place in places)]
                       for entry, label in self.detail_rows.items()]
             block += [[" / ".join(key.replace("_", " ") for key in self.more),
                        *(self._rates(place, "last", self.more) for place in places)],
@@ -99,13 +99,12 @@ class Table:
             return f"epoch {done}" if done and epoch == "last" else "–" if epoch == "last" else ""
         return self._rates(place, epoch, self.keys) + _missing(cell) + self._difference(place, epoch)
 
-    def _rates(self, place: Place, source: str, keys: Sequence[str], *, details: bool = False) -> str:
-        """Metrics of a cell. source: epoch or, with `details`, entry of the details."""
+    def _rates(self, place: Place, source: str, keys: Sequence[str]) -> str:
+        """Metrics of a cell. source: see `Cell.values`."""
         cell = self.cells.get(place)
         if cell is None:
             return ""
-        read = cell.details if details else cell.values
-        rates = [mean_std(values.values()) if (values := read(source, key)) else "" for key in keys]
+        rates = [mean_std(values.values()) if (values := cell.values(source, key)) else "" for key in keys]
         if any(rates) and cell.backdoor:  # undefined if the test images lack the required class
             rates = [rate or "n/a" for rate in rates]
         return " / ".join(filter(None, rates))
