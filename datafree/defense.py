@@ -128,9 +128,12 @@ class Vaccine:
             self.shuffled.shuffle(self._selection.number)
         if self._selection.finished:
             tails = ", ".join(f"{ratio:.3f}" for ratio in self._selection.ratios)
-            found = ("found" if self._selection.accepted else
-                     f"none passed the test, the best one is used, number {self._selection.number + 1}"
-                     if self._selection.found else "none found, the run continues without one")
+            if self._selection.accepted:
+                found = "found"
+            elif self._selection.found:
+                found = f"none passed the test, the best one is used, number {self._selection.number + 1}"
+            else:
+                found = "none found, the run continues without one"
             self._log(f"vaccine: {found} (tail ratios {tails}, must exceed {self._params.sv_tail})")
 
     def penalty(self, teacher_logits: Tensor, images: Tensor) -> Tensor:

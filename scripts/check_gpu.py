@@ -273,7 +273,7 @@ def check_two_gpus() -> Iterable[Result]:
 
 
 def time_step(case: Case, factory: Factory) -> Iterable[Result]:
-    """Print a row of the table: median of 5 epochs after 2 to warm up."""
+    """Print a row of the table: median of the epochs after 2 to warm up."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     lines: list[str] = []
