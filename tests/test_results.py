@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import COMMITTED, ROOT
 
 from audits.result import Audit, judge_all
@@ -37,7 +38,7 @@ def test_the_tables_of_attacks_md_are_those_of_committed_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     text, _ = unaligned(Path("docs/attacks.md").read_text())
     told = Report.of(place for place in Path("docs/results/experiments/demo").iterdir()
-                     if place.name not in ("audits", "defenses", "triggers"))
+                     if place.name not in ("abd", "audits", "defenses", "triggers"))
     assert [run.directory for run in told.unfinished] == []
     attacks = [table for table in told.tables if table.summary]
     assert len(attacks) == 2 and len(told.sweeps) == 2
@@ -61,6 +62,7 @@ def test_kl_by_epoch_of_results_md_is_that_of_metrics_csv(monkeypatch):
             seen.add(directory)
     assert seen == {run.directory for place in COMMITTED for run in Report.of([Path("experiments") / place]).runs
                     if run.params.script == "train_nasty.py"}
+
 
 def test_the_tables_of_defenses_md_are_those_of_committed_results(monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -93,9 +95,10 @@ def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(monkeyp
             assert " ".join(f"| {' | '.join(map(str, row))} |".split()) in readme
 
 
-def test_the_table_of_triggers_in_backdoors_md_is_that_of_committed_results(monkeypatch):
+@pytest.mark.parametrize("place", ["abd", "triggers"])
+def test_the_tables_of_students_without_data_in_backdoors_md_are_those_of_committed_results(place, monkeypatch):
     monkeypatch.chdir(ROOT)
-    table, = Report.of([Path("docs/results/experiments/demo/triggers")]).tables
+    table, = Report.of([Path("docs/results/experiments/demo") / place]).tables
     lines = [line for line in table.lines() if line[1] != "best epoch"]
     assert unaligned(markdown(lines))[0] in unaligned(Path("docs/backdoors.md").read_text())[0]
 
