@@ -132,9 +132,10 @@ CIFAR100 = Grid(nasty_teacher.CIFAR100.teacher_pair("resnet18"), nasty_teacher.C
 
 def runs() -> Runs:
     nasty = {CIFAR10_TEACHERS.directories["nasty"]: CIFAR10_TEACHERS.nasty(CNN)}
-    students = CIFAR10_TEACHERS.students({"net": CNN, "net8": {**CNN, "num_channels": 8}})
+    net8 = {**CNN, "num_channels": 8}
+    students = CIFAR10_TEACHERS.students({"net": CNN, "net8": net8})
     return {**DEMO.runs(), **DEMO.budgets(BUDGETS), **nasty, **students, **CIFAR10.runs(), **CIFAR100.runs(),
-            f"{CIFAR10.place}/alone/net8": CIFAR10.student,
+            "CIFAR10/baseline/net8": net8, f"{CIFAR10.place}/alone/net8": CIFAR10.student,
             **CIFAR10.foreign("cifar100", num_epochs=10, schedule=[7]), **CIFAR100.foreign("cifar10"),
             FOREIGN.teachers.directories["normal"]: FOREIGN.student,
             FOREIGN.teachers.directories["nasty"]: FOREIGN.teachers.nasty(FOREIGN.student, from_normal=True),
