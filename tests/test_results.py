@@ -12,6 +12,8 @@ from audits.result import Audit, judge_all
 from reports.document import Report
 from reports.table import markdown
 
+FULL_LENGTH = Path("docs/results/experiments/CIFAR10")
+
 
 def unaligned(text):
     """Markdown without alignment spaces, and its rows of single runs, which are in one table."""
@@ -55,13 +57,26 @@ def test_kl_by_epoch_of_results_md_is_that_of_metrics_csv(monkeypatch):
         directory = Path(name.strip(" `"))
         if name.strip() == "KL by epoch":
             epochs = list(map(int, cells))
-        elif epochs and line.startswith("| `experiments/"):
+        elif epochs and line.startswith(("| `experiments/", "| `docs/")):
             with open(directory / "metrics.csv") as file:
                 terms = {int(row["epoch"]): f"{float(row['kl']):#.3g}".rstrip(".") for row in csv.DictReader(file)}
             assert [cell.strip() for cell in cells] == [terms.get(epoch, "") for epoch in epochs], name
             seen.add(directory)
-    assert seen == {run.directory for place in COMMITTED for run in Report.of([Path("experiments") / place]).runs
+    places = [*(Path("experiments") / place for place in COMMITTED), FULL_LENGTH / "kd_nasty_net"]
+    assert seen == {run.directory for place in places for run in Report.of([place]).runs
                     if run.params.script == "train_nasty.py"}
+
+
+def test_the_tables_of_the_published_length_in_results_md_are_those_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text, _ = unaligned(Path("docs/results.md").read_text())
+    told = Report.of(place for place in FULL_LENGTH.iterdir() if place.name != "audits")
+    assert [run.directory for run in told.unfinished] == []
+    attacks = [table for table in told.tables if table.summary]
+    assert len(attacks) == 2 and len(told.tables) == 3 and len(told.sweeps) == 1
+    for lines in (*(table.lines() for table in told.tables), *(table.summary for table in attacks),
+                  told.sweeps[0].table(), *(price.lines() for price in told.prices)):
+        assert unaligned(markdown(lines))[0] in text
 
 
 def test_the_tables_of_defenses_md_are_those_of_committed_results(monkeypatch):
@@ -74,12 +89,13 @@ def test_the_tables_of_defenses_md_are_those_of_committed_results(monkeypatch):
         assert unaligned(markdown(table))[0] in text
 
 
-def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(monkeypatch):
+@pytest.mark.parametrize("document, place", [("README.md", "demo"), ("docs/results.md", "CIFAR10")])
+def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(document, place, monkeypatch):
     monkeypatch.chdir(ROOT)
-    readme = unaligned(Path("README.md").read_text())[0]
+    text = unaligned(Path(document).read_text())[0]
     for kind in ("normal", "nasty"):
-        place = Path("docs/results/experiments/demo/audits") / kind
-        audit = Audit.model_validate_json((place / "audit.json").read_text())
+        results = Path("docs/results/experiments") / place / "audits" / kind
+        audit = Audit.model_validate_json((results / "audit.json").read_text())
         assert audit.finished and not audit.failed
         for student in audit.students:
             for seed, accuracy in student.accuracy.seeds.items():
@@ -92,7 +108,7 @@ def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(monkeyp
                         if (student.victim, student.thief) == ("model", found.thief)}
             row = [kind, found.thief, found.attack, found.accuracy, students["KD, temperature 20"],
                    students["Hard label"], found.labels, f"{found.efficiency:.2f}" if kind == "nasty" else ""]
-            assert " ".join(f"| {' | '.join(map(str, row))} |".split()) in readme
+            assert " ".join(f"| {' | '.join(map(str, row))} |".split()) in text
 
 
 @pytest.mark.parametrize("place", ["abd", "triggers"])
@@ -108,3 +124,14 @@ def test_the_table_of_vaccine_criteria_is_that_of_the_committed_file(monkeypatch
     done = subprocess.run([sys.executable, "benchmarks/vaccine_criteria.py", "--read",
                            "docs/results/vaccine_criteria.csv"], capture_output=True, text=True, check=True)
     assert done.stdout in Path("docs/backdoors.md").read_text()
+
+
+def test_the_rates_of_the_nasty_poisoned_teacher_in_data_free_md_are_those_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = Path("docs/data_free.md").read_text()
+    for run in ("experiments/demo/abd/teacher", "data_free/experiments/mine/continued_poisoned",
+                "data_free/experiments/mine/nasty_poisoned", "experiments/demo/abd/ood",
+                "data_free/experiments/mine/student"):
+        last = json.loads((Path("docs/results") / run / "results.json").read_text())["last"]
+        rates = [f"{last[key]:.2f}" for key in ("test_accuracy", "asr", "base_rate", "target_recall")]
+        assert f"| {' | '.join(rates)} |" in text, run
