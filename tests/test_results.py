@@ -1,6 +1,7 @@
 """Numbers in the documents equal those of committed and finished runs."""
 import csv
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,13 @@ def test_the_rates_of_the_nasty_poisoned_teacher_in_data_free_md_are_those_of_co
         last = json.loads((Path("docs/results") / run / "results.json").read_text())["last"]
         rates = [f"{last[key]:.2f}" for key in ("test_accuracy", "asr", "base_rate", "target_recall")]
         assert f"| {' | '.join(rates)} |" in text, run
+
+
+def test_the_table_of_precisions_in_benchmarks_md_is_that_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = Path("docs/benchmarks.md").read_text()
+    for precision in ("fp32", "bf16"):
+        runs = [Path(f"docs/results/precision/experiments/precision/{precision}-{seed}") for seed in range(3)]
+        last = [json.loads((run / "results.json").read_text())["last"]["test_accuracy"] for run in runs]
+        numbers = [*last, statistics.mean(last), statistics.stdev(last)]
+        assert f"| {precision} | {' | '.join(f'{number:.2f}' for number in numbers)} |" in text
