@@ -23,6 +23,10 @@ def unaligned(text):
             {line for line in lines if line.startswith("| experiments/")})
 
 
+def last_epoch(run):
+    return json.loads((run / "results.json").read_text())["last"]
+
+
 def test_tables_of_results_md_are_those_of_finished_committed_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     text, runs = unaligned(Path("docs/results.md").read_text())
@@ -101,7 +105,7 @@ def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(documen
         for student in audit.students:
             for seed, accuracy in student.accuracy.seeds.items():
                 run = Path("docs/results") / student.accuracy.directory / f"seed{seed}"
-                assert json.loads((run / "results.json").read_text())["last"]["test_accuracy"] == accuracy
+                assert last_epoch(run)["test_accuracy"] == accuracy
         assert [found.model_dump() for found in judge_all(audit.students, audit.test_images)] == [
             found.model_dump() for found in audit.verdicts]
         for found in audit.verdicts:
@@ -133,7 +137,7 @@ def test_the_rates_of_the_nasty_poisoned_teacher_in_data_free_md_are_those_of_co
     for run in ("experiments/demo/abd/teacher", "data_free/experiments/mine/continued_poisoned",
                 "data_free/experiments/mine/nasty_poisoned", "experiments/demo/abd/ood",
                 "data_free/experiments/mine/student"):
-        last = json.loads((Path("docs/results") / run / "results.json").read_text())["last"]
+        last = last_epoch(Path("docs/results") / run)
         rates = [f"{last[key]:.2f}" for key in ("test_accuracy", "asr", "base_rate", "target_recall")]
         assert f"| {' | '.join(rates)} |" in text, run
 
@@ -143,6 +147,6 @@ def test_the_table_of_precisions_in_benchmarks_md_is_that_of_committed_results(m
     text = Path("docs/benchmarks.md").read_text()
     for precision in ("fp32", "bf16"):
         runs = [Path(f"docs/results/precision/experiments/precision/{precision}-{seed}") for seed in range(3)]
-        last = [json.loads((run / "results.json").read_text())["last"]["test_accuracy"] for run in runs]
-        numbers = [*last, statistics.mean(last), statistics.stdev(last)]
+        accuracies = [last_epoch(run)["test_accuracy"] for run in runs]
+        numbers = [*accuracies, statistics.mean(accuracies), statistics.stdev(accuracies)]
         assert f"| {precision} | {' | '.join(f'{number:.2f}' for number in numbers)} |" in text

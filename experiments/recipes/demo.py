@@ -32,18 +32,19 @@ def nasty_teacher() -> Runs:
 
 
 def abd() -> Runs:
-    """Runs of scripts/demo_abd.sh, and other weights of the vaccine (docs/backdoors.md)."""
+    """Runs of scripts/demo_abd.sh, and its vaccine with other weights."""
     poison = {"trigger": "badnet_sq", "target": 0}
     student = {"dataset": "demo", **NET16, **reads("teacher", NET16, "demo/abd/teacher", "last_model.tar"), **poison}
     ood = {"method": "ood", **student, **OOD}
+    vaccinated = {**ood, **backdoor_defense("sv", **VACCINE)}
     return {"demo/abd/clean": CLEAN,
             "demo/abd/teacher": {**CLEAN, **poison},
             "demo/abd/kd": {**student, "subset_fraction": 0.2, "temperature": 6, "alpha": 0.95, **COSINE,
                             "num_epochs": 20},
             "demo/abd/ood": ood,
-            "demo/abd/ood_abd": {**ood, **backdoor_defense("sv", **VACCINE)},
-            **{f"demo/ablations/sv_weight/ood_sv_{weight}": {**ood, **backdoor_defense("sv", **VACCINE | {
-                "sv_weight": weight})} for weight in (0.1, 0.2)}}
+            "demo/abd/ood_abd": vaccinated,
+            **{f"demo/ablations/sv_weight/{weight}/ood_abd": {**vaccinated, "sv_weight": weight}
+               for weight in (0.1, 0.2)}}
 
 
 def backdoor(trigger: str) -> Runs:
