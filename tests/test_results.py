@@ -27,6 +27,10 @@ def last_epoch(run):
     return json.loads((run / "results.json").read_text())["last"]
 
 
+def backdoor_rates(epoch):
+    return " | ".join(f"{epoch[key]:.2f}" for key in ("test_accuracy", "asr", "base_rate", "target_recall"))
+
+
 def test_tables_of_results_md_are_those_of_finished_committed_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     text, runs = unaligned(Path("docs/results.md").read_text())
@@ -124,6 +128,16 @@ def test_the_tables_of_students_without_data_in_backdoors_md_are_those_of_commit
     assert unaligned(markdown(lines))[0] in unaligned(Path("docs/backdoors.md").read_text())[0]
 
 
+def test_the_table_of_vaccine_weights_is_that_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = unaligned(Path("docs/backdoors.md").read_text())[0]
+    runs = {"no vaccine": "abd/ood", "0.1": "ablations/sv_weight/0.1/ood_abd", "0.15": "abd/ood_abd",
+            "0.2": "ablations/sv_weight/0.2/ood_abd"}
+    for name, run in runs.items():
+        last = last_epoch(Path("docs/results/sv_weight/experiments/demo") / run / "seed3")
+        assert f"| {name} | {backdoor_rates(last)} |" in text
+
+
 def test_the_table_of_vaccine_criteria_is_that_of_the_committed_file(monkeypatch):
     monkeypatch.chdir(ROOT)
     done = subprocess.run([sys.executable, "benchmarks/vaccine_criteria.py", "--read",
@@ -137,9 +151,7 @@ def test_the_rates_of_the_nasty_poisoned_teacher_in_data_free_md_are_those_of_co
     for run in ("experiments/demo/abd/teacher", "data_free/experiments/mine/continued_poisoned",
                 "data_free/experiments/mine/nasty_poisoned", "experiments/demo/abd/ood",
                 "data_free/experiments/mine/student"):
-        last = last_epoch(Path("docs/results") / run)
-        rates = [f"{last[key]:.2f}" for key in ("test_accuracy", "asr", "base_rate", "target_recall")]
-        assert f"| {' | '.join(rates)} |" in text, run
+        assert f"| {backdoor_rates(last_epoch(Path('docs/results') / run))} |" in text, run
 
 
 def test_the_table_of_precisions_in_benchmarks_md_is_that_of_committed_results(monkeypatch):
