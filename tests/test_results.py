@@ -128,6 +128,12 @@ def test_the_tables_of_students_without_data_in_backdoors_md_are_those_of_commit
     assert unaligned(markdown(lines))[0] in unaligned(Path("docs/backdoors.md").read_text())[0]
 
 
+def test_the_table_of_thefts_without_data_in_data_free_md_is_that_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table, = Report.of([Path("docs/results/data_free/experiments/demo")]).tables
+    assert unaligned(markdown(table.lines()))[0] in unaligned(Path("docs/data_free.md").read_text())[0]
+
+
 def test_the_table_of_vaccine_weights_is_that_of_committed_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = unaligned(Path("docs/backdoors.md").read_text())[0]
