@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Theft without data, on two CPU cores: DeepInversion inverts images from a normal and from a nasty teacher, a student
-# learns from each, and a table and an image grid compare them.
+# Theft without data, on two CPU cores: DeepInversion inverts images from a normal and from a nasty teacher, OoD uses
+# patches of a drawn picture. A student learns from each, at the method's temperature and at 1. A table and an image grid
+# compare them.
 #
 #     bash scripts/demo_theft.sh           # seed 0
 #     bash scripts/demo_theft.sh 0 1 2     # three seeds; seed N > 0 of an experiment is in DIR/seedN
@@ -9,10 +10,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt
-thefts=(experiments/demo/kd_{normal,nasty}_net16/deepinversion_net16)
-experiments=(experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16 "${thefts[@]}")
+inversions=(experiments/demo/kd_{normal,nasty}_net16/deepinversion_net16)
+experiments=(experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16 "${inversions[@]}"
+             experiments/demo/kd_{normal,nasty}_net16/ood_net16 experiments/demo/ablations/temperature/1)
 python scripts/run_all.py "${experiments[@]}" --seeds "${@:-0}"
 seed=${1:-0}
-[ "$seed" = 0 ] || thefts=("${thefts[@]/%//seed$seed}")
-python scripts/show_inversions.py "${thefts[@]}"
+[ "$seed" = 0 ] || inversions=("${inversions[@]/%//seed$seed}")
+python scripts/show_inversions.py "${inversions[@]}"
 python report.py "${experiments[@]}"

@@ -24,9 +24,13 @@ def nasty_teacher() -> Runs:
     runs = {**{f"demo/baseline/{name}": training for name, training in networks.items()},
             NET.directories["nasty"]: nasty, **NET.students(networks)}
     for kind, teacher in NET.directories.items():
-        runs[f"{NET.place(kind)}/deepinversion_net16"] = {
-            "method": "deepinversion", "dataset": "demo", **NET16, **NET.read_by_student(teacher),
-            "synthesis_steps": 60, "epoch_steps": 150, "learning_rate": 0.05, "num_epochs": 6}
+        student = {"dataset": "demo", **NET16, **NET.read_by_student(teacher)}
+        thefts = {"deepinversion": {"method": "deepinversion", **student, "synthesis_steps": 60, "epoch_steps": 150,
+                                    "learning_rate": 0.05, "num_epochs": 6},
+                  "ood": {"method": "ood", **student, **OOD}}
+        for name, theft in thefts.items():
+            runs[f"{NET.place(kind)}/{name}_net16"] = theft
+            runs[f"demo/ablations/temperature/1/{kind}_{name}_net16"] = {**theft, "temperature": 1}
     return runs | ablations(NET, nasty, {"net8": net(8)}, {
         "alpha": [0.1, 0.5], "temperature": [2, 8], "subset_fraction": [0.2, 0.6], "weight": [0.005, 0.015]})
 
