@@ -25,10 +25,14 @@ command resumes an interrupted run.
 """
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
 import datafree
 from backdoor.metrics import measure_backdoor
 from datafree.diagnosis import diagnose, reestimate_batch_norms
-from datafree.distiller import DataSpec, Distiller, teacher_with_interface
+from datafree.distiller import DataSpec, teacher_with_interface
 from defenses.answers import build_answers
 from model import build_model
 from model.features import batch_norms
@@ -56,12 +60,16 @@ def train_datafree() -> None:
     final = dict(backdoor.final)
     vaccine, triggered = learner.defense.vaccine, backdoor.triggered
     if vaccine:
-        final["vaccine"] = lambda _: vaccine.report() | (
-            {} if triggered is None else diagnose(teacher.network, vaccine.shuffled, test, triggered, run.dtype))
-    if backdoor.test and batch_norms(student) and method.training_images is not Distiller.training_images:
+        def report_vaccine(_: nn.Module) -> dict[str, Any]:
+            vaccine.end_of_training()
+            return vaccine.report() | ({} if triggered is None else diagnose(
+                teacher.network, vaccine.shuffled, test, triggered, run.dtype))
+
+        final["vaccine"] = report_vaccine
+    images = learner.training_images()  # made after the training
+    if backdoor.test and batch_norms(student) and images:
         evaluate = Evaluation({"test": test}, run.dtype, backdoor.metrics)
-        final["reestimated_batch_norm"] = lambda network: evaluate(
-            reestimate_batch_norms(network, learner.training_images(), run.dtype))
+        final["reestimated_batch_norm"] = lambda network: evaluate(reestimate_batch_norms(network, images, run.dtype))
     run.train(student, learner, metrics=backdoor.metrics, warnings=backdoor.warnings, final=final)
 
 

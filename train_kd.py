@@ -37,12 +37,7 @@ def train_kd() -> None:
     answers = build_answers(params, in_order=once and params.views == 1)
     teacher = run.frozen("teacher", answers, Queries(once, params.views))
     attack = attacks.REGISTRY[params.attack].from_run(params, run.dataset.num_classes)
-    if answers and params.needs_all_answers:
-        def learn_defense(table: Tensor) -> None:
-            if line := attack.learn_defense(answers, table):
-                run.log(line)
-
-        teacher.on_answers_ready = learn_defense
+    attack.await_answers(teacher, run.log)
     backdoor = measure_backdoor(run)
 
     def loss(student: nn.Module, batch: Batch) -> dict[str, Tensor]:

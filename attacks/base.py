@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attacks.params import AttackParams, WeightedParams
 from utils.data import Batch
+from utils.evaluation import Frozen
 from utils.losses import cross_entropy
 from utils.method import Method
 
@@ -22,6 +23,7 @@ class Attack(Method):
     """
 
     Params: ClassVar[type[AttackParams]] = AttackParams
+    params: AttackParams
 
     def learn_defense(self, defend: Callable[[Tensor], Tensor], answers: Tensor) -> str:
         """Learn to undo a known answer defense, and return a line for the log, or "". Called before the first epoch if
@@ -33,6 +35,17 @@ class Attack(Method):
                 selects rows.
         """
         return ""
+
+    def await_answers(self, teacher: Frozen, log: Callable[[str], None]) -> None:
+        """Call `learn_defense` as soon as the teacher has answered all images, if the attack needs them and the teacher
+        has an answer defense or interface."""
+        defend = teacher.answers
+        if defend and self.params.needs_all_answers:
+            def learn(table: Tensor) -> None:
+                if line := self.learn_defense(defend, table):
+                    log(line)
+
+            teacher.on_answers_ready = learn
 
     @abstractmethod
     def forward(self, student: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:

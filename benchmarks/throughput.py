@@ -330,6 +330,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if min(options.batch_sizes) < 2:
         parser.error("--batch_sizes: must be at least 2, for batch statistics")
+    if options.cuda_graph and torch.device(options.device).type != "cuda":
+        parser.error("--cuda_graph needs a CUDA device")
     if options.profile and options.json:
         parser.error("--json has no effect with --profile: give one of them")
     try:

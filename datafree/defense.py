@@ -21,7 +21,8 @@ class BackdoorDefense:
         sv      the vaccine in all epochs; with `sv_batches`, only if the search finds one
         sr      self-retrospection in the last `sr_epochs`
         sv+sr   both
-        auto    sv with a search for a vaccine; sr if none is found before the last `sr_epochs`
+        auto    sv with a search for a vaccine; sr if none is found before the last `sr_epochs` (with `sv_fallback`:
+                only if the search has not ended by then)
 
     With `sv+sr`, the vaccine stays on during self-retrospection: in the loss of the generator or, for `ood`, in the
     distillation loss, to whose gradient the hypergradient is added.
@@ -149,11 +150,13 @@ class Vaccine:
         self._selection.stop_search()
         return True
 
-    def report(self) -> dict[str, Any]:
-        """Entry of results.json: `used`, and `tails`, the tail ratios of the shuffles tried. Logs a search that the end
-        of the run has cut off."""
+    def end_of_training(self) -> None:
+        """End the search, and log it if it was in progress."""
         if self.stop_search():
             self._log('vaccine: not used, the run ended before the search: reduce "sv_batches" or train longer')
+
+    def report(self) -> dict[str, Any]:
+        """Entry of results.json: `used`, and `tails`, the tail ratios of the shuffles tried."""
         return {"used": bool(self.coefficient), "tails": self._selection.ratios if self._selection else None}
 
     def state_dict(self) -> dict[str, Any]:

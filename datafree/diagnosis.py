@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -55,12 +55,16 @@ def reestimate_batch_norms(network: nn.Module, images: Iterable[Tensor], dtype: 
     train mode. Separates what a network's weights have learned from what the last steps left in these statistics.
     Dropout masks are the same in each call.
 
-    images: batches (B, C, H, W), normalized, on the network's device. dtype: dtype of the network's arithmetic.
+    images: batches (B, C, H, W), normalized, on the network's device. dtype: dtype of the network's arithmetic. Raises
+    ValueError without a batch: `update_bn` would set all means to 0.
     """
-    network = copy.deepcopy(network)
+    network, images = copy.deepcopy(network), iter(images)
+    first = next(images, None)
+    if first is None:
+        raise ValueError("there are no images to estimate the statistics of batch norms from")
     with torch.random.fork_rng(), autocast(next(network.parameters()).device, dtype):
         torch.manual_seed(0)
-        update_bn(islice(images, batches), network)
+        update_bn(chain([first], islice(images, batches - 1)), network)
     return network
 
 

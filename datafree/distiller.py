@@ -98,10 +98,10 @@ class Distiller(Learner):
             dtype: dtype of the networks' arithmetic.
         """
 
-    def training_images(self) -> Iterator[Tensor]:
-        """Endless batches (B, 3, H, W) of new normalized images as at the end of the training, for the diagnosis of the
-        student's batch norms. Called after the training; empty if the method has none."""
-        return iter(())
+    def training_images(self) -> Iterator[Tensor] | None:
+        """Endless batches (B, 3, H, W) of new normalized images as at the time of the first one, for the diagnosis of
+        the student's batch norms; None if the method has none."""
+        return None
 
 
 def teacher_with_interface(teacher: Frozen, method: type[Distiller], params: DataFreeParams) -> nn.Module:

@@ -29,8 +29,8 @@ def adversarial_js(teacher_logits: Tensor, student_logits: Tensor, *, temperatur
     """1 - mean Jensen-Shannon divergence, in nats, of logits (B, C): the adaptive term of DeepInversion.
 
     As in the paper, (KL(P || M) + KL(Q || M)) / 2 with M = (P + Q) / 2. The code of Fang et al. exchanges the arguments
-    of each KL. The gradient of that form is 1.1 times (similar outputs) to 2.7 times (confident, different ones) as
-    large, but KL(M || P) is unbounded, whereas this divergence is at most log 2.
+    of each KL. The gradient of that form is equal for similar outputs, and several times as large for confident,
+    different ones: KL(M || P) is unbounded, whereas this divergence is at most log 2.
     """
     p, q = (F.softmax(at_least_float32(logits) / temperature, dim=1) for logits in (teacher_logits, student_logits))
     log_middle = ((p + q) / 2).clamp(min=torch.finfo(p.dtype).tiny).log()

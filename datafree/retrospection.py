@@ -133,26 +133,21 @@ class Retrospection:
         perturbed = perturbed.to(images.device)
         parameters = _trained(student)
         with self._mode(student):
-            def predict() -> Tensor:
-                with torch.set_grad_enabled(not self.detach_clean):
-                    return student(images)
+            with torch.set_grad_enabled(not self.detach_clean and self.batch_norm == "frozen"):
+                logits = student(images)  # with "train", a pass for the running statistics only
 
-            if self.batch_norm == "train":
-                with torch.no_grad():  # a pass for the running statistics only
-                    student(images)
-                clean = predict
-            else:
-                logits = predict()
-
-                def clean() -> Tensor:
-                    return logits
+            def clean(grad: bool) -> Tensor:
+                if self.batch_norm == "train":
+                    with torch.set_grad_enabled(grad):
+                        return student(images)
+                return logits if grad else logits.detach()
 
             def inner(delta: Tensor) -> Tensor:
-                target = clean().detach()
+                target = clean(grad=False)
                 return self.penalty * delta.square().sum() - self._kl(target, student(images + delta))
 
             def outer(delta: Tensor) -> Tensor:
-                target = clean()
+                target = clean(grad=not self.detach_clean)
                 return self._kl(target, student(images + perturbed * delta))
 
             return list(hypergradient(inner, outer, delta, parameters, steps=self.steps, eta=self.eta))

@@ -73,8 +73,11 @@ class Answers:
 
 
 class _Protected(Protocol):
-    interface: str
-    answer_defense: str
+    @property
+    def interface(self) -> str: ...
+
+    @property
+    def answer_defense(self) -> str: ...
 
 
 def build_answers(params: _Protected, *, in_order: bool = False) -> Answers | None:

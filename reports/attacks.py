@@ -113,13 +113,13 @@ def row_labels(students: Iterable[Cell], without: str = "") -> dict[Any, str]:
     for cell in students:
         for key, value in cell.description.settings:
             values.setdefault((cell.description.method, key), set()).add(str(value))
-    words = {}
+    words, several = {}, len({cell.description.queries for cell in students}) > 1
     for cell in students:
         what = cell.description
         parts = [display_name(what.method)]
         parts += [f"{key} {value:g}" if is_number(value) else f"{key} {value}"
                   for key, value in what.settings if key != without and len(values[what.method, key]) > 1]
-        parts += [f"queries {what.queries}"] * (len({other.description.queries for other in students}) > 1)
+        parts += [f"queries {what.queries}"] * several
         parts += [f"{what.budget} images"] * bool(what.budget and without != "query_budget")
         parts += [what.interface] * (what.interface != "logits")
         words[cell.experiment] = ", ".join(parts)

@@ -101,8 +101,7 @@ def _column(method: str, student_method: StudentMethod, answers: str = "") -> He
     return Header((method, *student_method[method != DATA:], *filter(None, [answers])), ", ".join(filter(None, words)))
 
 
-def _order(column: Header) -> tuple[bool, bool, int]:
-    """Sort key: teacher, student with data, method, method with each backdoor defense."""
-    defense = column.key[1] if len(column.key) > 1 else ""
-    return (column != TEACHER, column.key[0] != DATA,
-            list(DEFENSES).index(defense) if defense in DEFENSES else len(DEFENSES))
+def _order(column: Header) -> tuple[bool, bool, int, list[int]]:
+    """Sort key: teacher, student with data, method, method with each backdoor defense, continued students."""
+    order = [list(DEFENSES).index(step) if step in DEFENSES else len(DEFENSES) for step in column.key[1:]]
+    return column != TEACHER, column.key[0] != DATA, max(len(order), 1), order

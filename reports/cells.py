@@ -19,12 +19,15 @@ from utils.results import interface_role, is_number
 
 NAMES = {"net": "CNN", "mlp": "MLP", "resnext29": "ResNeXt-29", "shufflenetv2": "ShuffleNetV2",
          "mobilenetv2": "MobileNetV2"}
-DEFENSES = {"": "", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD"}
+DEFENSES = {"none": "no defense", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "auto": "ABD",
+            "auto_fallback": "searched SV"}  # `auto` with `sv_fallback`, which is not ABD as published
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
 PARTS = ("baseline", "abd", "ablations", "attacks", "defenses", "triggers")  # and kd*: subdirectories of a collection
 CONTINUED = "continued"  # a normal network that starts from the weights of another normal one: a control
 KINDS = ("normal", CONTINUED, "", "poisoned", "student", "unknown")  # row order; "": trained-in defenses
-StudentMethod = tuple[str, ...]  # (): plain distillation with data; (method,) or (method, backdoor defense)
+# (): plain distillation with data; (method,); or (method, backdoor defense, ...), one defense for each training that
+# continued the student.
+StudentMethod = tuple[str, ...]
 
 
 def network(name: str, channels: int) -> str:
@@ -43,8 +46,9 @@ def network_display_name(name: str) -> str:
 
 
 def student_method_name(method: StudentMethod) -> str:
-    """Display name of a method and its backdoor defense: `OoD + SV`."""
-    return " + ".join([*map(display_name, method[:1]), *(DEFENSES.get(defense, defense) for defense in method[1:])])
+    """Display name of a method and its backdoor defenses: `OoD + SV`; `OoD, then SR` for a continued student."""
+    start = [display_name(name) for name in method[:1]] + [DEFENSES[name] for name in method[1:2] if name != "none"]
+    return ", then ".join([" + ".join(start), *(DEFENSES[name] for name in method[2:])])
 
 
 def rank(kind: str) -> tuple[int, str]:
@@ -62,8 +66,37 @@ def kind_display_name(kind: str) -> str:
     return "continued training" if kind == CONTINUED else display_name(kind)
 
 
-def kind_of(run: Run, runs: Sequence[Run]) -> str:
-    """`normal`, `continued`, a trained-in defense, `poisoned`, `student` or `unknown`. runs: all runs of the report.
+class Sources:
+    """The runs of a report, by the checkpoints that they write."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self._parts = [absolute(run.directory).parts for run in runs]
+        self._by_end: dict[int, dict[tuple[str, ...], list[Run]]] = {}  # by the last directories, for each number
+
+    def of(self, run: Run, key: str = "teacher_resume") -> Run | None:
+        """Run whose checkpoint a run read, if it is among these. Directories may have been moved or copied together, so
+        the nearest run that matches the path is taken."""
+        path = Path(run.params.checkpoints().get(key, "")).parent
+        if not path.name:
+            return None
+        place = absolute(path)
+        like = [*self._ending_in(path.parts), *self._ending_in(place.parts)]
+        return max(like, default=None, key=lambda other: (shared(run.directory, other.directory),
+                                                          absolute(other.directory) == place))
+
+    def _ending_in(self, parts: tuple[str, ...]) -> list[Run]:
+        count = len(parts)
+        if count not in self._by_end:
+            found = self._by_end[count] = {}
+            for run, own in zip(self.runs, self._parts, strict=True):
+                found.setdefault(own[-count:], []).append(run)
+        return self._by_end[count].get(parts, [])
+
+
+def kind_of(run: Run, sources: Sources, seen: Sequence[Run] = ()) -> str:
+    """`normal`, `continued`, a trained-in defense, `poisoned`, `student` or `unknown`. seen: runs that continue this
+    one, directly or not.
 
     A network from labels that starts from a checkpoint of another run (`init_from`) is `continued` if that is a normal
     network of the same architecture on the same data set, `normal` if it is of another data set or architecture, and
@@ -72,13 +105,12 @@ def kind_of(run: Run, runs: Sequence[Run]) -> str:
     description = run.params.description
     if description.kind != "normal" or not starts_from_run(run):
         return description.kind or description.role
-    source = _source(run, runs, "init_from")
-    if source is None:
+    source = sources.of(run, "init_from")
+    if source is None or source is run or source in seen:  # not in the report, or a cycle of checkpoints
         return "unknown"
     if any(getattr(source.params, key) != getattr(run.params, key) for key in ("dataset", "model_name")):
         return "normal"
-    others = [other for other in runs if other is not run]  # so that a cycle of checkpoints ends
-    return CONTINUED if kind_of(source, others) in ("normal", CONTINUED) else "unknown"
+    return CONTINUED if kind_of(source, sources, [*seen, run]) in ("normal", CONTINUED) else "unknown"
 
 
 def starts_from_run(run: Run) -> bool:
@@ -97,6 +129,7 @@ class Cell:
     origin: Path | None = None  # nasty teachers: experiment of the normal teacher that it was made from
     teacher_kind: str = ""  # students: `kind` of the teacher, or `unknown` without a source
     victim: Path | None = None  # students: experiment at the root of a chain of teachers
+    earlier: StudentMethod = ()  # students without data: backdoor defenses of the trainings that this one continues
 
     @cached_property
     def params(self) -> dict[str, Any]:
@@ -112,7 +145,7 @@ class Cell:
         return network(self.params["teacher_model"], self.params["teacher_num_channels"]) \
             if self.kind == "student" else None
 
-    @property
+    @cached_property
     def description(self) -> Description:
         return self.runs[0].params.description
 
@@ -124,9 +157,10 @@ class Cell:
 
     @property
     def student_method(self) -> StudentMethod:
-        """Method and backdoor defense of a student."""
-        method, defense = self.description.method, self.description.backdoor_defense
-        return () if self.description.plain else (method,) if defense == "none" else (method, defense)
+        if self.description.plain:
+            return ()
+        defenses = *self.earlier, _defense(self.runs[0])
+        return (self.description.method,) if defenses == ("none",) else (self.description.method, *defenses)
 
     @property
     def answers(self) -> str:
@@ -204,23 +238,40 @@ def mean_std(values: Iterable[float], sign: str = "", digits: int = 2) -> str:
 def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
     """Group runs by experiment. Returns the cells and warnings, about seed directories that are left out (another
     recipe, or a seed that exists already) and about runs whose inputs have changed."""
-    groups: dict[Path, list[Run]] = {}
+    sources, groups = Sources(runs), dict[Path, list[Run]]()
     for run in sorted(runs, key=lambda run: (is_seed(run.directory), run.directory)):
         groups.setdefault(run.experiment, []).append(run)
     found, warnings = [], []
     for place, members in groups.items():
         kept, seed_warnings = _seeds(members)
-        warnings += [*seed_warnings, *(text for run in kept for text in _warnings(run, runs))]
-        source, origin = (_source(members[0], runs, key) for key in ("teacher_resume", "adversarial_resume"))
+        warnings += [*seed_warnings, *(text for run in kept for text in _warnings(run, sources))]
+        source, origin = (sources.of(members[0], key) for key in ("teacher_resume", "adversarial_resume"))
         victim = source
-        while victim and victim.params.description.role == "student" and (further := _source(victim, runs)):
+        while victim and victim.params.description.role == "student" and (further := sources.of(victim)):
             victim = further
         named = members[0].params.checkpoints().get("teacher_resume")
         taught_by = source.experiment if source else experiment(Path(named).parent) if named else None
-        teacher_kind = kind_of(source, runs) if source else "unknown"
-        found.append(Cell(place, kept, kind_of(members[0], runs), taught_by, origin.experiment if origin else None,
-                          teacher_kind if named else "", victim.experiment if victim else taught_by))
+        teacher_kind = kind_of(source, sources) if source else "unknown"
+        found.append(Cell(place, kept, kind_of(members[0], sources), taught_by, origin.experiment if origin else None,
+                          teacher_kind if named else "", victim.experiment if victim else taught_by,
+                          _earlier_defenses(members[0], sources)))
     return sorted(found, key=lambda cell: cell.experiment), warnings
+
+
+def _defense(run: Run) -> str:
+    """Backdoor defense of a student, a key of `DEFENSES`."""
+    defense = run.params.description.backdoor_defense
+    return f"{defense}_fallback" if defense == "auto" and getattr(run.params, "sv_fallback", False) else defense
+
+
+def _earlier_defenses(run: Run, sources: Sources) -> StudentMethod:
+    """Backdoor defenses of the students without data that a student continues, from the first one."""
+    found: list[Run] = []
+    while run.params.description.role == "student" and not run.params.description.uses_data and \
+            (start := sources.of(run, "init_from")) and start not in found:
+        found.insert(0, start)
+        run = start
+    return tuple(_defense(start) for start in found if start.params.description.role == "student")
 
 
 def _seeds(members: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -240,14 +291,14 @@ def _seeds(members: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return list(kept.values()), warnings
 
 
-def _warnings(run: Run, runs: Sequence[Run]) -> list[str]:
+def _warnings(run: Run, sources: Sources) -> list[str]:
     """Warnings about a run: its teacher has another seed, or parameters or checkpoints have changed since."""
     warnings = []
-    teacher = _source(run, runs)
+    teacher = sources.of(run)
     if teacher and teacher.params.seed != run.params.seed and any(
-            other.experiment == teacher.experiment and other.params.seed == run.params.seed for other in runs):
+            other.experiment == teacher.experiment and other.params.seed == run.params.seed for other in sources.runs):
         warnings.append(f"its teacher is {teacher.directory}, of another seed than its own")
-    if run.params.description.kind == "normal" and starts_from_run(run) and not _source(run, runs, "init_from"):
+    if run.params.description.kind == "normal" and starts_from_run(run) and not sources.of(run, "init_from"):
         warnings.append(f"it starts from {run.params.checkpoints()['init_from']}, whose run is not in this report, so "
                         "it does not count as a normal network")
     if run.stale:
@@ -273,18 +324,6 @@ def _recipe(run: Run) -> dict[str, Any]:
     left_out = {"seed", *run.params.changeable} - {"num_epochs"}
     sources = {key: experiment(Path(name).parent) for key, name in run.params.checkpoints().items()}
     return {key: value for key, value in run.params.model_dump().items() if key not in left_out} | sources
-
-
-def _source(run: Run, runs: Sequence[Run], key: str = "teacher_resume") -> Run | None:
-    """Run whose checkpoint a run read, if it is among `runs`. Directories may have been moved or copied together, so
-    the nearest run that matches the path is taken."""
-    path = Path(run.params.checkpoints().get(key, "")).parent
-    if not path.name:
-        return None
-    like = [other for other in runs if absolute(other.directory) == absolute(path)
-            or absolute(other.directory).parts[-len(path.parts):] == path.parts]
-    return max(like, default=None, key=lambda other: (shared(run.directory, other.directory),
-                                                      absolute(other.directory) == absolute(path)))
 
 
 def shared(one: Path, other: Path) -> int:

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 import attacks
 import defenses
+from defenses.answers import build_answers
 from model import MODEL_NAMES, build_model
 from model.registry import REGISTRY
 from runs.stages import KD, NASTY, KDParams, NastyParams, ScratchParams
@@ -65,7 +66,8 @@ from utils.supervised import Supervised
 CLASSES = 10
 METHODS = "scratch", "nasty", "kd"  # for every network; `net` is trained with all attacks and defenses too
 PARAMETERS: dict[str, dict[str, Any]] = {  # of methods, other than the defaults
-    "bayes": {"queries": "once"}, "ddae_plus": {"queries": "once"}, "moving": {"student_learning_rate": 2**-6},
+    **{name: {"queries": "once", "answer_defense": "mad:0.5", "pairs": 1000} for name in ("bayes", "ddae_plus")},
+    "moving": {"student_learning_rate": 2**-6},
     "skeptical": {"delay": 3}}  # its heads are trained from epoch 4 on, when both batch sizes are recorded
 SCHEDULE, RESUMED, EPOCHS = (4, 9), 5, 10  # epochs of new learning rates and of the interruption; number of epochs
 FACTOR, RECORDED_TOLERANCE, COMPILED_TOLERANCE = 4, 1e-4, 1e-2
@@ -149,7 +151,7 @@ class Case(NamedTuple):
         pixels = torch.randint(256, (self.num_images, 32, 32, 3), generator=seeds.generator("check")).byte()
         tensors = pixels, torch.arange(self.num_images) % CLASSES, torch.full((3,), 0.5), torch.full((3,), 0.25)
         batches = TrainBatches(Images(*(tensor.to(self.device) for tensor in tensors)), self.batch_size, "crop_flip", 0)
-        params, other = self.params(), Frozen(self.network(1))  # adversary or teacher
+        params, other = self.params(), Frozen(self.network(1))  # adversary, or teacher
         method: Method | None = None
         if isinstance(params, ScratchParams):
             def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -160,7 +162,8 @@ class Case(NamedTuple):
         else:
             assert isinstance(params, KDParams)
             attack = method = attacks.REGISTRY[self.method].from_run(params, CLASSES)
-            other.queries = Queries(params.queries == "once", params.views)
+            other.answers, other.queries = build_answers(params), Queries(params.queries == "once", params.views)
+            attack.await_answers(other, lambda _: None)
             other.prepare("", CLASSES, batches, self.dtype, None, log)
 
             def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -204,6 +207,15 @@ def difference(values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return {name: relative(values[name].double(), expected[name].double()) for name in expected}
 
 
+def judge(found: Mapping[str, float], noise: Mapping[str, float], tolerance: float) -> tuple[bool, str]:
+    """Whether each difference is at most max(FACTOR * its noise, tolerance), and a description of the worst one."""
+    allowed = {name: max(FACTOR * noise[name], tolerance) for name in found}
+    worst = max(found, key=lambda name: found[name] / allowed[name])
+    detail = f"difference {found[worst]:.1e} ({worst}), allowed {allowed[worst]:.1e}" if any(found.values()) else \
+        "no difference"
+    return found[worst] <= allowed[worst], detail
+
+
 class Result(NamedTuple):
     """Outcome of a check."""
 
@@ -227,12 +239,8 @@ def compare(case: Case, tests: Mapping[str, tuple[Factory, float]], *, rounding:
     for check, (factory, tolerance) in tests.items():
         values, lines = train(case, factory, resume=True)
         found = difference(values, expected)
-        allowed = {name: max(FACTOR * noise[name], tolerance) for name in noise}
-        worst = max(found, key=lambda name: found[name] / allowed[name])
-        detail = f"difference {found[worst]:.1e} ({worst}), allowed {allowed[worst]:.1e}" if any(found.values()) else \
-            "no difference"
-        yield Result(f"{check}, {case}", found[worst] <= allowed[worst] and bool(lines) == fallback,
-                     "; ".join([detail, *lines]))
+        passed, detail = judge(found, noise, tolerance)
+        yield Result(f"{check}, {case}", passed and bool(lines) == fallback, "; ".join([detail, *lines]))
 
 
 def check_placement(case: Case, factory: Factory) -> Iterable[Result]:

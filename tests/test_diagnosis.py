@@ -66,3 +66,5 @@ def test_batch_norms_of_a_copy_get_the_mean_statistics_of_the_first_batches():
     torch.testing.assert_close(copied.running_var, torch.stack([images.var((0, 2, 3)) for images in drawn]).mean(0))
     assert copied.momentum == 0.1 and not copied.training
     assert network[0].running_mean.tolist() == [100] * 3 and network[0].num_batches_tracked == 0
+    with pytest.raises(ValueError, match="no images"):
+        reestimate_batch_norms(network, [], torch.float32)

@@ -242,6 +242,22 @@ def test_backdoor_tables_show_accuracy_and_success_rate(tmp_path):
     assert "Attack success rate: " in report(tmp_path).text()
 
 
+def test_continued_students_have_columns_that_name_each_training(tmp_path):
+    poisoned = {"dataset": "demo", "model_name": "net", "trigger": "badnet_sq"}
+    write(tmp_path / "teacher", poisoned | {"learning_rate": 0.1, "num_epochs": 2}, 92.0, asr=99.5)
+    runs = {"plain": ("", "none"), "sr": ("", "sr"), "sr_plain": ("sr", "none"), "sv": ("", "sv"),
+            "sv_sr": ("sv", "sv+sr"), "search": ("", "auto"), "published": ("", "auto")}
+    for name, (start, defense) in runs.items():
+        params = poisoned | {"method": "ood", "teacher_model": "net", "backdoor_defense": defense,
+                             "teacher_resume": f"{tmp_path}/teacher/last_model.tar"}
+        if start:
+            params["init_from"] = f"{tmp_path}/{start}/last_model.tar"
+        write(tmp_path / name, params | {"sv_fallback": 1} if name == "search" else params, 70.0, asr=5)
+    assert list(rows(tmp_path, "Backdoors")["badnet_sq", "last epoch"]) == [
+        "teacher", "OoD", "OoD + SV", "OoD + SR", "OoD + ABD", "OoD + searched SV", "OoD + SV, then SV + SR",
+        "OoD + SR, then no defense"]
+
+
 def test_a_clean_network_of_a_backdoor_table_stays_the_baseline_of_its_own_students(tmp_path):
     teachers(tmp_path)
     write(tmp_path / "abd/teacher", SCRATCH | {"model_name": "resnet18", "trigger": "badnet_grid"}, 90.0, asr=99.5)

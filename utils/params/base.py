@@ -247,8 +247,7 @@ class DataParams(RecipeParams):
         "auto", description="torch.compile the networks, which takes about a minute per run; `auto`: no")
     cuda_graph: AutoSwitch = Field(
         "auto", description="record the step of each batch size as a CUDA graph and replay it, on a single GPU; "
-                            "`auto`: no. Recorded steps have not run on a GPU yet: check yours with `python "
-                            "scripts/check_gpu.py` first")
+                            "`auto`: no. Check your GPU with `python scripts/check_gpu.py` first")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="fraction of the training images held out to select the best epoch; 0: select it "
                                      "on the test images")
