@@ -220,7 +220,7 @@ def test_independent_runs_continue_after_a_failure(tree, experiment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("demo", "count"), [("demo_theft", 10), ("demo_abd", 5)])
+@pytest.mark.parametrize(("demo", "count"), [("demo_theft", 12), ("demo_abd", 5)])
 def test_demo_scripts_run_and_report_existing_experiments(demo, count):
     # the script without its installation and training commands
     spied = 'source() { :; }; python() { echo "$@"; }; . "$0"'
