@@ -85,6 +85,14 @@ class Sources:
         return max(like, default=None, key=lambda other: (shared(run.directory, other.directory),
                                                           absolute(other.directory) == place))
 
+    def chain(self, run: Run, key: str) -> list[Run]:
+        """Run whose checkpoint a run read, the run whose checkpoint that one read, and so on; ends at a cycle."""
+        found: list[Run] = []
+        while (source := self.of(run, key)) and source not in found:
+            found.append(source)
+            run = source
+        return found
+
     def _ending_in(self, parts: tuple[str, ...]) -> list[Run]:
         count = len(parts)
         if count not in self._by_end:
@@ -246,14 +254,12 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
         kept, seed_warnings = _seeds(members)
         warnings += [*seed_warnings, *(text for run in kept for text in _warnings(run, sources))]
         source, origin = (sources.of(members[0], key) for key in ("teacher_resume", "adversarial_resume"))
-        victim = source
-        while victim and victim.params.description.role == "student" and (further := sources.of(victim)):
-            victim = further
+        chain = sources.chain(members[0], "teacher_resume")
         named = members[0].params.checkpoints().get("teacher_resume")
         taught_by = source.experiment if source else experiment(Path(named).parent) if named else None
         teacher_kind = kind_of(source, sources) if source else "unknown"
         found.append(Cell(place, kept, kind_of(members[0], sources), taught_by, origin.experiment if origin else None,
-                          teacher_kind if named else "", victim.experiment if victim else taught_by,
+                          teacher_kind if named else "", chain[-1].experiment if chain else taught_by,
                           _earlier_defenses(members[0], sources)))
     return sorted(found, key=lambda cell: cell.experiment), warnings
 
@@ -266,12 +272,10 @@ def _defense(run: Run) -> str:
 
 def _earlier_defenses(run: Run, sources: Sources) -> StudentMethod:
     """Backdoor defenses of the students without data that a student continues, from the first one."""
-    found: list[Run] = []
-    while run.params.description.role == "student" and not run.params.description.uses_data and \
-            (start := sources.of(run, "init_from")) and start not in found:
-        found.insert(0, start)
-        run = start
-    return tuple(_defense(start) for start in found if start.params.description.role == "student")
+    if run.params.description.role != "student" or run.params.description.uses_data:
+        return ()
+    return tuple(_defense(start) for start in reversed(sources.chain(run, "init_from"))
+                 if start.params.description.role == "student")
 
 
 def _seeds(members: Sequence[Run]) -> tuple[list[Run], list[str]]:
