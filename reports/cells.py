@@ -283,7 +283,9 @@ def _seeds(members: Sequence[Run]) -> tuple[list[Run], list[str]]:
     first, kept, warnings = members[0], {members[0].params.seed: members[0]}, []
     recipe = _recipe(first)
     for run in members[1:]:
-        differs = [key for key, value in _recipe(run).items() if recipe.get(key) != value]
+        same_arithmetic = run.results and first.results and run.results.precision == first.results.precision
+        differs = [key for key, value in _recipe(run).items() if recipe.get(key) != value
+                   and not (key == "precision" and same_arithmetic)]  # `auto` may have chosen what the other run sets
         if run.params.script != first.params.script:
             differs = ["the stage"]
         if differs:

@@ -116,6 +116,19 @@ def test_runs_that_are_no_seeds_of_their_parent_are_left_out_and_named(tmp_path)
         assert words in remarks, words
 
 
+def test_seeds_may_set_the_precision_that_auto_chose_for_others(tmp_path):
+    params = SCRATCH | {"model_name": "net"}
+    for name, precision, arithmetic, accuracy in (("", "auto", "float32", 60.0), ("seed1", "fp32", "float32", 62.0),
+                                                  ("seed2", "bf16", "bfloat16", 10.0)):
+        directory, seed = tmp_path / "baseline/cnn" / name, int(name[4:] or 0)
+        write(directory, params | {"precision": precision, "seed": seed}, accuracy)
+        results = json.loads((directory / "results.json").read_text())
+        (directory / "results.json").write_text(json.dumps(results | {"precision": arithmetic}))
+    assert rows(tmp_path)["no teacher", "last epoch"]["CNN"] == "61.00 ± 1.41"
+    warning, = report(tmp_path).warnings
+    assert "seed2: left out" in warning and warning.endswith("in precision")
+
+
 def test_doubtful_runs_are_warned_about(tmp_path):
     normal, nasty = teachers(tmp_path)
     write(normal / "seed1", SCRATCH | {"model_name": "resnet18", "seed": 1}, 95.0)
