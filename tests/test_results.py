@@ -126,6 +126,27 @@ def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(documen
             assert " ".join(f"| {' | '.join(map(str, row))} |".split()) in text
 
 
+def test_the_tables_of_the_example_in_audit_md_are_those_of_committed_results(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = unaligned(Path("docs/audit.md").read_text())[0]
+    root, own = Path("docs/results/audit_example"), Path("experiments/own")
+
+    def strongest(name):
+        audit = Audit.model_validate_json((root / own / name / "audit.json").read_text())
+        assert audit.finished and not audit.failed
+        for student in audit.students:
+            for seed, accuracy in student.accuracy.seeds.items():
+                assert last_epoch(root / student.accuracy.directory / f"seed{seed}")["test_accuracy"] == accuracy
+        verdict, = audit.verdicts
+        return f"{verdict.accuracy} by {verdict.attack}"
+    cells = [strongest(name) for name in ("audit_before", "audit_nasty", "audit_moving")]
+    assert f"| unlabeled, all images, logits | {' | '.join(cells)} |" in text
+    for weight in ("0.04", "0.08", "0.2"):
+        last = last_epoch(root / own / f"nasty_t20_{weight}")
+        copy = "not audited" if weight == "0.2" else strongest(f"audit_nasty_t20_{weight}")
+        assert f"| {weight} | {last['kl']:.2f} | {last['test_accuracy']:.1f} | {copy}" in text
+
+
 def test_the_table_of_the_demo_in_backdoors_md_is_that_of_committed_results(monkeypatch):
     monkeypatch.chdir(ROOT)
     table, = Report.of([Path("docs/results/experiments/demo/abd")]).tables
