@@ -58,12 +58,12 @@ def short_abd() -> Runs:
     data = {"dataset": "cifar10", "model_name": "net"}
     student = {**data, **reads("teacher", {"model_name": "net"}, f"{place}/teacher", "last_model.tar"), **poison}
     ood = {"method": "ood", **student, **OOD, "num_epochs": 8}
-    return {f"{place}/teacher": {**data, **poison, **COSINE, "num_epochs": 8},
-            f"{place}/kd": {**student, "subset_fraction": 0.2, "temperature": 6, "alpha": 0.95, **COSINE,
-                            "num_epochs": 20},
-            f"{place}/ood": ood,
-            f"{place}/ood_sv": {**ood, **backdoor_defense("sv")},
-            f"{place}/ood_sr": {**ood, **backdoor_defense("sr", sr_epochs=1)}}
+    return with_seeds({f"{place}/teacher": {**data, **poison, **COSINE, "num_epochs": 8},
+                       f"{place}/kd": {**student, "subset_fraction": 0.2, "temperature": 6, "alpha": 0.95, **COSINE,
+                                       "num_epochs": 20},
+                       f"{place}/ood": ood,
+                       f"{place}/ood_sv": {**ood, **backdoor_defense("sv")},
+                       f"{place}/ood_sr": {**ood, **backdoor_defense("sr", sr_epochs=1)}}, 1)
 
 
 def runs() -> Runs:
