@@ -12,8 +12,7 @@ cd "$(dirname "$0")/.."
 source scripts/venv.sh requirements.txt
 inversions=(experiments/demo/kd_{normal,nasty}_net16/deepinversion_net16)
 experiments=(experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16 "${inversions[@]}"
-             experiments/demo/kd_{normal,nasty}_net16/ood_net16
-             experiments/demo/ablations/{temperature/1,interface/label})
+             experiments/demo/kd_{normal,nasty}_net16/ood_net16 experiments/demo/kd_{normal,nasty}_net16_{t1,label})
 python scripts/run_all.py "${experiments[@]}" --seeds "${@:-0}"
 seed=${1:-0}
 [ "$seed" = 0 ] || inversions=("${inversions[@]/%//seed$seed}")

@@ -160,9 +160,9 @@ def test_the_table_of_thefts_without_data_in_data_free_md_is_that_of_committed_r
     teachers = {"normal": "baseline/net16", "nasty": "kd_nasty_net16/nasty_net16"}
     assert "{} (normal) and {}".format(*(mean_std(last_accuracies(root / run)) for run in teachers.values())) in text
     thefts = {"DeepInversion | 20": "kd_{}_net16/deepinversion_net16", "OoD | 4": "kd_{}_net16/ood_net16",
-              "DeepInversion | 1": "ablations/temperature/1/{}_deepinversion_net16",
-              "OoD | 1": "ablations/temperature/1/{}_ood_net16",
-              "OoD | hard labels": "ablations/interface/label/{}_ood_net16"}
+              "DeepInversion | 1": "kd_{}_net16_t1/deepinversion_net16",
+              "OoD | 1": "kd_{}_net16_t1/ood_net16",
+              "OoD | hard labels": "kd_{}_net16_label/ood_net16"}
     for name, run in thefts.items():
         students = [mean_std(last_accuracies(root / run.format(kind))) for kind in teachers]
         assert f"| {name} | {' | '.join(students)} |" in text

@@ -30,9 +30,8 @@ def nasty_teacher() -> Runs:
                   "ood": {"method": "ood", **student, **OOD}}
         for name, theft in thefts.items():
             runs[f"{NET.place(kind)}/{name}_net16"] = theft
-            runs[f"demo/ablations/temperature/1/{kind}_{name}_net16"] = {**theft, "temperature": 1}
-        runs[f"demo/ablations/interface/label/{kind}_ood_net16"] = {**thefts["ood"], "temperature": 1,
-                                                                   "interface": "label"}
+            runs[f"{NET.place(kind)}_t1/{name}_net16"] = {**theft, "temperature": 1}
+        runs[f"{NET.place(kind)}_label/ood_net16"] = {**thefts["ood"], "temperature": 1, "interface": "label"}
     return runs | ablations(NET, nasty, {"net8": net(8)}, {
         "alpha": [0.1, 0.5], "temperature": [2, 8], "subset_fraction": [0.2, 0.6], "weight": [0.005, 0.015]})
 
