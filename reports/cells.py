@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -10,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reports.sources import CONTINUED, Sources, kind_of, shared, starts_from_run
 from runs.directories import Run, experiment, is_seed
-from runs.graph import absolute
 from runs.stages import display_name
 from utils.files import sha256
 from utils.params import Description
@@ -23,7 +22,6 @@ DEFENSES = {"none": "no defense", "sv": "SV", "sr": "SR", "sv+sr": "SV + SR", "a
             "auto_fallback": "searched SV"}  # `auto` with `sv_fallback`, which is not ABD as published
 RECIPE = ("num_epochs", "learning_rate", "schedule", "batch_size", "subset_fraction", "augmentation")
 PARTS = ("baseline", "abd", "ablations", "attacks", "defenses", "triggers")  # and kd*: subdirectories of a collection
-CONTINUED = "continued"  # a normal network that starts from the weights of another normal one: a control
 KINDS = ("normal", CONTINUED, "", "poisoned", "student", "unknown")  # row order; "": trained-in defenses
 # (): plain distillation with data; (method,); or (method, backdoor defense, ...), one defense for each training that
 # continued the student.
@@ -64,66 +62,6 @@ def is_defense(kind: str) -> bool:
 def kind_display_name(kind: str) -> str:
     """Display name of a kind of network: `CMIM`, `continued training`."""
     return "continued training" if kind == CONTINUED else display_name(kind)
-
-
-class Sources:
-    """The runs of a report, by the checkpoints that they write."""
-
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = runs
-        self._parts = [absolute(run.directory).parts for run in runs]
-        self._by_end: dict[int, dict[tuple[str, ...], list[Run]]] = {}  # by the last directories, for each number
-
-    def of(self, run: Run, key: str = "teacher_resume") -> Run | None:
-        """Run whose checkpoint a run read, if it is among these. Directories may have been moved or copied together, so
-        the nearest run that matches the path is taken."""
-        path = Path(run.params.checkpoints().get(key, "")).parent
-        if not path.name:
-            return None
-        place = absolute(path)
-        like = [*self._ending_in(path.parts), *self._ending_in(place.parts)]
-        return max(like, default=None, key=lambda other: (shared(run.directory, other.directory),
-                                                          absolute(other.directory) == place))
-
-    def chain(self, run: Run, key: str) -> list[Run]:
-        """Run whose checkpoint a run read, the run whose checkpoint that one read, and so on; ends at a cycle."""
-        found: list[Run] = []
-        while (source := self.of(run, key)) and source not in found:
-            found.append(source)
-            run = source
-        return found
-
-    def _ending_in(self, parts: tuple[str, ...]) -> list[Run]:
-        count = len(parts)
-        if count not in self._by_end:
-            found = self._by_end[count] = {}
-            for run, own in zip(self.runs, self._parts, strict=True):
-                found.setdefault(own[-count:], []).append(run)
-        return self._by_end[count].get(parts, [])
-
-
-def kind_of(run: Run, sources: Sources, seen: Sequence[Run] = ()) -> str:
-    """`normal`, `continued`, a trained-in defense, `poisoned`, `student` or `unknown`. seen: runs that continue this
-    one, directly or not.
-
-    A network from labels that starts from a checkpoint of another run (`init_from`) is `continued` if that is a normal
-    network of the same architecture on the same data set, `normal` if it is of another data set or architecture, and
-    otherwise, or if that run is not in the report, `unknown`: it may have inherited a defense or a backdoor.
-    """
-    description = run.params.description
-    if description.kind != "normal" or not starts_from_run(run):
-        return description.kind or description.role
-    source = sources.of(run, "init_from")
-    if source is None or source is run or source in seen:  # not in the report, or a cycle of checkpoints
-        return "unknown"
-    if any(getattr(source.params, key) != getattr(run.params, key) for key in ("dataset", "model_name")):
-        return "normal"
-    return CONTINUED if kind_of(source, sources, [*seen, run]) in ("normal", CONTINUED) else "unknown"
-
-
-def starts_from_run(run: Run) -> bool:
-    """True if `init_from` names a checkpoint as runs write them."""
-    return Path(run.params.checkpoints().get("init_from", "")).name in ("best_model.tar", "last_model.tar")
 
 
 @dataclass(frozen=True)
@@ -253,8 +191,8 @@ def cells(runs: Sequence[Run]) -> tuple[list[Cell], list[str]]:
     for place, members in groups.items():
         kept, seed_warnings = _seeds(members)
         warnings += [*seed_warnings, *(text for run in kept for text in _warnings(run, sources))]
-        source, origin = (sources.of(members[0], key) for key in ("teacher_resume", "adversarial_resume"))
-        chain = sources.chain(members[0], "teacher_resume")
+        chain, origin = sources.chain(members[0], "teacher_resume"), sources.of(members[0], "adversarial_resume")
+        source = chain[0] if chain else None
         named = members[0].params.checkpoints().get("teacher_resume")
         taught_by = source.experiment if source else experiment(Path(named).parent) if named else None
         teacher_kind = kind_of(source, sources) if source else "unknown"
@@ -330,11 +268,6 @@ def _recipe(run: Run) -> dict[str, Any]:
     left_out = {"seed", *run.params.changeable} - {"num_epochs"}
     sources = {key: experiment(Path(name).parent) for key, name in run.params.checkpoints().items()}
     return {key: value for key, value in run.params.model_dump().items() if key not in left_out} | sources
-
-
-def shared(one: Path, other: Path) -> int:
-    """Number of leading directories that two paths share."""
-    return len(Path(os.path.commonpath([absolute(one), absolute(other)])).parts)
 
 
 def differing_settings(cell: Cell, others: Iterable[Cell], without: str = "") -> list[str]:

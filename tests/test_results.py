@@ -33,6 +33,16 @@ def last_accuracies(experiment):
     return [last_epoch(run)["test_accuracy"] for run in (experiment, experiment / "seed1", experiment / "seed2")]
 
 
+def audit_of_runs(root, directory):
+    """Finished audit, after the check that each accuracy is that of a run."""
+    audit = Audit.model_validate_json((root / directory / "audit.json").read_text())
+    assert audit.finished and not audit.failed
+    for student in audit.students:
+        for seed, accuracy in student.accuracy.seeds.items():
+            assert last_epoch(root / student.accuracy.directory / f"seed{seed}")["test_accuracy"] == accuracy
+    return audit
+
+
 def backdoor_rates(epoch):
     return " | ".join(f"{epoch[key]:.2f}" for key in ("test_accuracy", "asr", "base_rate", "target_recall"))
 
@@ -109,13 +119,7 @@ def test_every_number_of_the_committed_audits_is_that_of_a_committed_run(documen
     monkeypatch.chdir(ROOT)
     text = unaligned(Path(document).read_text())[0]
     for kind in ("normal", "nasty"):
-        results = Path("docs/results/experiments") / place / "audits" / kind
-        audit = Audit.model_validate_json((results / "audit.json").read_text())
-        assert audit.finished and not audit.failed
-        for student in audit.students:
-            for seed, accuracy in student.accuracy.seeds.items():
-                run = Path("docs/results") / student.accuracy.directory / f"seed{seed}"
-                assert last_epoch(run)["test_accuracy"] == accuracy
+        audit = audit_of_runs(Path("docs/results"), f"experiments/{place}/audits/{kind}")
         assert [found.model_dump() for found in judge_all(audit.students, audit.test_images)] == [
             found.model_dump() for found in audit.verdicts]
         for found in audit.verdicts:
@@ -132,12 +136,7 @@ def test_the_tables_of_the_example_in_audit_md_are_those_of_committed_results(mo
     root, own = Path("docs/results/audit_example"), Path("experiments/own")
 
     def strongest(name):
-        audit = Audit.model_validate_json((root / own / name / "audit.json").read_text())
-        assert audit.finished and not audit.failed
-        for student in audit.students:
-            for seed, accuracy in student.accuracy.seeds.items():
-                assert last_epoch(root / student.accuracy.directory / f"seed{seed}")["test_accuracy"] == accuracy
-        verdict, = audit.verdicts
+        verdict, = audit_of_runs(root, own / name).verdicts
         return f"{verdict.accuracy} by {verdict.attack}"
     cells = [strongest(name) for name in ("audit_before", "audit_nasty", "audit_moving")]
     assert f"| unlabeled, all images, logits | {' | '.join(cells)} |" in text
