@@ -2,7 +2,7 @@
 
     python evaluate.py experiments/demo/baseline/net16 experiments/demo/kd_nasty_net16/nasty_net16
     python evaluate.py experiments/mine/best_model.tar --against experiments/demo/baseline/net16
-    python evaluate.py weights.safetensors --model torchvision:mobilenet_v3_small --dataset folder:images
+    python evaluate.py weights.safetensors --model torchvision:resnet18 --dataset folder:images --image_size 64
     python evaluate.py experiments/mine --answer_defense mad:0.5 --foreign cifar100
     python evaluate.py experiments/demo/abd/teacher --trigger badnet_sq --target 0 --json teacher.json
 
@@ -43,6 +43,8 @@ from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError
 from utils.evaluation import Frozen, confusion_matrix
 from utils.files import write_text
+from utils.image_folder import Decoding
+from utils.params import Params
 from utils.quality import agreement, change, compute_answers, foreign_auroc, profile, quality, similarity
 from utils.results import Row
 
@@ -54,8 +56,8 @@ FOR_STUDENTS = {"entropy": "entropy", "cmi": "CMI", "separation": "separation", 
                 "peaks": "peaks", "agreement": "agreement", "kl": "KL", "l1_change": "L1 distance",
                 "rank_correlation": "rank correlation"}
 GIVEN = {"model": "model_name", "num_channels": "num_channels", "model_options": "model_options",
-         "dataset": "dataset", "image_size": "image_size", "background": "background", "mean": "mean",
-         "std": "std"}
+         "dataset": "dataset", "image_size": "image_size", "background": "background",
+         "interpolation": "interpolation", "mean": "mean", "std": "std"}
 
 
 def evaluate() -> None:
@@ -67,8 +69,9 @@ def evaluate() -> None:
     test = Test(arguments, [*sources, *([reference] if reference else [])])
     compared = test.answers(reference) if reference else None
     rows = {source.name: test.evaluate(source, compared) for source in sources}
-    images = len(test.dataset(sources[0]).test_labels)
-    print(f"{test.name}: {images} test images")
+    first = test.dataset(sources[0])
+    images = len(first.test_labels)
+    print(f"{test.name}: {images} test images of {first.image_size}x{first.image_size} pixels")
     for warning in test.warnings:
         print(f"remark: {warning}")
     print(f"{markdown(_table(rows, FOR_USERS))}\n\n{markdown(_table(rows, FOR_STUDENTS))}")
@@ -102,8 +105,8 @@ class Test:
                             f"{arguments.answer_defense}")
         self.trigger = build_trigger(arguments.trigger, self.name) if arguments.trigger else None
         self.target = arguments.target
-        self._datasets: dict[tuple[int, str], Dataset] = {}  # by image size and background
-        self._foreign_images: dict[tuple[int, str], torch.Tensor] = {}
+        self._datasets: dict[Decoding, Dataset] = {}
+        self._foreign_images: dict[Decoding, torch.Tensor] = {}
         self.warnings: list[str] = []
         self._networks = {source.name: self._load(source) for source in sources}
 
@@ -142,9 +145,10 @@ class Test:
 
     def _foreign(self, source: Source, part: Images) -> dict[str, torch.Tensor]:
         """Foreign images of the size of the test images, at most as many, the same for all networks."""
-        key = source.params.image_size, source.params.background
+        key = _decoding(source.params)
         if key not in self._foreign_images:
-            found = with_transfer_set(self.dataset(source), self.foreign, self.data_dir, background=key[1]).train_images
+            found = with_transfer_set(self.dataset(source), self.foreign, self.data_dir, background=key.background,
+                                      interpolation=key.interpolation).train_images
             drawn = torch.randperm(len(found), generator=seeds.generator("foreign"))[:len(part)]
             self._foreign_images[key] = found[drawn].to(self.device)
         found = self._foreign_images[key]
@@ -152,9 +156,10 @@ class Test:
 
     def dataset(self, source: Source) -> Dataset:
         """Data set of a source; images of folders are resized and filled as in the training of its network."""
-        key = source.params.image_size, source.params.background
+        key = _decoding(source.params)
         if key not in self._datasets:
-            found = load_dataset(self.name, self.data_dir, image_size=key[0], background=key[1], training=False)
+            found = load_dataset(self.name, self.data_dir, image_size=key.size, background=key.background,
+                                 interpolation=key.interpolation, training=False)
             self._datasets[key] = dataclasses.replace(found, test_images=found.test_images.to(self.device),
                                                       test_labels=found.test_labels.to(self.device))
         return self._datasets[key]
@@ -178,6 +183,10 @@ class Test:
 
     def _warn(self, *texts: str) -> None:
         self.warnings += [text for text in texts if text not in self.warnings]
+
+
+def _decoding(params: Params) -> Decoding:
+    return Decoding(params.image_size, params.background, params.interpolation)
 
 
 def _table(rows: dict[str, Row], heads: dict[str, str]) -> list[list[str]]:
@@ -216,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
         help="size in pixels of images of `folder:PATH` after resizing (default: 32)")
     add("--background", metavar="COLOR",
         help="color behind transparent pixels of images of `folder:PATH` (default: white)")
+    add("--interpolation", metavar="NAME",
+        help="filter that resizes images of `folder:PATH`: nearest, bilinear, bicubic or lanczos (default: bilinear)")
     add("--mean", type=float, nargs=3, metavar="M", help="mean of each channel, for pixels in [0, 1]")
     add("--std", type=float, nargs=3, metavar="S", help="standard deviation of each channel, for pixels in [0, 1]")
     add("--trigger", metavar="NAME", help="trigger of a backdoor: adds ASR, base rate and target recall")

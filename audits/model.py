@@ -77,7 +77,7 @@ class _Test:
         self.params, self.data_dir = params, data_dir
         self.device = choose_device(device, None, cuda=params.cuda)
         self.dataset: Dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
-                                             background=params.background)
+                                             background=params.background, interpolation=params.interpolation)
         prepare_device(self.device, "fp32")
         self.dtype = choose_dtype("fp32", self.device)
         mean, std = (torch.tensor(values, device=self.device) for values in (
@@ -138,7 +138,8 @@ class _Test:
 
     def _transfer_set(self, name: str) -> Dataset:
         try:
-            return with_transfer_set(self.dataset, name, self.data_dir, background=self.params.background)
+            return with_transfer_set(self.dataset, name, self.data_dir, background=self.params.background,
+                                     interpolation=self.params.interpolation)
         except UserError as error:
             raise UserError(f'"{name}" is not "{LABELED}", "{UNLABELED}", "{NO_DATA}" or a data set of foreign images: '
                             f"{error}") from None

@@ -20,7 +20,8 @@ from utils.params import Params, check_params
 
 NEEDED = {"model_name": "--model", "dataset": "--dataset"}  # parameters and their options
 # Parameters of a run that describe its network and images.
-RECORDED = (*NEEDED, "model_options", "num_channels", "dropout_rate", "image_size", "background", "mean", "std")
+RECORDED = (*NEEDED, "model_options", "num_channels", "dropout_rate", "image_size", "background",
+            "interpolation", "mean", "std")
 
 
 @dataclass(frozen=True)

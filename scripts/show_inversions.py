@@ -55,7 +55,8 @@ def show_inversions() -> None:
         if not blocks:
             params = content["params"]
             dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"],
-                                   background=params.get("background", "white"), training=False)
+                                   background=params.get("background", "white"),
+                                   interpolation=params.get("interpolation", "bilinear"), training=False)
             blocks.append(Block(f"{dataset.name}\ntest images", dataset.test_images, dataset.test_labels, REAL_COLUMNS))
         pool = kept["pool"]
         if tuple(content["data"]["classes"]) != dataset.classes or pool["images"].shape[1] != dataset.image_size:

@@ -58,7 +58,7 @@ def show_teachers() -> None:
         if source.params.dataset != first.dataset:
             raise UserError(f"{source.name} has another data set than {sources[0].name}: give runs on the same data")
     dataset = load_dataset(first.dataset, arguments.data_dir, image_size=first.image_size, background=first.background,
-                           training=False)
+                           interpolation=first.interpolation, training=False)
     networks = [source.build(dataset.num_classes, dataset.image_size) for source in sources]
 
     def pixels(source: Source, index: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ def test_json_and_table_describe_the_evaluation(run, weights, options, data):
     found = content["checkpoints"][str(weights)]
     assert content["against"] == {key: found[key] for key in ("path", "sha256")}
     first, *tables = done.stdout.splitlines()
-    assert first == f"folder:{data}: 15 test images"
+    assert first == f"folder:{data}: 15 test images of 32x32 pixels"
     columns = {}
     for heads, numbers in (tables[:3:2], tables[4::2]):  # for users, and for students
         columns |= zip([text.strip() for text in heads.split("|")], [text.strip() for text in numbers.split("|")],

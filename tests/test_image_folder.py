@@ -126,6 +126,20 @@ def test_a_folder_becomes_a_data_set_of_the_asked_size(pictures, tmp_path):
     assert np.array_equal(dataset.test_images[0], np.asarray(expected))
 
 
+@pytest.mark.parametrize("name", ["nearest", "bicubic", "lanczos"])
+def test_images_are_resized_by_the_filter_asked_for(name, pictures, tmp_path):
+    load_dataset(f"folder:{pictures}", tmp_path, image_size=24)  # the cache of another filter is not read
+    dataset = load_dataset(f"folder:{pictures}", tmp_path, image_size=24, interpolation=name)
+    with Image.open(pictures / "test" / "dog" / "1.png") as image:
+        expected = torchvision.transforms.functional.resize(
+            image, [24, 24], torchvision.transforms.InterpolationMode(name), antialias=True)
+    assert np.array_equal(dataset.test_images[0], np.asarray(expected))
+
+
+def test_classes_without_test_images_are_named(pictures, tmp_path):
+    assert load_dataset(f"folder:{pictures}", tmp_path).warnings == ("classes without test images: cat",)
+
+
 def test_a_folder_path_is_relative_to_the_current_directory(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len(load_dataset("folder:pictures", "data").train_images) == 3
@@ -353,7 +367,7 @@ def test_a_single_class_is_an_error(pictures, tmp_path):
 def test_sub_folders_of_class_folders_are_warned_about(pictures, tmp_path):
     for name in ("cat/a", "cat/b", "dog/a"):
         save_image(pictures / "train" / name / "9.png", noise(8, 8, 3))
-    remark, = load_dataset(f"folder:{pictures}", tmp_path).warnings
+    remark = load_dataset(f"folder:{pictures}", tmp_path).warnings[0]
     assert remark == "images in sub-folders (cat/a, cat/b, dog/a) belong to the class of the outermost folder"
 
 

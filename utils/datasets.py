@@ -76,7 +76,7 @@ DATASETS: Registry[Callable[[Path, bool], Dataset]] = Registry("data set")
 
 
 def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, background: str = "white",
-                 training: bool = True) -> Dataset:
+                 interpolation: str = "bilinear", training: bool = True) -> Dataset:
     """Load a data set by its name.
 
     Args:
@@ -87,6 +87,7 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
         image_size: height and width in pixels of `folder:PATH` images after resizing; other data sets have fixed sizes
             (32, Tiny-ImageNet 64).
         background: color behind transparent pixels of `folder:PATH` images, a color name of Pillow.
+        interpolation: filter that resizes `folder:PATH` images: `nearest`, `bilinear`, `bicubic` or `lanczos`.
         training: whether to load training images; without them, those of GTSRB may be missing.
 
     Raises:
@@ -95,7 +96,7 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
     data_dir = Path(data_dir).expanduser()
     try:
         if name.startswith("folder:"):
-            dataset = _folder(name, data_dir, image_size, background)
+            dataset = _folder(name, data_dir, image_folder.Decoding(image_size, background, interpolation))
         else:
             dataset = _loader(name)(data_dir, training)
     except OSError as error:
@@ -106,7 +107,8 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
                                train_groups=None)
 
 
-def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, background: str = "white") -> Dataset:
+def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, background: str = "white",
+                      interpolation: str = "bilinear") -> Dataset:
     """Replace the training images of a data set by those of another one, resized.
 
     They have no labels: `train_labels` are all 0 and must not be read. name: see `load_dataset`; for `folder:PATH`, all
@@ -115,7 +117,7 @@ def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, back
     size, data_dir = dataset.image_size, Path(data_dir).expanduser()
     warnings: tuple[str, ...] = (f"transfer_set: the student learns from images of {name}, without labels",)
     if name.startswith("folder:"):
-        images, more = _unlabeled_folder(name, data_dir, size, background)
+        images, more = _unlabeled_folder(name, data_dir, image_folder.Decoding(size, background, interpolation))
         warnings += more
     else:
         images = _resized(load_dataset(name, data_dir).train_images, size)
@@ -123,7 +125,7 @@ def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, back
                                train_groups=None, warnings=(*dataset.warnings, *warnings))
 
 
-def _unlabeled_folder(name: str, data_dir: Path, size: int, background: str) -> tuple[Tensor, tuple[str, ...]]:
+def _unlabeled_folder(name: str, data_dir: Path, decoding: image_folder.Decoding) -> tuple[Tensor, tuple[str, ...]]:
     root = Path(name.removeprefix("folder:")).expanduser().resolve()
     part = root / "train" if (root / "train").is_dir() else root
     if name == "folder:" or not part.is_dir():
@@ -132,11 +134,11 @@ def _unlabeled_folder(name: str, data_dir: Path, size: int, background: str) -> 
         paths = image_folder.files_below(part)
         if not paths:
             raise UserError(f"{name}: {part} holds no image")
-        decoded = image_folder.load_images(f"folder-{root.name}", root, {"transfer": paths}, size, data_dir / "cache",
-                                           background=background)
+        decoded = image_folder.load_images(f"folder-{root.name}", root, {"transfer": paths}, data_dir / "cache",
+                                           decoding)
     except OSError as error:
         raise UserError(f"{name}: {error}") from error
-    return decoded["transfer"].images, tuple(_decoding_warnings(decoded, background))
+    return decoded["transfer"].images, tuple(_decoding_warnings(decoded, decoding.background))
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
@@ -274,8 +276,8 @@ def _tiny_imagenet(data_dir: Path, training: bool) -> Dataset:
         test = image_folder.class_folders(val, _JPEG)
     if unknown := min(test.keys() - train.keys(), default=None):
         raise UserError(f"{test[unknown][0]} belongs to the class '{unknown}', which {root / 'train'} does not have")
-    return _from_files(name, root, train if training else {}, test, classes, 64, data_dir, _TINY_MEAN_STD,
-                       "rotate_flip")
+    return _from_files(name, root, train if training else {}, test, classes, image_folder.Decoding(64), data_dir,
+                       _TINY_MEAN_STD, "rotate_flip")
 
 
 def _tiny_annotations(val: Path) -> dict[str, list[str]]:
@@ -319,7 +321,7 @@ def _gtsrb(data_dir: Path, training: bool) -> Dataset:
         _download_if_missing(name, source, root, [folder], gtsrb.URL, f"download {archives} and unpack into {base}")
     train_files = gtsrb.training_files(train) if training else {}
     dataset = _from_files(name, root, train_files, gtsrb.test_files(test, base / "GT-final_test.csv"), gtsrb.CLASSES,
-                          32, data_dir, _GTSRB_MEAN_STD, "crop")
+                          image_folder.Decoding(32), data_dir, _GTSRB_MEAN_STD, "crop")
     # The files are sorted by class and physical sign, 30 images each. One fixed order for all runs, so that no subset
     # of the training images consists of a few classes.
     order = torch.randperm(len(dataset.train_labels), generator=seeds.generator("gtsrb"))
@@ -327,7 +329,7 @@ def _gtsrb(data_dir: Path, training: bool) -> Dataset:
                                train_labels=dataset.train_labels[order], train_groups=gtsrb.tracks(train_files)[order])
 
 
-def _folder(name: str, data_dir: Path, image_size: int, background: str) -> Dataset:
+def _folder(name: str, data_dir: Path, decoding: image_folder.Decoding) -> Dataset:
     root = Path(name.removeprefix("folder:")).expanduser().resolve()
     train_root, test_root = root / "train", _test_part(root)
     if name == "folder:" or not train_root.is_dir() or test_root is None:
@@ -344,7 +346,10 @@ def _folder(name: str, data_dir: Path, image_size: int, background: str) -> Data
         inner = image_folder.inner_folders(test_root, chain(*(test[name] for name in unknown)))
         found = f", whose images lie in {first_ten(inner)}" if inner else ""
         raise UserError(f"{test_root} has classes that {train_root} does not have: {first_ten(unknown)}{found}")
-    dataset = _from_files(name, root, train, test, tuple(train), image_size, data_dir, None, "crop_flip", background)
+    dataset = _from_files(name, root, train, test, tuple(train), decoding, data_dir, None, "crop_flip")
+    if untested := sorted(train.keys() - test.keys()):
+        warning = f"classes without test images: {first_ten(untested)}"
+        dataset = dataclasses.replace(dataset, warnings=(warning, *dataset.warnings))
     if inner:  # intended, or one level too many
         warning = f"images in sub-folders ({first_ten(inner)}) belong to the class of the outermost folder"
         dataset = dataclasses.replace(dataset, warnings=(warning, *dataset.warnings))
@@ -364,20 +369,20 @@ def _found(root: Path) -> str:
 
 
 def _from_files(
-    name: str, root: Path, train: dict[str, list[str]], test: dict[str, list[str]], classes: tuple[str, ...], size: int,
-    data_dir: Path, mean_std: tuple[tuple[float, float, float], tuple[float, float, float]] | None,
-    augmentation: Augmentation, background: str = "white",
+    name: str, root: Path, train: dict[str, list[str]], test: dict[str, list[str]], classes: tuple[str, ...],
+    decoding: image_folder.Decoding, data_dir: Path,
+    mean_std: tuple[tuple[float, float, float], tuple[float, float, float]] | None, augmentation: Augmentation,
 ) -> Dataset:
     """Decode listed images; the training part may be empty. mean_std: None computes it from the training images."""
     short = f"folder-{root.name}" if name.startswith("folder:") else name
     files = {part: image_folder.flatten(listed, classes) for part, listed in (("train", train), ("test", test))}
     paths = {part: paths for part, (paths, _) in files.items() if paths}
-    decoded = image_folder.load_images(short, root, paths, size, data_dir / "cache", background=background)
-    nothing = image_folder.Decoded(torch.empty(0, size, size, 3, dtype=torch.uint8), 0, 0)
+    decoded = image_folder.load_images(short, root, paths, data_dir / "cache", decoding)
+    nothing = image_folder.Decoded(torch.empty(0, decoding.size, decoding.size, 3, dtype=torch.uint8), 0, 0)
     images = {part: decoded.get(part, nothing).images for part in files}
     return Dataset(name, images["train"], files["train"][1], images["test"], files["test"][1], classes,
                    *(mean_std or image_folder.mean_and_std(images["train"])), augmentation=augmentation,
-                   warnings=tuple(_decoding_warnings(decoded, background)))
+                   warnings=tuple(_decoding_warnings(decoded, decoding.background)))
 
 
 def _decoding_warnings(decoded: dict[str, image_folder.Decoded], background: str) -> Iterator[str]:

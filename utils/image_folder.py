@@ -33,6 +33,14 @@ _UPRIGHT = {  # by EXIF orientation; 1 is upright
 }
 
 
+class Decoding(NamedTuple):
+    """How image files become pixels."""
+
+    size: int = 32  # height and width after resizing
+    background: str = "white"  # behind transparent pixels, a color name of Pillow
+    interpolation: str = "bilinear"  # filter of the resizing, a name of Pillow in lower case
+
+
 class Decoded(NamedTuple):
     """Decoded image files, and the numbers of those whose stored pixels were changed."""
 
@@ -99,21 +107,21 @@ def flatten(classes: dict[str, list[str]], order: Sequence[str]) -> tuple[list[s
 
 
 def load_images(
-    name: str, root: Path, parts: Mapping[str, Sequence[str]], size: int, cache_dir: Path, *, background: str = "white",
+    name: str, root: Path, parts: Mapping[str, Sequence[str]], cache_dir: Path, decoding: Decoding,
 ) -> dict[str, Decoded]:
-    """Decode the images of each part, {part: paths}, resized to `size` x `size` pixels, in the order of the paths.
+    """Decode the images of each part, {part: paths}, in the order of the paths. The EXIF orientation is applied.
 
-    The EXIF orientation is applied; transparent pixels show `background`, a color name of Pillow. Decoded images are
-    cached in `cache_dir` as NAME-PART-FINGERPRINT.npy. An unreadable cache is replaced; if it cannot be written, there
-    is a warning. Raises UserError with the unreadable images of all parts (the first ten and their number).
+    Decoded images are cached in `cache_dir` as NAME-PART-FINGERPRINT.npy. An unreadable cache is replaced; if it cannot
+    be written, there is a warning. Raises UserError with the unreadable images of all parts (the first ten and their
+    number).
     """
     decoded, unreadable = {}, []
     for part, paths in parts.items():
-        shape = (len(paths), size, size, 3)
-        cache = cache_dir / f"{name}-{part}-{_fingerprint(root, paths, size, background)}.npy"
+        shape = (len(paths), decoding.size, decoding.size, 3)
+        cache = cache_dir / f"{name}-{part}-{_fingerprint(root, paths, decoding)}.npy"
         content = _read_cache(cache, shape)
         if content is None:
-            content, problems = _decode(f"{name}-{part}", paths, shape, background)
+            content, problems = _decode(f"{name}-{part}", paths, shape, decoding)
             unreadable += problems
             if not problems:
                 _write_cache(cache, content)
@@ -159,9 +167,9 @@ def files_below(folder: Path, suffixes: tuple[str, ...] = ()) -> list[str]:
     return sorted(paths)
 
 
-def _fingerprint(root: Path, paths: Sequence[str], size: int, background: str) -> str:
+def _fingerprint(root: Path, paths: Sequence[str], decoding: Decoding) -> str:
     """Hash of the directory, the names, order, sizes and times of the files, and the decoding options."""
-    digest = hashlib.sha256(os.fsencode(root.resolve()) + f"\n{size}\n{_DECODING}\n{background}\n".encode())
+    digest = hashlib.sha256(os.fsencode(root.resolve()) + f"\n{_DECODING}\n{decoding}\n".encode())
     for path in paths:
         digest.update(os.fsencode(path.removeprefix(str(root))))
         with contextlib.suppress(OSError):  # a dangling link is reported with the unreadable files
@@ -170,7 +178,7 @@ def _fingerprint(root: Path, paths: Sequence[str], size: int, background: str) -
     return digest.hexdigest()[:16]
 
 
-def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...], background: str,
+def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...], decoding: Decoding,
             ) -> tuple[_Part, list[tuple[str, str]]]:
     """Decoded images, and path and reason of each unreadable file."""
     images, marks = np.empty(shape, np.uint8), np.zeros((len(paths), 2), bool)
@@ -180,7 +188,7 @@ def _decode(name: str, paths: Sequence[str], shape: tuple[int, ...], background:
         problems: list[tuple[str, str]] = []
         for position, path in enumerate(chunk, start):
             try:
-                images[position], *marks[position] = _read_rgb(path, shape[1], background)
+                images[position], *marks[position] = _read_rgb(path, decoding)
             except MemoryError:
                 raise
             except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
@@ -205,16 +213,17 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or first_line(error)  # without the path, which the message has
 
 
-def _read_rgb(path: str, size: int, background: str) -> tuple[np.ndarray, bool, bool]:
+def _read_rgb(path: str, decoding: Decoding) -> tuple[np.ndarray, bool, bool]:
     """Pixels uint8 (size, size, 3) of an image file, whether EXIF rotated them, and whether some were transparent."""
+    size = decoding.size, decoding.size
     with Image.open(path) as image:
         image.load()  # EXIF may follow the pixels; Pillow rotates TIFF images here
         transpose = _UPRIGHT.get(_orientation(image))
-        pixels, transparent = _to_rgb(image, background)
+        pixels, transparent = _to_rgb(image, decoding.background)
         if transpose is not None:
             pixels = pixels.transpose(transpose)
-        if pixels.size != (size, size):
-            pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
+        if pixels.size != size:
+            pixels = pixels.resize(size, Image.Resampling[decoding.interpolation.upper()])
         return np.asarray(pixels), transpose is not None, transparent
 
 

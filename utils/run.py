@@ -93,9 +93,11 @@ class Run:
         # Only the first process downloads and decodes.
         with distributed.synchronized_errors(rank_zero_first=True), decoding:
             dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
-                                   background=params.background, training=isinstance(params, DataParams))
+                                   background=params.background, interpolation=params.interpolation,
+                                   training=isinstance(params, DataParams))
             if transfer_set := getattr(params, "transfer_set", None):
-                dataset = with_transfer_set(dataset, transfer_set, data_dir, background=params.background)
+                dataset = with_transfer_set(dataset, transfer_set, data_dir, background=params.background,
+                                            interpolation=params.interpolation)
         warnings = [*dataset.warnings, *params.ineffective_parameter_warnings(),
                     *image_size_warnings(params, dataset, start)]
         with decoding:

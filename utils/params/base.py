@@ -152,6 +152,8 @@ class Params(MethodParams):
     background: str = Field(
         "white", pattern="^(white|gray|black|#[0-9a-fA-F]{6})$",
         description="color behind transparent pixels of `folder:` images: `white`, `gray`, `black` or `#rrggbb`")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(
+        "bilinear", description="filter that resizes `folder:` images")
     mean: ChannelMeans | None = Field(
         None, description="mean of each channel, for pixels in [0, 1]; null: that of the data set")
     std: ChannelDeviations | None = Field(
