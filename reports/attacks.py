@@ -85,9 +85,11 @@ def _theft(collection: Collection, own: Sequence[Cell], students: Sequence[Cell]
         table.references[place] = [Place(NO_TEACHER, column) for column in table.columns]
     table.rows = list(dict.fromkeys(row for row, _ in table.cells))
     table.columns = list(dict.fromkeys(column for _, column in table.cells))
+    table.leave_out_idle((TEACHER_ITSELF, *fixed))
     verdicts = _verdicts(table, list(teachers.values()), fixed, labels=labels)
     table.notes, table.summary = _summary(verdicts)
-    shown = replace(table.transposed(), figure="heat") if len(teachers) > MAX_COLUMNS else table
+    attacked = sum(column in table.columns for column in teachers.values())
+    shown = replace(table.transposed(), figure="heat") if attacked > MAX_COLUMNS else table
     return Theft(network, thief, students, teachers, shown, verdicts, fixed.get(NO_TEACHER), labels)
 
 

@@ -81,6 +81,7 @@ def _fill(table: Table, teacher: str, students: Sequence[Cell], own: Sequence[Ce
     places = [*table.cells, *table.published]
     table.rows = list(dict.fromkeys(row for row, _ in places))
     table.columns = sorted(dict.fromkeys(column for _, column in places), key=_order)
+    table.leave_out_idle()
     return table
 
 

@@ -133,6 +133,10 @@ class Cell:
     def finished(self) -> list[Run]:
         return [run for run in self.runs if run.finished]
 
+    @property
+    def started(self) -> bool:
+        return any(run.finished or run.history for run in self.runs)
+
     def values(self, source: str, key: str = "test_accuracy") -> dict[int, float]:
         """Metric of the finished runs by seed, at their `best` or `last` epoch or in an entry of their details."""
         found = {run.params.seed: run.results for run in self.finished if run.results}
@@ -294,8 +298,8 @@ def baseline_score(cell: Cell, others: Sequence[Cell]) -> tuple[int, int, bool, 
 
 
 def collections(cells: Sequence[Cell]) -> list[Collection]:
-    """Group cells by the directory that contains `baseline`, `kd*`, `abd` or `ablations`, or else by the parent
-    directory, and by data set."""
+    """Group cells by audit, by the directory that contains `baseline`, `kd*`, `abd` or `ablations`, or else by the
+    parent directory, and by data set."""
     from utils.datasets import DATASETS  # imports torch, which a report without runs does not need
 
     groups: dict[tuple[str, Path], list[Cell]] = {}
@@ -313,5 +317,8 @@ def collections(cells: Sequence[Cell]) -> list[Collection]:
 def _parts(place: Path) -> tuple[Path, str]:
     """Directory of a collection, and the subdirectory that contains an experiment."""
     parts = place.parent.parts
+    for at in (at for at, part in enumerate(parts) if part == "runs"):
+        if (Path(*parts[:at]) / "params.json").is_file():  # runs of an audit
+            return Path(*parts[:at]), "runs"
     marks = [at for at, part in enumerate(parts) if part in PARTS or part == "kd" or part.startswith("kd_")]
     return (Path(*parts[:marks[-1]]), parts[marks[-1]]) if marks else (place.parent, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.results import is_number
 
+MAX_COMMANDS = 20
 RATES = ("asr", "triggered_accuracy", "base_rate", "target_recall")
 
 
@@ -35,12 +37,14 @@ class Report:
     sweeps: Sequence[Sweep]
     prices: Sequence[Prices]
     tradeoffs: Sequence[Tradeoff]
+    directories: Sequence[Path]  # that were read
     unfinished: Sequence[Run]  # in the order of their dependencies
     warnings: Sequence[str]
 
     @classmethod
     def of(cls, directories: Iterable[Path]) -> Report:
         """Read the runs at and below directories. Raises UserError if there are none."""
+        directories = list(directories)
         runs, warnings = find(directories)
         if not runs:
             raise UserError("; ".join(warnings))
@@ -53,8 +57,8 @@ class Report:
             warnings.append(str(error))
         unfinished = sorted((run for run in runs if not run.finished), key=lambda run: order.index(run.directory))
         groups = collections(found)
-        return cls(groups, tables(groups), sweeps(groups), prices(groups), tradeoffs(groups), unfinished,
-                   warnings)
+        return cls(groups, tables(groups), sweeps(groups), prices(groups), tradeoffs(groups), directories,
+                   unfinished, warnings)
 
     @property
     def cells(self) -> list[Cell]:
@@ -77,10 +81,12 @@ class Report:
                  for place in (cell.experiment, cell.source)}
         return [cell for cell in self.others if cell.finished and cell.experiment not in swept]
 
-    def missing(self, table: Table) -> list[str]:
-        """Commands that complete a table, teachers first."""
-        of_table = {run.directory for cell in table.cells.values() for run in cell.runs}
-        return [run.command for run in self.unfinished if run.directory in of_table]
+    @property
+    def commands(self) -> list[str]:
+        """Commands that finish the other runs: one per run, teachers first, or one for all if they are many."""
+        if len(self.unfinished) > MAX_COMMANDS:
+            return [shlex.join(["python", "scripts/run_all.py", *map(str, self.directories)])]
+        return [run.command for run in self.unfinished]
 
     def write(self, out: Path) -> tuple[list[Path], list[str]]:
         """Write report.md, results.csv and figures. Returns the files, and a warning per figure that failed."""
@@ -94,19 +100,16 @@ class Report:
     def markdown(self, figure_files: Sequence[Path] = (), failures: Sequence[str] = ()) -> str:
         """Text of report.md. figure_files: images in the same directory; failures: warnings about missing figures."""
         parts = ["# Results", f"{_progress(self)} {_legend(self)}"]
-        named: set[str] = set()
         for table in self.tables:
-            missing = self.missing(table)
-            named.update(missing)
-            parts += [f"## {table.title}", *format_table(table), *_commands(missing)]
+            parts += [f"## {table.title}", *format_table(table)]
         for price in self.prices:
             parts += [f"## {price.title}", markdown(price.lines())]
         for tradeoff in self.tradeoffs:
             parts += [f"## {tradeoff.title}", markdown(tradeoff.table())]
         for sweep in self.sweeps:
             parts += [f"## {sweep.title}", markdown(sweep.table())]
-        if others := [run.command for run in self.unfinished if run.command not in named]:
-            parts += ["## Other runs", *_commands(others)]
+        if self.commands:
+            parts += ["## Not finished", "```bash\n" + "\n".join(self.commands) + "\n```"]
         if self.hidden:
             parts += ["## In no table", "\n".join(f"- {cell.experiment}: {cell.network}, last epoch "
                                                   f"{mean_std(cell.values('last').values())}" for cell in self.hidden)]
@@ -197,10 +200,6 @@ def _duration(seconds: object) -> str:
         return ""
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else \
         f"{seconds / 3600:.1f} h"
-
-
-def _commands(missing: Sequence[str]) -> list[str]:
-    return ["Not finished yet:", "```bash\n" + "\n".join(missing) + "\n```"] if missing else []
 
 
 def _csv(report: Report) -> str:

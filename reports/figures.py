@@ -18,7 +18,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from reports.attacks import is_theft
 from reports.cells import Cell, Collection, network_display_name, rank
-from reports.plots import drawable, heat_map, legend, plt, save
+from reports.plots import drawable, heat_map, legend, one_decimal, plt, save
 from reports.sweeps import KEYS, Sweep
 from reports.table import Header, Place, Table
 from reports.tradeoffs import Point, Series, Tradeoff
@@ -139,7 +139,7 @@ def _bar_plot(table: Table) -> plt.Figure:
             drawn = axes.bar(list(bars), means, width * 0.92,
                              yerr=[statistics.stdev(values) if len(values) > 1 else 0 for values in bars.values()],
                              color=color, label=row.label, error_kw={"elinewidth": 1.2, "capsize": 3})
-            axes.bar_label(drawn, [f"{mean + 1e-9:.1f}" for mean in means], padding=2, fontsize=9)
+            axes.bar_label(drawn, [one_decimal(mean) for mean in means], padding=2, fontsize=9)
         published_values = [(left, table.published[Place(row, column)][0]) for column, left in lefts.items()
                   if Place(row, column) in table.published]
         if published_values:

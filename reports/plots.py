@@ -6,7 +6,7 @@ leading underscore as "not in the legend".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ def drawable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def one_decimal(value: float) -> str:
+    """Number with one decimal; halves such as 84.25, which floats hold inexactly, are rounded up."""
+    return f"{value + 1e-9:.1f}"
+
+
 def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> None:
     """Draw a legend with labels of any text. options: keyword arguments of matplotlib's `legend`."""
     drawn = where.legend(handles, [str(number) for number in range(len(labels))], **options)
@@ -33,25 +38,26 @@ def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequ
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]],
-             title: str, *, largest: bool = False) -> plt.Figure:
+             title: str, *, bold: Collection[int] = ()) -> plt.Figure:
     """Heat map with each value as a number; NaN: an empty cell. Higher is darker; values more than `SPAN` below the
-    highest are white. largest: whether the largest value of each column is bold."""
+    highest are white. bold: numbers of the columns whose largest value is bold."""
     figure, axes = plt.subplots(figsize=(3 + 0.75 * len(columns), 1.5 + 0.3 * len(rows)))
     found = [value for line in values for value in line if not math.isnan(value)]
     highest, lowest = max(found), max(min(found), max(found) - SPAN)
     span = max(highest - lowest, 1.0)
     axes.imshow(values, cmap="Greys", aspect="auto", vmin=highest - span, vmax=highest + span)
-    bold = [max((value for value in column if not math.isnan(value)), default=0.0)
+    largest = [max((value for value in column if not math.isnan(value)), default=0.0)
                for column in zip(*values, strict=True)]
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             if not math.isnan(value):
-                axes.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=9,
-                          fontweight="bold" if largest and value == bold[x] else "normal")
+                axes.text(x, y, one_decimal(value), ha="center", va="center", fontsize=9,
+                          fontweight="bold" if x in bold and value == largest[x] else "normal")
     axes.set_xticks(range(len(columns)), [drawable(column) for column in columns], rotation=40, ha="right", fontsize=9)
     axes.set_yticks(range(len(rows)), [drawable(row) for row in rows], fontsize=9)
     axes.grid(visible=False)
-    axes.set_title(drawable(title), fontsize=10, loc="left", wrap=True)
+    axes.set_title(f"{drawable(title)}\ndarker is higher; white: more than {SPAN:g} below the highest", fontsize=10,
+                   loc="left", wrap=True)
     return figure
 
 

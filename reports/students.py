@@ -74,6 +74,7 @@ def fill(table: Table, students: Sequence[Cell], networks: Sequence[Cell], publi
     table.columns = list(dict.fromkeys(table.columns))
     table.rows = [NO_TEACHER] * any(row == NO_TEACHER for row, _ in [*table.cells, *table.published])
     table.rows += rows.values()
+    table.leave_out_idle()
     _set_references(table, rows)
     return table
 

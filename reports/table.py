@@ -1,7 +1,7 @@
 """Table of cells by row and column: last and best epoch, differences, and published values below them."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -52,6 +52,19 @@ class Table:
     def is_finished(self, place: Place) -> bool:
         """True if a cell exists and has finished runs."""
         return place in self.cells and bool(self.cells[place].finished)
+
+    def leave_out_idle(self, references: Collection[Header] = ()) -> None:
+        """Remove rows and columns in which no run has started and the paper has no value.
+
+        references: rows that are shown in every column, so that they do not count for columns.
+        """
+        started = {place for place, cell in self.cells.items() if cell.started} | self.published.keys()
+        columns = {column for row, column in started if row not in references}
+        rows = {row for row, column in started if column in columns}
+        self.rows = [row for row in self.rows if row in rows]
+        self.columns = [column for column in self.columns if column in columns]
+        self.cells = {place: cell for place, cell in self.cells.items()
+                      if place.row in rows and place.column in columns}
 
     def put(self, place: Place, cell: Cell) -> Place:
         """Add a cell. Returns its place: if the given one is taken, a new column named by the cell's directory."""

@@ -33,6 +33,8 @@ def _tables(collection: Collection) -> list[Table]:
     students = [cell for cell in own if cell.kind == "student"]
     with_data = [cell for cell in students if cell.description.uses_data]
     without = [cell for cell in students if not cell.description.uses_data]
+    if not any(cell.started for cell in without):
+        without = []
     sources, data_free_sources = {cell.source for cell in with_data}, {cell.source for cell in without}
     teachers = [cell for cell in own if cell.kind not in ("normal", "student")]
     normal = [cell for cell in own if cell.kind == "normal"]

@@ -227,8 +227,56 @@ def test_unfinished_runs_are_listed_with_their_commands(tmp_path):
     found = rows(tmp_path)
     assert found["nasty ResNet-18", "last epoch"]["teacher"] == "epoch 2"
     assert found["nasty ResNet-18", "last epoch"]["CNN"] == "–"
-    assert told.missing(told.tables[0]) == [f"python train_nasty.py --save_path {nasty}",
-                                            f"python train_kd.py --save_path {tmp_path}/kd_nasty_resnet18/cnn"]
+    assert told.commands == [f"python train_nasty.py --save_path {nasty}",
+                             f"python train_kd.py --save_path {tmp_path}/kd_nasty_resnet18/cnn"]
+    assert all(command in told.markdown() for command in told.commands)
+
+
+def test_many_unfinished_runs_have_one_command(tmp_path):
+    teachers(tmp_path)
+    for number in range(30):
+        write(tmp_path / f"baseline/other{number}", SCRATCH | {"model_name": "net"})
+    assert report(tmp_path).commands == [f"python scripts/run_all.py {tmp_path}"]
+
+
+def test_a_teacher_or_student_of_which_nothing_has_started_is_in_no_table(tmp_path):
+    """The demo's directories hold hundreds of runs, of which scripts/demo.sh makes a few."""
+    normal, nasty = tmp_path / "baseline/mlp", tmp_path / "nasty"
+    write(normal, SCRATCH | {"model_name": "mlp"}, 90.0)
+    write(tmp_path / "baseline/net", SCRATCH | {"model_name": "net"}, 60.0)
+    write(nasty, SCRATCH | {"model_name": "mlp", "adversarial_model": "mlp", "temperature": 4, "weight": 0.04,
+                            "adversarial_resume": f"{normal}/best_model.tar"})
+    for teacher in (normal, nasty):
+        for attack in ("hard_label", "htc"):
+            done = 70.0 if (teacher, attack) == (normal, "hard_label") else None
+            write(tmp_path / f"attacks/{teacher.name}/{attack}", SCRATCH | {
+                "model_name": "net", "teacher_model": "mlp", "attack": attack, "labels": 0, "queries": "once",
+                "teacher_resume": f"{teacher}/last_model.tar"}, done)
+        write(tmp_path / f"kd_{teacher.name}/ood", SCRATCH | {
+            "method": "ood", "model_name": "net", "teacher_model": "mlp",
+            "teacher_resume": f"{teacher}/last_model.tar"})
+    found = {table.name.split()[0]: table for table in report(tmp_path).tables}
+    assert set(found) == {"students", "attacks"}
+    heads, *lines = found["attacks"].lines()
+    assert heads[2:] == ["normal MLP"]
+    assert [line[0] for line in lines] == ["the teacher itself", "no teacher: labels", "Hard label"]
+    assert [column.label for column in found["students"].columns] == ["MLP", "CNN"]
+
+
+def test_the_runs_of_an_audit_are_one_collection(tmp_path):
+    audit, teacher = tmp_path / "audit", tmp_path / "normal"
+    write(teacher, SCRATCH | {"model_name": "net"}, 90.0)
+    audit.mkdir()
+    (audit / "params.json").write_text('{"checkpoint": "normal"}')
+    runs = audit / "runs/net/all"
+    write(runs / "alone/labels", SCRATCH | {"model_name": "net"}, 60.0)
+    write(runs / "alone/label_smoothing_0.1", SCRATCH | {"model_name": "net", "label_smoothing": 0.1}, 61.0)
+    write(runs / "unlabeled/logits/hard_label", SCRATCH | {
+        "model_name": "net", "teacher_model": "net", "attack": "hard_label", "labels": 0, "queries": "once",
+        "teacher_resume": f"{teacher}/last_model.tar"}, 70.0)
+    table, = (table for table in report(audit).tables if table.title.startswith("Attacks"))
+    assert [line[0] for line in table.lines()[1:]] == [
+        "no teacher: labels", "no teacher: label smoothing 0.1", "Hard label"]
 
 
 def test_backdoor_tables_show_accuracy_and_success_rate(tmp_path):
