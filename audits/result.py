@@ -226,20 +226,29 @@ def _sentence(found: ThiefVerdict) -> str:
     return f"no attack tried beats {label}; {copy}"
 
 
-def _unless_untrained(found: ThiefVerdict, classes: int) -> ThiefVerdict:
-    """The verdict, with a sentence that says so if the best student is hardly better than chance."""
-    if found.accuracy.mean >= chance_threshold(classes):
-        return found
-    return found.model_copy(update={"sentence": (
-        f"no verdict: the students have not learned, the best copy has {found.accuracy} % and chance is "
-        f"{100 / classes:.1f} %; train them longer, or with another learning rate or batch size")})
+def _doubting_training(found: ThiefVerdict, classes: int, accuracy: float) -> ThiefVerdict:
+    """The verdict, with a sentence that says so if the students have learned little: the best one is hardly better than
+    chance, or the student of labels gains less than half of what the model gains over chance. accuracy: of the model,
+    percent."""
+    chance, advice = 100 / classes, "train them longer, or with another learning rate or batch size"
+    if found.accuracy.mean < chance_threshold(classes):
+        return found.model_copy(update={"sentence": (
+            f"no verdict: the students have not learned, the best copy has {found.accuracy} % and chance is "
+            f"{chance:.1f} %; {advice}")})
+    if found.labels and found.labels.mean - chance < (accuracy - chance) / 2:
+        return found.model_copy(update={"sentence": (
+            f"{found.sentence}. But labels alone give {found.labels} % where the model has {accuracy:.2f} %: these "
+            f"students may not have learned enough for a verdict; {advice}, or with more images")})
+    return found
 
 
 def summarize(plan: Plan, params: AuditParams, model: Evaluated, failed: Iterable[Path],
               versions: Mapping[str, Any]) -> Audit:
     """Result of the audit from the finished runs."""
     students, records = read_students(plan)
-    verdicts = [_unless_untrained(found, model.classes) for found in judge_all(students, model.test_images)]
+    accuracy = model.prices["logits"]["accuracy"]
+    verdicts = [_doubting_training(found, model.classes, accuracy)
+                for found in judge_all(students, model.test_images)]
     return Audit(
         finished=len(records) == len(plan.directories()), params=params.model_dump(mode="json"),
         model=model.source, unprotected=model.unprotected, test_images=model.test_images, classes=model.classes,

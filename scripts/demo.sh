@@ -16,3 +16,4 @@ for model in normal nasty; do
     python audit.py --save_path experiments/demo/audits/$model --set "seeds=[${seeds// /,}]"
 done
 python audit.py --compare experiments/demo/audits/normal experiments/demo/audits/nasty
+echo "The full audits, with figures: experiments/demo/audits/normal/audit.md, experiments/demo/audits/nasty/audit.md"

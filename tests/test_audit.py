@@ -19,7 +19,7 @@ from attacks import REGISTRY
 from audits import document
 from audits.plan import CORE, MAX_EPOCH_FACTOR, MIN_STEPS, plan
 from audits.progress import duration, seconds_left
-from audits.result import Audit, MeanStd, Student, _unless_untrained, judge_all
+from audits.result import Audit, MeanStd, Student, _doubting_training, judge_all
 from model import build_model
 from runs.audits import LABELED, NO_DATA, UNLABELED
 from runs.directories import Run, find, is_audit
@@ -254,8 +254,17 @@ def test_a_difference_within_the_margin_is_named_as_undecided():
 
 def test_students_that_have_not_learned_give_no_verdict():
     chance = verdict_on(student(34.0), hard(33.3))
-    assert "no verdict: the students have not learned" in _unless_untrained(chance, 3).sentence
-    assert _unless_untrained(chance, 10) == chance
+    assert "no verdict: the students have not learned" in _doubting_training(chance, 3, 90.0).sentence
+    assert _doubting_training(chance, 10, 90.0) == chance
+
+
+def test_a_verdict_on_students_that_learned_little_from_labels_says_so():
+    """Half of the gain over chance, 10 %: labels alone would need 50 %."""
+    for labels, doubted in ((49.0, True), (51.0, False)):
+        found = verdict_on(student(45.0), hard(44.0), student(labels, "labels", victim="none", answers=""))
+        sentence = _doubting_training(found, 10, 90.0).sentence
+        assert sentence.startswith(found.sentence)
+        assert (f"labels alone give {labels:.2f} % where the model has 90.00 %" in sentence) == doubted
 
 
 def test_a_thief_without_images_has_no_floor():
@@ -552,7 +561,11 @@ def test_lay_out_dry_run_and_restart(audit, data, teacher, tmp_path, call):
     labels = directory / "runs/net4/all/alone/labels/seed0"
     assert call("train_scratch", labels).returncode == 0
     before = everything(directory)
+    running = RunDirectory(directory)
+    running.lock()
+    assert "another audit is running" in refused(call, "audit", directory)
     dry = audit(directory, "--dry_run")
+    running.unlock()
     assert re.match(r"4 students, 1 of them finished; about \d+ s for the others", dry.stdout)
     assert everything(directory) == before
 
