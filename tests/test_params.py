@@ -145,6 +145,13 @@ def test_invalid_json_is_named_with_its_line(tmp_path):
     assert "line 3" in text
 
 
+@pytest.mark.parametrize("text", ['{"a": 1,\n}', '{\n"a": [1,  ]}', '{\n"a": {"b": 1 , } }'])
+def test_a_comma_before_a_closing_bracket_is_named(tmp_path, text):
+    before = text.rpartition(",")[0]
+    place = f"line {before.count(chr(10)) + 1}, column {len(before.rpartition(chr(10))[2]) + 1}"
+    assert f"{place}: not valid JSON: remove this comma" in message(tmp_path, text)
+
+
 def test_a_key_that_stands_twice_is_an_error(tmp_path):
     assert '"gamma" appears twice' in message(tmp_path, '{"gamma": 0.1, "gamma": 0.2}')
 

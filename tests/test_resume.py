@@ -146,7 +146,7 @@ def test_changed_parameters_under_a_run_are_an_error_that_names_them(call, exper
     assert "learning_rate (0.001 -> 0.5)" in done.stderr
     assert "--restart" in done.stderr
     assert "batch_size" not in done.stderr
-    assert "num_epochs (2 done -> 1)" in call("train_scratch", directory, "--set", "num_epochs=1").stderr
+    assert "num_epochs (2 -> 1)" in call("train_scratch", directory, "--set", "num_epochs=1").stderr
     assert state(directory)["history"] == before
 
 

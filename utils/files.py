@@ -76,6 +76,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         if error.msg == "Expecting ',' delimiter":  # report the end of the previous value, not the next key
             error = json.JSONDecodeError("Expecting ',' after this", error.doc, len(error.doc[:error.pos].rstrip()))
+        before = error.doc[:error.pos].rstrip()
+        if before.endswith(",") and error.doc[error.pos:].lstrip()[:1] in ("}", "]"):
+            error = json.JSONDecodeError("remove this comma", error.doc, len(before) - 1)
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
     except ValueError:  # Python limits integers to 4300 digits
         raise UserError(f"{path}: a number has too many digits") from None

@@ -196,8 +196,9 @@ def _check_same_run(stage: str, recorded: dict[str, Any], epochs: int, params: P
     if stage != params.script:
         raise UserError(f"{where} holds a run of {stage}, not of {params.script}; {remedy}")
     changed = changed_keys(recorded, params)
-    if epochs > params.num_epochs and not any(text.startswith("num_epochs ") for text in changed):
-        changed.append(f"num_epochs ({epochs} done -> {params.num_epochs})")
+    planned = max(recorded.get("num_epochs", epochs), epochs)
+    if planned > params.num_epochs and not any(text.startswith("num_epochs ") for text in changed):
+        changed.append(f"num_epochs ({planned} -> {params.num_epochs})")  # a forgotten --set, most likely
     if changed:
         raise UserError(f"{where} holds a run with other parameters: {', '.join(changed)}; to resume it, restore them "
                         f"(repeat its --set); {remedy}")

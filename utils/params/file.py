@@ -33,7 +33,7 @@ def check_params(values: dict[str, Any], path: Path, stage: Stage, overrides: di
     try:
         kind = stage.params_of(values | overrides)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{'--set' if stage.key in overrides else path}: {error}") from None
     try:
         return kind.model_validate(values | overrides)
     except ValidationError as error:
@@ -96,7 +96,7 @@ def describe_problem(problem: Any, kind: type[MethodParams]) -> str:
     if problem["type"] == "literal_error":  # as in JSON
         message = message.replace("False", "0").replace("True", "1")
     if problem["type"] == "list_type":
-        message += ", such as [1,2]"
+        message += f", such as [{json.dumps(problem['input'])}]"
     inside = "".join(f"[{part}]" for part in problem["loc"][1:])
     return f'"{key}"{inside} is {json.dumps(problem["input"])}: {message}'
 
