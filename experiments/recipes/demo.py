@@ -55,8 +55,9 @@ def abd() -> Runs:
 def backdoor(trigger: str) -> Runs:
     """A teacher with a backdoor, and its students without data by backdoor defense (docs/backdoors.md).
 
-    Self-retrospection (`ood_sr`, `ood_sv_sr`) continues a finished student for one epoch. `ood_plain` is its control,
-    the same epoch without it, and `ood_sr_plain` is such an epoch after self-retrospection.
+    Self-retrospection (`ood_sr`, `ood_sv_sr`) continues a finished student for one epoch. `ood_plain` and `ood_sv_sv`
+    are its controls, the same epoch without it. `ood_sr_plain` is an epoch without defense after self-retrospection,
+    and `ood_plain_plain` its control.
     """
     place, poison = f"demo/triggers/{trigger}", {"trigger": trigger, "target": 0}
     teacher = {**CLEAN, **poison}
@@ -75,6 +76,8 @@ def backdoor(trigger: str) -> Runs:
             "ood_plain": {**epoch, **after("ood"), **plain},
             "ood_sr": {**epoch, **after("ood"), **backdoor_defense("sr", **retrospection)},
             "ood_sr_plain": {**epoch, **after("ood_sr"), **plain},
+            "ood_plain_plain": {**epoch, **after("ood_plain"), **plain},
+            "ood_sv_sv": {**epoch, **after("ood_sv"), **plain, **backdoor_defense("sv", **VACCINE)},
             "ood_sv_sr": {**epoch, **after("ood_sv"), **backdoor_defense("sv+sr", **VACCINE, **retrospection)}}
     return {f"{place}/{name}": values for name, values in runs.items()}
 
