@@ -62,8 +62,9 @@ def _audit(arguments: argparse.Namespace) -> None:
     params: AuditParams = load_params(directory / "params.json", AUDIT, overrides)
     reference = _unprotected_audit(params.unprotected, overrides)
     locks = [RunDirectory(place) for place in [directory, *([reference[0]] if reference else [])]]
-    for lock in locks * (not arguments.dry_run):
-        lock.lock("another audit is running")
+    if not arguments.dry_run:  # it writes nothing
+        for lock in locks:
+            lock.lock("another audit is running")
     model = evaluate_model(params, arguments.data_dir, arguments.device,
                            unprotected=reference[1].checkpoint if reference else params.unprotected)
     grid = _grid(params, directory, reference, model)
@@ -177,13 +178,13 @@ def _print_dry_run(grid: Plan, model: Evaluated, jobs: int, runs: list[Run]) -> 
     costs = {attempt.run_directory(seed): cost(Run(attempt.run_directory(seed), attempt.params()), model.sizes,
                                                model.test_images) for attempt in grid.attempts for seed in grid.seeds}
     left = seconds_left(costs, finished, jobs)
+    print(f"accuracy of the model: {model.prices['logits']['accuracy']:.2f} % of {model.test_images:,} test images")
     if len(finished) == len(costs):
         print(f"{len(costs)} students, all of them finished")
         return
     print(f"{len(costs)} students, {len(finished)} of them finished; " + (
         f"about {duration(left)} for the others, {jobs} at a time, estimated from these" if left is not None else
         f"the time, {jobs} at a time, is estimated once the first are finished"))
-    print(f"accuracy of the model: {model.prices['logits']['accuracy']:.2f} % of {model.test_images:,} test images")
 
 
 def _read(directory: Path) -> Audit:

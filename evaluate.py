@@ -37,14 +37,13 @@ from reports.table import markdown
 from runs.trained import Source, read_source
 from utils import cli, seeds
 from utils.data import Images
-from utils.data_record import compare_origin
+from utils.data_record import compare_origin, describe_input
 from utils.datasets import Dataset, load_dataset, with_transfer_set
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError
 from utils.evaluation import Frozen, confusion_matrix
 from utils.files import write_text
 from utils.image_folder import Decoding
-from utils.params import Params
 from utils.quality import agreement, change, compute_answers, foreign_auroc, profile, quality, similarity
 from utils.results import Row
 
@@ -69,9 +68,9 @@ def evaluate() -> None:
     test = Test(arguments, [*sources, *([reference] if reference else [])])
     compared = test.answers(reference) if reference else None
     rows = {source.name: test.evaluate(source, compared) for source in sources}
-    first = test.dataset(sources[0])
-    images = len(first.test_labels)
-    print(f"{test.name}: {images} test images of {first.image_size}x{first.image_size} pixels")
+    images = len(test.dataset(sources[0]).test_labels)
+    sizes = sorted({test.dataset(source).image_size for source in sources})
+    print(f"{test.name}: {images} test images of {' and '.join(f'{size}x{size}' for size in sizes)} pixels")
     for warning in test.warnings:
         print(f"remark: {warning}")
     print(f"{markdown(_table(rows, FOR_USERS))}\n\n{markdown(_table(rows, FOR_STUDENTS))}")
@@ -145,10 +144,9 @@ class Test:
 
     def _foreign(self, source: Source, part: Images) -> dict[str, torch.Tensor]:
         """Foreign images of the size of the test images, at most as many, the same for all networks."""
-        key = _decoding(source.params)
+        key = Decoding.of(source.params)
         if key not in self._foreign_images:
-            found = with_transfer_set(self.dataset(source), self.foreign, self.data_dir, background=key.background,
-                                      interpolation=key.interpolation).train_images
+            found = with_transfer_set(self.dataset(source), self.foreign, self.data_dir, key).train_images
             drawn = torch.randperm(len(found), generator=seeds.generator("foreign"))[:len(part)]
             self._foreign_images[key] = found[drawn].to(self.device)
         found = self._foreign_images[key]
@@ -156,10 +154,9 @@ class Test:
 
     def dataset(self, source: Source) -> Dataset:
         """Data set of a source; images of folders are resized and filled as in the training of its network."""
-        key = _decoding(source.params)
+        key = Decoding.of(source.params)
         if key not in self._datasets:
-            found = load_dataset(self.name, self.data_dir, image_size=key.size, background=key.background,
-                                 interpolation=key.interpolation, training=False)
+            found = load_dataset(self.name, self.data_dir, key, training=False)
             self._datasets[key] = dataclasses.replace(found, test_images=found.test_images.to(self.device),
                                                       test_labels=found.test_labels.to(self.device))
         return self._datasets[key]
@@ -172,9 +169,7 @@ class Test:
         mean, std = (torch.tensor(values, device=self.device) for values in (params.mean or dataset.mean,
                                                                              params.std or dataset.std))
         part = Images(dataset.test_images, dataset.test_labels, mean, std)
-        self._warn(*dataset.warnings, *compare_origin(
-            source.checkpoint, {"classes": dataset.classes, "image_size": dataset.image_size,
-                                "mean": part.mean.tolist(), "std": part.std.tolist()}, source.name))
+        self._warn(*dataset.warnings, *compare_origin(source.checkpoint, describe_input(dataset, part), source.name))
         network = source.build(dataset.num_classes, dataset.image_size)
         if network.imported_code:
             self._warn(f"{source.name}: {params.model_name} was imported from {network.imported_code}")
@@ -183,10 +178,6 @@ class Test:
 
     def _warn(self, *texts: str) -> None:
         self.warnings += [text for text in texts if text not in self.warnings]
-
-
-def _decoding(params: Params) -> Decoding:
-    return Decoding(params.image_size, params.background, params.interpolation)
 
 
 def _table(rows: dict[str, Row], heads: dict[str, str]) -> list[list[str]]:

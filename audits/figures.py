@@ -35,9 +35,9 @@ def _heat(students: Sequence[Student], title: str) -> plt.Figure:
              each.accuracy.mean for each in students}
     values = [[found.get((attack, *column), float("nan")) for column in columns] for attack in attacks]
     several = len({images for images, *_ in columns}) > 1
-    column_labels = [(f"audited model, {answers}" if victim == "model" else f"{victim} model" if victim == "unprotected"
-                      else victim) + several * (f", {images:,} images" if images else ", all images")
-                     for images, victim, answers in columns]
+    victims = {"model": "audited model", "unprotected": "unprotected model", "control": "control"}
+    column_labels = [", ".join(filter(None, [victims[victim], answers, several * (
+        f"{images:,} images" if images else "all images")])) for images, victim, answers in columns]
     return heat_map(attacks, column_labels, values, title,
                     bold=[at for at, (_, victim, _) in enumerate(columns) if victim != "control"])
 

@@ -17,10 +17,11 @@ from runs.audits import LABELED, NO_DATA, UNLABELED, AuditParams
 from runs.trained import RECORDED, Source, read_source
 from utils import seeds
 from utils.data import Images
-from utils.data_record import compare_origin
+from utils.data_record import compare_origin, describe_input
 from utils.datasets import Dataset, load_dataset, with_transfer_set
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import UserError
+from utils.image_folder import Decoding
 from utils.networks import check_image_size
 from utils.quality import chance_threshold, compute_answers, foreign_auroc, profile, quality, similarity
 from utils.results import Row
@@ -76,8 +77,7 @@ class _Test:
     def __init__(self, params: AuditParams, data_dir: Path, device: str) -> None:
         self.params, self.data_dir = params, data_dir
         self.device = choose_device(device, None, cuda=params.cuda)
-        self.dataset: Dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
-                                             background=params.background, interpolation=params.interpolation)
+        self.dataset: Dataset = load_dataset(params.dataset, data_dir, Decoding.of(params))
         prepare_device(self.device, "fp32")
         self.dtype = choose_dtype("fp32", self.device)
         mean, std = (torch.tensor(values, device=self.device) for values in (
@@ -104,10 +104,8 @@ class _Test:
         given = {key: value for key, value in self.params.model_dump().items()
                  if key in RECORDED and value is not None and (key in self.params.model_fields_set or key == "dataset")}
         source = read_source(checkpoint, given=given)
-        record = {"classes": self.dataset.classes, "image_size": self.dataset.image_size,
-                  "mean": self.part.mean.tolist(), "std": self.part.std.tolist()}
-        self.remarks += [text for text in compare_origin(source.checkpoint, record, checkpoint)
-                         if text not in self.remarks]
+        self.remarks += [text for text in compare_origin(source.checkpoint, describe_input(self.dataset, self.part),
+                                                         checkpoint) if text not in self.remarks]
         network = source.build(self.dataset.num_classes, self.dataset.image_size)
         self._networks[checkpoint] = network.to(self.device).to(memory_format=torch.channels_last)
         logits = compute_answers(network, self.part, self.dtype)
@@ -138,8 +136,7 @@ class _Test:
 
     def _transfer_set(self, name: str) -> Dataset:
         try:
-            return with_transfer_set(self.dataset, name, self.data_dir, background=self.params.background,
-                                     interpolation=self.params.interpolation)
+            return with_transfer_set(self.dataset, name, self.data_dir, Decoding.of(self.params))
         except UserError as error:
             raise UserError(f'"{name}" is not "{LABELED}", "{UNLABELED}", "{NO_DATA}" or a data set of foreign images: '
                             f"{error}") from None

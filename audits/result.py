@@ -226,19 +226,19 @@ def _sentence(found: ThiefVerdict) -> str:
     return f"no attack tried beats {label}; {copy}"
 
 
-def _doubting_training(found: ThiefVerdict, classes: int, accuracy: float) -> ThiefVerdict:
+def _with_training_warning(found: ThiefVerdict, classes: int, accuracy: float) -> ThiefVerdict:
     """The verdict, with a sentence that says so if the students have learned little: the best one is hardly better than
-    chance, or the student of labels gains less than half of what the model gains over chance. accuracy: of the model,
-    percent."""
+    chance, or gains, like the student of labels, less than half of what the model gains over chance. accuracy: of the
+    model, percent."""
     chance, advice = 100 / classes, "train them longer, or with another learning rate or batch size"
     if found.accuracy.mean < chance_threshold(classes):
         return found.model_copy(update={"sentence": (
             f"no verdict: the students have not learned, the best copy has {found.accuracy} % and chance is "
             f"{chance:.1f} %; {advice}")})
-    if found.labels and found.labels.mean - chance < (accuracy - chance) / 2:
+    if found.labels and max(found.labels.mean, found.accuracy.mean) - chance < (accuracy - chance) / 2:
         return found.model_copy(update={"sentence": (
             f"{found.sentence}. But labels alone give {found.labels} % where the model has {accuracy:.2f} %: these "
-            f"students may not have learned enough for a verdict; {advice}, or with more images")})
+            f"students may not have learned enough for a verdict; {advice}")})
     return found
 
 
@@ -247,7 +247,7 @@ def summarize(plan: Plan, params: AuditParams, model: Evaluated, failed: Iterabl
     """Result of the audit from the finished runs."""
     students, records = read_students(plan)
     accuracy = model.prices["logits"]["accuracy"]
-    verdicts = [_doubting_training(found, model.classes, accuracy)
+    verdicts = [_with_training_warning(found, model.classes, accuracy)
                 for found in judge_all(students, model.test_images)]
     return Audit(
         finished=len(records) == len(plan.directories()), params=params.model_dump(mode="json"),

@@ -5,12 +5,12 @@ import contextlib
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from reports.sources import CONTINUED, Sources, kind_of, shared, starts_from_run
-from runs.directories import Run, experiment, is_seed
+from runs.directories import Run, experiment, is_audit, is_seed
 from runs.stages import display_name
 from utils.files import sha256
 from utils.params import Description
@@ -132,10 +132,6 @@ class Cell:
     @property
     def finished(self) -> list[Run]:
         return [run for run in self.runs if run.finished]
-
-    @property
-    def started(self) -> bool:
-        return any(run.finished or run.history for run in self.runs)
 
     def values(self, source: str, key: str = "test_accuracy") -> dict[int, float]:
         """Metric of the finished runs by seed, at their `best` or `last` epoch or in an entry of their details."""
@@ -314,11 +310,12 @@ def collections(cells: Sequence[Cell]) -> list[Collection]:
     return found
 
 
+@cache
 def _parts(place: Path) -> tuple[Path, str]:
     """Directory of a collection, and the subdirectory that contains an experiment."""
     parts = place.parent.parts
     for at in (at for at, part in enumerate(parts) if part == "runs"):
-        if (Path(*parts[:at]) / "params.json").is_file():  # runs of an audit
+        if is_audit(Path(*parts[:at], "params.json")):
             return Path(*parts[:at]), "runs"
     marks = [at for at, part in enumerate(parts) if part in PARTS or part == "kd" or part.startswith("kd_")]
     return (Path(*parts[:marks[-1]]), parts[marks[-1]]) if marks else (place.parent, "")

@@ -85,7 +85,7 @@ class Report:
     def commands(self) -> list[str]:
         """Commands that finish the other runs: one per run, teachers first, or one for all if they are many."""
         if len(self.unfinished) > MAX_COMMANDS:
-            return [shlex.join(["python", "scripts/run_all.py", *map(str, self.directories)])]
+            return [shlex.join(["python", "scripts/run_all.py", *map(str, filter(Path.is_dir, self.directories))])]
         return [run.command for run in self.unfinished]
 
     def write(self, out: Path) -> tuple[list[Path], list[str]]:

@@ -39,13 +39,11 @@ def legend(where: plt.Axes | plt.Figure, handles: Sequence[Artist], labels: Sequ
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]],
              title: str, *, bold: Collection[int] = ()) -> plt.Figure:
-    """Heat map with each value as a number; NaN: an empty cell. Higher is darker; values more than `SPAN` below the
-    highest are white. bold: numbers of the columns whose largest value is bold."""
+    """Heat map with each value as a number; NaN: an empty cell. Higher is darker; values `SPAN` or more below the
+    highest are white. bold: indices of the columns whose largest value is bold."""
     figure, axes = plt.subplots(figsize=(3 + 0.75 * len(columns), 1.5 + 0.3 * len(rows)))
-    found = [value for line in values for value in line if not math.isnan(value)]
-    highest, lowest = max(found), max(min(found), max(found) - SPAN)
-    span = max(highest - lowest, 1.0)
-    axes.imshow(values, cmap="Greys", aspect="auto", vmin=highest - span, vmax=highest + span)
+    highest = max(value for line in values for value in line if not math.isnan(value))
+    axes.imshow(values, cmap="Greys", aspect="auto", vmin=highest - SPAN, vmax=highest + SPAN)
     largest = [max((value for value in column if not math.isnan(value)), default=0.0)
                for column in zip(*values, strict=True)]
     for y, line in enumerate(values):
@@ -56,7 +54,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
     axes.set_xticks(range(len(columns)), [drawable(column) for column in columns], rotation=40, ha="right", fontsize=9)
     axes.set_yticks(range(len(rows)), [drawable(row) for row in rows], fontsize=9)
     axes.grid(visible=False)
-    axes.set_title(f"{drawable(title)}\ndarker is higher; white: more than {SPAN:g} below the highest", fontsize=10,
+    axes.set_title(f"{drawable(title)}\ndarker is higher; white: {SPAN:g} or more below the highest", fontsize=10,
                    loc="left", wrap=True)
     return figure
 

@@ -58,7 +58,8 @@ class Table:
 
         references: rows that are shown in every column, so that they do not count for columns.
         """
-        started = {place for place, cell in self.cells.items() if cell.started} | self.published.keys()
+        started = {place for place, cell in self.cells.items() if any(run.history or run.finished for run in cell.runs)}
+        started |= self.published.keys()
         columns = {column for row, column in started if row not in references}
         rows = {row for row, column in started if column in columns}
         self.rows = [row for row in self.rows if row in rows]

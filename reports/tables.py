@@ -27,13 +27,15 @@ def _tables(collection: Collection) -> list[Table]:
     # A clean network of a backdoor table may be the teacher of other students.
     teachers_of_others = {cell.source for cell in own if cell.kind == "student" and cell.experiment not in placed}
     own = [cell for cell in own if cell.experiment not in placed - teachers_of_others]
-    of_attacks = attacks(collection, own)
+    of_attacks = [table for table in attacks(collection, own) if table.cells]
     if of_attacks:
         own = [cell for cell in own if not is_theft(cell) and cell.kind != "smoothed"]
     students = [cell for cell in own if cell.kind == "student"]
     with_data = [cell for cell in students if cell.description.uses_data]
     without = [cell for cell in students if not cell.description.uses_data]
-    if not any(cell.started for cell in without):
+    published = PUBLISHED["datafree"].get(collection.dataset, {})
+    if not published.keys() & {cell.teacher for cell in without} and not any(
+            run.history or run.finished for cell in without for run in cell.runs):
         without = []
     sources, data_free_sources = {cell.source for cell in with_data}, {cell.source for cell in without}
     teachers = [cell for cell in own if cell.kind not in ("normal", "student")]
@@ -46,5 +48,5 @@ def _tables(collection: Collection) -> list[Table]:
     if without:
         networks = normal + [cell for cell in teachers if cell.experiment in data_free_sources]
         table = Table(f"datafree {collection.name}", f"Students without data, {collection.title}")
-        made.append(fill(table, without, networks, PUBLISHED["datafree"].get(collection.dataset, {})))
+        made.append(fill(table, without, networks, published))
     return made + of_attacks + of_backdoors

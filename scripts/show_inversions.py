@@ -23,6 +23,7 @@ from utils import checkpoint
 from utils.cli import main
 from utils.datasets import load_dataset
 from utils.errors import UserError
+from utils.image_folder import Decoding
 
 ZOOM, GAP, HEAD, LABEL_WIDTH, TEXT = 3, 4, 44, 130, 14  # ZOOM: canvas pixels per image pixel; others in canvas pixels
 COLUMNS, REAL_COLUMNS, ROWS = 6, 3, 10
@@ -54,9 +55,9 @@ def show_inversions() -> None:
             raise UserError(f"{directory}: its method stores no images: give runs of deepinversion or cmi")
         if not blocks:
             params = content["params"]
-            dataset = load_dataset(params["dataset"], arguments.data_dir, image_size=params["image_size"],
-                                   background=params.get("background", "white"),
-                                   interpolation=params.get("interpolation", "bilinear"), training=False)
+            decoding = Decoding(params["image_size"], params.get("background", "white"),
+                                params.get("interpolation", "bilinear"))
+            dataset = load_dataset(params["dataset"], arguments.data_dir, decoding, training=False)
             blocks.append(Block(f"{dataset.name}\ntest images", dataset.test_images, dataset.test_labels, REAL_COLUMNS))
         pool = kept["pool"]
         if tuple(content["data"]["classes"]) != dataset.classes or pool["images"].shape[1] != dataset.image_size:

@@ -30,6 +30,7 @@ from utils import augment
 from utils.cli import main
 from utils.datasets import Dataset, load_dataset
 from utils.errors import UserError
+from utils.image_folder import Decoding
 
 POINTS = 1000
 COLORS = ("#1f3b73", "#f4a259", "#5b8e7d", "#bc4b51")  # of different lightness, so readable in grayscale
@@ -57,8 +58,7 @@ def show_teachers() -> None:
     for source in sources:
         if source.params.dataset != first.dataset:
             raise UserError(f"{source.name} has another data set than {sources[0].name}: give runs on the same data")
-    dataset = load_dataset(first.dataset, arguments.data_dir, image_size=first.image_size, background=first.background,
-                           interpolation=first.interpolation, training=False)
+    dataset = load_dataset(first.dataset, arguments.data_dir, Decoding.of(first), training=False)
     networks = [source.build(dataset.num_classes, dataset.image_size) for source in sources]
 
     def pixels(source: Source, index: Tensor) -> Tensor:

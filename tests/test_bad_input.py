@@ -61,7 +61,18 @@ def test_a_wrong_value_names_key_value_and_allowed_values(call, experiment):
 def test_errors_on_the_command_line_do_not_name_the_file(call, experiment):
     line = refused(call, "train_scratch", experiment(), "--set", "schedule=3,4", "num_epochs=no")
     assert "params.json" not in line
-    assert all(word in line for word in ("--set", '"3,4"', "[1,2]", '"no"'))
+    assert all(word in line for word in ("--set", '"3,4"', "[3,4]", '"no"'))
+
+
+@pytest.mark.parametrize("given, meant", [("3,4", "[3,4]"), ("[3, 4", "[3,4]"), ("3", "[3]"), ("[a,b]", '["a","b"]')])
+def test_a_value_that_is_no_list_is_suggested_as_one(call, experiment, given, meant):
+    line = refused(call, "train_scratch", experiment(), "--set", f"schedule={given}")
+    assert line.startswith("error: --set: ") and line.endswith(f"should be a valid list, such as {meant}")
+
+
+def test_an_unknown_method_on_the_command_line_does_not_name_the_file(call, experiment, teacher):
+    line = refused(call, "train_kd", experiment(**KD, teacher_resume=teacher), "--set", "attack=dkdd")
+    assert line.startswith('error: --set: "attack" is "dkdd"')
 
 
 def test_the_params_json_of_another_stage_names_that_stage(call, experiment, teacher):

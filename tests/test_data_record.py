@@ -20,8 +20,9 @@ def part(count=4, label=0, pixel=7):
     return Images(images, torch.full((count,), label), *MEAN_STD)
 
 
-def record(classes=("a", "b"), size=8, **parts):
-    return data_record.describe(SimpleNamespace(classes=classes, image_size=size), parts or {"test": part()})
+def record(classes=("a", "b"), size=8, interpolation="bilinear", **parts):
+    dataset = SimpleNamespace(classes=classes, image_size=size, interpolation=interpolation)
+    return data_record.describe(dataset, parts or {"test": part()})
 
 
 def without(record, *keys):
@@ -69,6 +70,10 @@ def test_the_same_classes_in_another_order_are_an_error(theirs, ours, difference
     ({"data": record(("a", "c"))}, ["teacher: trained on classes with other names (its class 1 is 'c', here 'b')"]),
     ({"data": record() | {"mean": [0.5, 0.25, 0.1]}},
      ['teacher: trained with mean [0.5, 0.25, 0.1], here [0.5, 0.25, 0.125] (params.json may set "mean")']),
+    ({"data": without(record(), "interpolation")}, []),  # of an earlier version
+    ({"data": record(interpolation=None)}, []),  # not a folder
+    ({"data": record(interpolation="bicubic")},
+     ['teacher: trained on images resized by bicubic, here by bilinear (params.json may set "interpolation")']),
     ({"data": record(size=16)}, ["teacher: trained on images of 16x16 pixels, here 8x8"]),
     ({"data": without(record(), "image_size"), "params": {"dataset": "folder:x", "image_size": 16}},
      ["teacher: trained on images of 16x16 pixels, here 8x8"]),

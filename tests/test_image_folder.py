@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from utils import image_folder
 from utils.datasets import load_dataset
+from utils.image_folder import Decoding
 
 # --- Tiny-ImageNet ---
 
@@ -51,7 +52,7 @@ def tiny(tmp_path):
 @pytest.mark.parametrize("train", ["{wnid}/images/{wnid}_{n}.JPEG", "{wnid}/{wnid}_{n}.JPEG"])
 def test_tiny_imagenet_is_read_raw_and_sorted(train, val, tiny, tmp_path):
     tiny(train, val)
-    dataset = load_dataset("tiny_imagenet", tmp_path, image_size=32)
+    dataset = load_dataset("tiny_imagenet", tmp_path, Decoding(32))
     assert sound(dataset) and dataset.image_size == 64 and dataset.augmentation == "rotate_flip"
     assert dataset.classes == ("n02", "n10")
     assert dataset.mean == (0.4802, 0.4481, 0.3975) and dataset.std == (0.2302, 0.2265, 0.2262)
@@ -117,7 +118,7 @@ def pictures(tmp_path):
 
 
 def test_a_folder_becomes_a_data_set_of_the_asked_size(pictures, tmp_path):
-    dataset = load_dataset(f"folder:{pictures}", tmp_path, image_size=24)
+    dataset = load_dataset(f"folder:{pictures}", tmp_path, Decoding(24))
     assert sound(dataset) and dataset.image_size == 24 and dataset.classes == ("cat", "dog")
     assert dataset.name == f"folder:{pictures}" and dataset.augmentation == "crop_flip"
     assert dataset.train_labels.tolist() == [0, 1, 1] and dataset.test_labels.tolist() == [1]
@@ -128,8 +129,8 @@ def test_a_folder_becomes_a_data_set_of_the_asked_size(pictures, tmp_path):
 
 @pytest.mark.parametrize("name", ["nearest", "bicubic", "lanczos"])
 def test_images_are_resized_by_the_filter_asked_for(name, pictures, tmp_path):
-    load_dataset(f"folder:{pictures}", tmp_path, image_size=24)  # the cache of another filter is not read
-    dataset = load_dataset(f"folder:{pictures}", tmp_path, image_size=24, interpolation=name)
+    load_dataset(f"folder:{pictures}", tmp_path, Decoding(24))  # the cache of another filter is not read
+    dataset = load_dataset(f"folder:{pictures}", tmp_path, Decoding(24, interpolation=name))
     with Image.open(pictures / "test" / "dog" / "1.png") as image:
         expected = torchvision.transforms.functional.resize(
             image, [24, 24], torchvision.transforms.InterpolationMode(name), antialias=True)
@@ -232,7 +233,7 @@ def test_transparent_pixels_show_the_background(file, image, options, pictures, 
     image.save(pictures / "test" / "cat" / file, **options)
     for given, name, level in (({}, "white", 255), ({"background": "#808080"}, "#808080", 128)):
         for _ in range(2):  # decoded, and from the cache
-            dataset = load_dataset(f"folder:{pictures}", tmp_path, **given)
+            dataset = load_dataset(f"folder:{pictures}", tmp_path, Decoding(**given))
             assert (dataset.test_images[0, :16] == 0).all() and (dataset.test_images[0, 16:] == level).all()
             assert dataset.warnings == (f"1 of 2 test images: transparent, composed on {name}",)
 
@@ -367,7 +368,7 @@ def test_a_single_class_is_an_error(pictures, tmp_path):
 def test_sub_folders_of_class_folders_are_warned_about(pictures, tmp_path):
     for name in ("cat/a", "cat/b", "dog/a"):
         save_image(pictures / "train" / name / "9.png", noise(8, 8, 3))
-    remark = load_dataset(f"folder:{pictures}", tmp_path).warnings[0]
+    remark, _ = load_dataset(f"folder:{pictures}", tmp_path).warnings
     assert remark == "images in sub-folders (cat/a, cat/b, dog/a) belong to the class of the outermost folder"
 
 
@@ -446,7 +447,7 @@ def test_a_cache_of_another_decoder_is_not_read(pictures, tmp_path, monkeypatch)
 
 def test_each_size_has_its_own_cache(pictures, tmp_path):
     for size in (32, 16):
-        assert load_dataset(f"folder:{pictures}", tmp_path, image_size=size).image_size == size
+        assert load_dataset(f"folder:{pictures}", tmp_path, Decoding(size)).image_size == size
     assert len(caches(tmp_path)) == 4
 
 

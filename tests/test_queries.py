@@ -16,6 +16,7 @@ from utils import run as run_module
 from utils.data import Batch, Images, TrainBatches, _draw_subset
 from utils.datasets import load_dataset, with_transfer_set
 from utils.evaluation import Frozen, Queries
+from utils.image_folder import Decoding
 
 CLASSES = 4
 
@@ -139,7 +140,7 @@ class TestImages:
         assert foreign.mean == own.mean
 
     def test_a_transfer_set_is_resized_to_the_image_size_of_the_data_set(self, data, tmp_path):
-        own = load_dataset(f"folder:{data}", tmp_path, image_size=48)
+        own = load_dataset(f"folder:{data}", tmp_path, Decoding(48))
         foreign = with_transfer_set(own, "demo", tmp_path)
         assert foreign.train_images.shape == (10_000, 48, 48, 3)
         assert foreign.train_images.dtype == torch.uint8

@@ -263,6 +263,26 @@ def test_a_teacher_or_student_of_which_nothing_has_started_is_in_no_table(tmp_pa
     assert [column.label for column in found["students"].columns] == ["MLP", "CNN"]
 
 
+def test_published_values_are_shown_before_anything_has_run(tmp_path):
+    write(tmp_path / "baseline/resnet18", SCRATCH | {"model_name": "resnet18"})
+    write(tmp_path / "baseline/resnet34", SCRATCH | {"model_name": "resnet34"})
+    write(tmp_path / "kd_normal_resnet18/cnn", student(tmp_path / "baseline/resnet18"))
+    write(tmp_path / "kd_normal_resnet34/dafl", {
+        "dataset": "cifar10", "method": "dafl", "model_name": "resnet18", "teacher_model": "resnet34",
+        "teacher_resume": f"{tmp_path}/baseline/resnet34/last_model.tar"})
+    for title in ("Students with data", "Students without data"):
+        assert any(name == "paper, unchecked" for _, name in rows(tmp_path, title)), title
+
+
+def test_finished_networks_stay_in_a_table_before_the_first_attack(tmp_path):
+    write(tmp_path / "baseline/net", SCRATCH | {"model_name": "net"}, 60.0)
+    write(tmp_path / "baseline/smoothed", SCRATCH | {"model_name": "net", "label_smoothing": 0.1}, 61.0)
+    write(tmp_path / "attacks/hard_label", SCRATCH | {
+        "model_name": "net", "teacher_model": "net", "attack": "hard_label", "labels": 0, "queries": "once",
+        "teacher_resume": f"{tmp_path}/baseline/net/last_model.tar"})
+    assert not report(tmp_path).hidden
+
+
 def test_the_runs_of_an_audit_are_one_collection(tmp_path):
     audit, teacher = tmp_path / "audit", tmp_path / "normal"
     write(teacher, SCRATCH | {"model_name": "net"}, 90.0)
@@ -277,6 +297,10 @@ def test_the_runs_of_an_audit_are_one_collection(tmp_path):
     table, = (table for table in report(audit).tables if table.title.startswith("Attacks"))
     assert [line[0] for line in table.lines()[1:]] == [
         "no teacher: labels", "no teacher: label smoothing 0.1", "Hard label"]
+    for run in ("a", "b"):
+        write(tmp_path / "run/runs" / run / "one", SCRATCH | {"model_name": "net"}, 60.0)
+    write(tmp_path / "run", SCRATCH | {"model_name": "net"}, 60.0)  # no audit
+    assert len(report(tmp_path / "run/runs").collections) == 2
 
 
 def test_backdoor_tables_show_accuracy_and_success_rate(tmp_path):

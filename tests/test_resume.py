@@ -247,6 +247,17 @@ def test_the_best_model_only_resumes_a_run_without_its_last_model(call, experime
     assert_same_run(whole, directory)
 
 
+def test_a_run_that_was_interrupted_is_not_shortened(call, experiment):
+    """The second command has most likely forgotten the --set of the first one."""
+    directory = experiment(num_epochs=2)
+    assert call("train_scratch", directory, "--set", "num_epochs=1").returncode == 0
+    content = state(directory)
+    content["params"]["num_epochs"] = 4  # as if interrupted
+    checkpoint.save(content, directory / "last_model.tar")
+    (directory / "results.json").unlink()
+    assert "num_epochs (4 -> 2)" in refused(call, "train_scratch", directory)
+
+
 def test_a_restart_from_a_state_without_its_best_model_removes_nothing(call, experiment):
     other, directory = experiment("other", num_epochs=4), experiment(num_epochs=4)
     assert call("train_scratch", other).returncode == 0

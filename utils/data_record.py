@@ -1,8 +1,9 @@
 """Record of a run's data in checkpoints and results.json, and its comparison with that of another run.
 
 A record is a dict of plain values: `classes`, in the order of their labels; `images`, the number in each part;
-`image_size` in pixels; `mean` and `std` for pixels in [0, 1]; `sha256` of the images and labels of each part. Runs of
-earlier versions have no `image_size` and no `sha256`.
+`image_size` in pixels; `interpolation`, the filter that resized the images of a folder; `mean` and `std` for pixels in
+[0, 1]; `sha256` of the images and labels of each part. Runs of earlier versions have no `image_size`, `interpolation`
+and `sha256`.
 """
 from __future__ import annotations
 
@@ -20,9 +21,14 @@ from utils.errors import UserError
 def describe(dataset: Dataset, parts: Mapping[str, Images]) -> dict[str, Any]:
     """Record of a data set and its parts, before poisoning: poisoned images follow from the parameters, and their
     rounding depends on the device, which may change when a run is resumed."""
-    return {"classes": list(dataset.classes), "images": {name: len(part) for name, part in parts.items()},
-            "image_size": dataset.image_size, "mean": parts["test"].mean.tolist(), "std": parts["test"].std.tolist(),
+    return {**describe_input(dataset, parts["test"]), "images": {name: len(part) for name, part in parts.items()},
             "sha256": {name: _sha256(part) for name, part in parts.items()}}
+
+
+def describe_input(dataset: Dataset, part: Images) -> dict[str, Any]:
+    """The entries of a record that `compare_origin` reads. part: images with the mean and std of the network."""
+    return {"classes": list(dataset.classes), "image_size": dataset.image_size, "interpolation": dataset.interpolation,
+            "mean": part.mean.tolist(), "std": part.std.tolist()}
 
 
 def _sha256(part: Images) -> str:
@@ -71,6 +77,9 @@ def compare_origin(source: Checkpoint, current: Mapping[str, Any], role: str) ->
     size, here = recorded.get("image_size", _size_of_folder(source.content)), current["image_size"]
     if size not in (None, here):
         warnings.append(f"{role}: trained on images of {size}x{size} pixels, here {here}x{here}")
+    if recorded.get("interpolation") not in (None, current["interpolation"]) and current["interpolation"]:
+        warnings.append(f'{role}: trained on images resized by {recorded["interpolation"]}, here by '
+                        f'{current["interpolation"]} (params.json may set "interpolation")')
     return warnings
 
 

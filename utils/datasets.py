@@ -28,6 +28,7 @@ from torch import Tensor
 
 from utils import console, gtsrb, image_folder, seeds
 from utils.errors import UserError, first_ten
+from utils.image_folder import Decoding
 from utils.registry import Registry
 
 DEMO_DIR = Path(__file__).resolve().parent.parent / "demo_data"
@@ -61,6 +62,7 @@ class Dataset:
     augmentation: Augmentation
     train_groups: Tensor | None = None  # int64 (N,): images of a group are near copies of each other
     warnings: tuple[str, ...] = ()  # for the log
+    interpolation: str | None = None  # filter that resized the images of a folder
 
     @property
     def num_classes(self) -> int:
@@ -72,11 +74,11 @@ class Dataset:
         return self.train_images.shape[1]
 
 
+DEFAULT = Decoding()
 DATASETS: Registry[Callable[[Path, bool], Dataset]] = Registry("data set")
 
 
-def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, background: str = "white",
-                 interpolation: str = "bilinear", training: bool = True) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path, decoding: Decoding = DEFAULT, *, training: bool = True) -> Dataset:
     """Load a data set by its name.
 
     Args:
@@ -84,10 +86,7 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
             directory) with PATH/train/CLASS/... and PATH/test/CLASS/... (or `val`, if there is no `test`).
         data_dir: directory of the data sets, each in its own sub-directory or in the layout of torchvision. The CIFARs,
             Fashion-MNIST and GTSRB are downloaded there if missing; decoded images are cached in `data_dir/cache`.
-        image_size: height and width in pixels of `folder:PATH` images after resizing; other data sets have fixed sizes
-            (32, Tiny-ImageNet 64).
-        background: color behind transparent pixels of `folder:PATH` images, a color name of Pillow.
-        interpolation: filter that resizes `folder:PATH` images: `nearest`, `bilinear`, `bicubic` or `lanczos`.
+        decoding: how `folder:PATH` images become pixels; other data sets have fixed sizes (32, Tiny-ImageNet 64).
         training: whether to load training images; without them, those of GTSRB may be missing.
 
     Raises:
@@ -95,10 +94,7 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
     """
     data_dir = Path(data_dir).expanduser()
     try:
-        if name.startswith("folder:"):
-            dataset = _folder(name, data_dir, image_folder.Decoding(image_size, background, interpolation))
-        else:
-            dataset = _loader(name)(data_dir, training)
+        dataset = _folder(name, data_dir, decoding) if name.startswith("folder:") else _loader(name)(data_dir, training)
     except OSError as error:
         raise UserError(f"{name}: {error}") from error
     if training:
@@ -107,8 +103,7 @@ def load_dataset(name: str, data_dir: str | Path, *, image_size: int = 32, backg
                                train_groups=None)
 
 
-def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, background: str = "white",
-                      interpolation: str = "bilinear") -> Dataset:
+def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, decoding: Decoding = DEFAULT) -> Dataset:
     """Replace the training images of a data set by those of another one, resized.
 
     They have no labels: `train_labels` are all 0 and must not be read. name: see `load_dataset`; for `folder:PATH`, all
@@ -117,7 +112,7 @@ def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, back
     size, data_dir = dataset.image_size, Path(data_dir).expanduser()
     warnings: tuple[str, ...] = (f"transfer_set: the student learns from images of {name}, without labels",)
     if name.startswith("folder:"):
-        images, more = _unlabeled_folder(name, data_dir, image_folder.Decoding(size, background, interpolation))
+        images, more = _unlabeled_folder(name, data_dir, decoding._replace(size=size))
         warnings += more
     else:
         images = _resized(load_dataset(name, data_dir).train_images, size)
@@ -125,7 +120,7 @@ def with_transfer_set(dataset: Dataset, name: str, data_dir: str | Path, *, back
                                train_groups=None, warnings=(*dataset.warnings, *warnings))
 
 
-def _unlabeled_folder(name: str, data_dir: Path, decoding: image_folder.Decoding) -> tuple[Tensor, tuple[str, ...]]:
+def _unlabeled_folder(name: str, data_dir: Path, decoding: Decoding) -> tuple[Tensor, tuple[str, ...]]:
     root = Path(name.removeprefix("folder:")).expanduser().resolve()
     part = root / "train" if (root / "train").is_dir() else root
     if name == "folder:" or not part.is_dir():
@@ -276,7 +271,7 @@ def _tiny_imagenet(data_dir: Path, training: bool) -> Dataset:
         test = image_folder.class_folders(val, _JPEG)
     if unknown := min(test.keys() - train.keys(), default=None):
         raise UserError(f"{test[unknown][0]} belongs to the class '{unknown}', which {root / 'train'} does not have")
-    return _from_files(name, root, train if training else {}, test, classes, image_folder.Decoding(64), data_dir,
+    return _from_files(name, root, train if training else {}, test, classes, Decoding(64), data_dir,
                        _TINY_MEAN_STD, "rotate_flip")
 
 
@@ -321,7 +316,7 @@ def _gtsrb(data_dir: Path, training: bool) -> Dataset:
         _download_if_missing(name, source, root, [folder], gtsrb.URL, f"download {archives} and unpack into {base}")
     train_files = gtsrb.training_files(train) if training else {}
     dataset = _from_files(name, root, train_files, gtsrb.test_files(test, base / "GT-final_test.csv"), gtsrb.CLASSES,
-                          image_folder.Decoding(32), data_dir, _GTSRB_MEAN_STD, "crop")
+                          Decoding(32), data_dir, _GTSRB_MEAN_STD, "crop")
     # The files are sorted by class and physical sign, 30 images each. One fixed order for all runs, so that no subset
     # of the training images consists of a few classes.
     order = torch.randperm(len(dataset.train_labels), generator=seeds.generator("gtsrb"))
@@ -329,7 +324,7 @@ def _gtsrb(data_dir: Path, training: bool) -> Dataset:
                                train_labels=dataset.train_labels[order], train_groups=gtsrb.tracks(train_files)[order])
 
 
-def _folder(name: str, data_dir: Path, decoding: image_folder.Decoding) -> Dataset:
+def _folder(name: str, data_dir: Path, decoding: Decoding) -> Dataset:
     root = Path(name.removeprefix("folder:")).expanduser().resolve()
     train_root, test_root = root / "train", _test_part(root)
     if name == "folder:" or not train_root.is_dir() or test_root is None:
@@ -347,13 +342,12 @@ def _folder(name: str, data_dir: Path, decoding: image_folder.Decoding) -> Datas
         found = f", whose images lie in {first_ten(inner)}" if inner else ""
         raise UserError(f"{test_root} has classes that {train_root} does not have: {first_ten(unknown)}{found}")
     dataset = _from_files(name, root, train, test, tuple(train), decoding, data_dir, None, "crop_flip")
-    if untested := sorted(train.keys() - test.keys()):
-        warning = f"classes without test images: {first_ten(untested)}"
-        dataset = dataclasses.replace(dataset, warnings=(warning, *dataset.warnings))
+    remarks = []
     if inner:  # intended, or one level too many
-        warning = f"images in sub-folders ({first_ten(inner)}) belong to the class of the outermost folder"
-        dataset = dataclasses.replace(dataset, warnings=(warning, *dataset.warnings))
-    return dataset
+        remarks.append(f"images in sub-folders ({first_ten(inner)}) belong to the class of the outermost folder")
+    if untested := sorted(train.keys() - test.keys()):
+        remarks.append(f"classes without test images: {first_ten(untested)}")
+    return dataclasses.replace(dataset, warnings=(*remarks, *dataset.warnings), interpolation=decoding.interpolation)
 
 
 def _test_part(root: Path) -> Path | None:
@@ -370,7 +364,7 @@ def _found(root: Path) -> str:
 
 def _from_files(
     name: str, root: Path, train: dict[str, list[str]], test: dict[str, list[str]], classes: tuple[str, ...],
-    decoding: image_folder.Decoding, data_dir: Path,
+    decoding: Decoding, data_dir: Path,
     mean_std: tuple[tuple[float, float, float], tuple[float, float, float]] | None, augmentation: Augmentation,
 ) -> Dataset:
     """Decode listed images; the training part may be empty. mean_std: None computes it from the training images."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         if error.msg == "Expecting ',' delimiter":  # report the end of the previous value, not the next key
             error = json.JSONDecodeError("Expecting ',' after this", error.doc, len(error.doc[:error.pos].rstrip()))
-        before = error.doc[:error.pos].rstrip()
-        if before.endswith(",") and error.doc[error.pos:].lstrip()[:1] in ("}", "]"):
-            error = json.JSONDecodeError("remove this comma", error.doc, len(before) - 1)
+        place = len(error.doc[:error.pos].rstrip(", \t\r\n"))  # Python 3.13 points at the comma, others behind it
+        if re.match(r"\s*,\s*[]}]", error.doc[place:]):
+            error = json.JSONDecodeError("remove this comma", error.doc, error.doc.index(",", place))
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
     except ValueError:  # Python limits integers to 4300 digits
         raise UserError(f"{path}: a number has too many digits") from None

@@ -1,4 +1,5 @@
 """Directories of image files as uint8 tensors, decoded once on all cores and then read from a cache."""
+from __future__ import annotations
 
 import contextlib
 import functools
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from utils import console
 from utils.errors import UserError, first_line, first_ten, one_line
+from utils.params import Params
 
 _CHUNK = 64  # images per task of the thread pool
 # Part of the cache key: increase it when a change to the decoding changes pixels.
@@ -38,7 +40,11 @@ class Decoding(NamedTuple):
 
     size: int = 32  # height and width after resizing
     background: str = "white"  # behind transparent pixels, a color name of Pillow
-    interpolation: str = "bilinear"  # filter of the resizing, a name of Pillow in lower case
+    interpolation: str = "bilinear"  # filter of the resizing: `nearest`, `bilinear`, `bicubic` or `lanczos`
+
+    @classmethod
+    def of(cls, params: Params) -> Decoding:
+        return cls(params.image_size, params.background, params.interpolation)
 
 
 class Decoded(NamedTuple):

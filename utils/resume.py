@@ -196,7 +196,7 @@ def _check_same_run(stage: str, recorded: dict[str, Any], epochs: int, params: P
     if stage != params.script:
         raise UserError(f"{where} holds a run of {stage}, not of {params.script}; {remedy}")
     changed = changed_keys(recorded, params)
-    planned = max(recorded.get("num_epochs", epochs), epochs)
+    planned = max(number for number in (recorded.get("num_epochs"), epochs) if isinstance(number, int))
     if planned > params.num_epochs and not any(text.startswith("num_epochs ") for text in changed):
         changed.append(f"num_epochs ({planned} -> {params.num_epochs})")  # a forgotten --set, most likely
     if changed:

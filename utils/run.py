@@ -26,6 +26,7 @@ from utils.datasets import Dataset, load_dataset, with_transfer_set
 from utils.device import choose_device, choose_dtype, prepare_device
 from utils.errors import Finished, UserError, first_line
 from utils.evaluation import Evaluation, Frozen, Metric, Queries
+from utils.image_folder import Decoding
 from utils.method import Method
 from utils.networks import Networks
 from utils.params import DataParams, Params, Stage, load_params, parse_overrides
@@ -92,12 +93,10 @@ class Run:
         decoding = memory.Phase("decoding the images", memory.reduce(params, "image_size"))
         # Only the first process downloads and decodes.
         with distributed.synchronized_errors(rank_zero_first=True), decoding:
-            dataset = load_dataset(params.dataset, data_dir, image_size=params.image_size,
-                                   background=params.background, interpolation=params.interpolation,
+            dataset = load_dataset(params.dataset, data_dir, Decoding.of(params),
                                    training=isinstance(params, DataParams))
             if transfer_set := getattr(params, "transfer_set", None):
-                dataset = with_transfer_set(dataset, transfer_set, data_dir, background=params.background,
-                                            interpolation=params.interpolation)
+                dataset = with_transfer_set(dataset, transfer_set, data_dir, Decoding.of(params))
         warnings = [*dataset.warnings, *params.ineffective_parameter_warnings(),
                     *image_size_warnings(params, dataset, start)]
         with decoding:

@@ -96,9 +96,23 @@ def describe_problem(problem: Any, kind: type[MethodParams]) -> str:
     if problem["type"] == "literal_error":  # as in JSON
         message = message.replace("False", "0").replace("True", "1")
     if problem["type"] == "list_type":
-        message += f", such as [{json.dumps(problem['input'])}]"
+        message += f", such as {_as_list(problem['input'])}"
     inside = "".join(f"[{part}]" for part in problem["loc"][1:])
     return f'"{key}"{inside} is {json.dumps(problem["input"])}: {message}'
+
+
+def _as_list(given: Any) -> str:
+    """The list that was meant by `3,4`, `[label]` or a single value, as JSON."""
+    words = given.strip("[] ").split(",") if isinstance(given, str) else [json.dumps(given)]
+    return "[" + ",".join(word.strip() if _is_json(word) else json.dumps(word.strip()) for word in words) + "]"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _hint(key: str, kind: type[MethodParams]) -> str:
