@@ -183,18 +183,27 @@ def test_the_tables_of_all_triggers_in_backdoors_md_are_those_of_committed_resul
     students = {"OoD": "ood", "OoD, then no defense": "ood_plain", "OoD + SV": "ood_sv",
                 "OoD + searched SV": "ood_auto", "OoD, then SR": "ood_sr", "OoD, then SR, then no defense":
                 "ood_sr_plain", "OoD + SV, then SV + SR": "ood_sv_sr"}
-    runs = {(trigger, name): [json.loads((place / name / seed / "results.json").read_text()) for seed in ("", "seed1")]
+    runs = {(trigger, name): [json.loads((place / name / seed / "results.json").read_text())
+                              for seed in ("", "seed1", "seed2")]
             for place in root.iterdir() for trigger in [place.name] for name in students.values()}
     assert len(runs) == 11 * 7
     for label, name in students.items():
-        own = [run for (_, other), both in runs.items() if other == name for run in both]
+        own = [run for (_, other), all_seeds in runs.items() if other == name for run in all_seeds]
 
         def mean(key, part=lambda run: run["last"], own=own):
             return f"{statistics.mean(part(run)[key] for run in own):.1f}"
         rates = [run["last"]["asr"] for run in own]
         numbers = [mean("test_accuracy"), mean("asr"),
                    mean("asr", lambda run: run["details"]["reestimated_batch_norm"]), f"{max(rates):.1f}",
-                   f"{sum(rate <= 20 for rate in rates)} of 22", mean("base_rate"), mean("target_recall")]
+                   f"{sum(rate <= 20 for rate in rates)} of 33", mean("base_rate"), mean("target_recall")]
+        assert f"| {label} | {' | '.join(numbers)} |" in text
+    controls = {"OoD + SV": "ood_sv", "OoD + SV, then SV": "ood_sv_sv", "OoD + SV, then SV + SR": "ood_sv_sr",
+                "OoD, then no defense, then no defense": "ood_plain_plain",
+                "OoD, then SR, then no defense": "ood_sr_plain"}
+    for label, name in controls.items():
+        own = [last_epoch(place / name / seed) for place in root.iterdir() for seed in ("seed1", "seed2")]
+        numbers = [f"{statistics.mean(run[key] for run in own):.1f}"
+                   for key in ("test_accuracy", "asr", "base_rate", "target_recall")]
         assert f"| {label} | {' | '.join(numbers)} |" in text
     for trigger in {trigger for trigger, _ in runs}:
         cells = [", ".join(f"{run['last']['asr']:.0f}" for run in runs[trigger, name]) for name in students.values()]
@@ -205,7 +214,7 @@ def test_the_asr_of_each_teacher_in_results_md_is_that_of_committed_results(monk
     monkeypatch.chdir(ROOT)
     text, place = unaligned(Path("docs/results.md").read_text())[0], Path("experiments/CIFAR10_short/abd")
     for name, root, seed in (("0, bfloat16", "", ""), ("1, bfloat16", "", "seed1"),
-                             ("0, float32", "docs/results/precision", "")):
+                             ("2, bfloat16", "", "seed2"), ("0, float32", "docs/results/precision", "")):
         rates = [f"{last_epoch(root / place / run / seed)['asr']:.2f}" for run in ("ood", "ood_sv", "ood_sr")]
         details = json.loads((root / place / "ood_sv" / seed / "results.json").read_text())["details"]
         assert f"| {name} | {' | '.join(rates)} | {details['vaccine']['auc']:.2f} |" in text

@@ -63,7 +63,7 @@ def short_abd() -> Runs:
                                        "num_epochs": 20},
                        f"{place}/ood": ood,
                        f"{place}/ood_sv": {**ood, **backdoor_defense("sv")},
-                       f"{place}/ood_sr": {**ood, **backdoor_defense("sr", sr_epochs=1)}}, 1)
+                       f"{place}/ood_sr": {**ood, **backdoor_defense("sr", sr_epochs=1)}}, 1, 2)
 
 
 def runs() -> Runs:
