@@ -241,7 +241,8 @@ def test_the_demo_audits_the_teachers_that_it_trains_and_compares_them():
     spied = 'source() { :; }; python() { echo "$@"; }; . "$0"'
     done = subprocess.run(["bash", "-c", spied, "scripts/demo.sh", "1", "2"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    trained, *audits, compared = [line.split() for line in done.stdout.splitlines()]
+    trained, *audits, compared, told = [line.split() for line in done.stdout.splitlines()]
+    assert all(f"{words[2]}/audit.md" in " ".join(told) for words in audits)
     assert compared == ["audit.py", "--compare", *(words[2] for words in audits)]
     assert [run.directory.name for run in find(ROOT / name for name in trained[1:3])[0]] == ["net16", "nasty_net16"]
     for words in audits:

@@ -247,7 +247,7 @@ def test_one_experiment_of_each_kind_takes_a_step(call, tmp_path, monkeypatch, p
     Left out: experiments with committed results, and those that only differ in numbers or in the pairing of networks
     from one that takes a step.
     """
-    def synthetic(name, data_dir, **_):
+    def synthetic(name, data_dir, *_, **__):
         size = 64 if name == "tiny_imagenet" else 32
         pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=seeds.generator("test"))
         labels = torch.tensor([int(name == "gtsrb"), CLASSES[name] - 1])  # the target, and another
