@@ -124,11 +124,12 @@ def _headline(audit: Audit) -> str:
     accuracy = audit.prices["logits"]["accuracy"]
     state = "" if audit.finished else " NOT FINISHED: run the same command to continue."
     seeds = ", ".join(map(str, params["seeds"]))
+    of_seeds = ", mean ± standard deviation" * (len(params["seeds"]) > 1)
     return textwrap.fill(
         f"{params['checkpoint']}: {params['model_name']} on {params['dataset']}, {accuracy:.2f} % of "
         f"{audit.test_images:,} test images. {audit.runs} students, seed{'s' * (len(params['seeds']) > 1)} {seeds}, "
-        f"{duration(audit.seconds)} of training in all. Test accuracies at the last epoch, percent, mean ± standard "
-        f"deviation.{state}", WIDTH)
+        f"{duration(audit.seconds)} of training in all. Test accuracies at the last epoch, percent{of_seeds}.{state}",
+        WIDTH)
 
 
 def _thief_label(found: ThiefVerdict, networks: int) -> str:
