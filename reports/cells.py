@@ -5,7 +5,7 @@ import contextlib
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,17 @@ class Cell:
     @property
     def ablation(self) -> bool:
         """True if the experiment is below a directory `ablations`: shown in figures, not in tables."""
-        return _parts(self.experiment)[1] == "ablations"
+        return self._place[1] == "ablations"
+
+    @cached_property
+    def _place(self) -> tuple[Path, str]:
+        """Directory of the collection, and the subdirectory that contains the experiment."""
+        parts = self.experiment.parent.parts
+        for at in (at for at, part in enumerate(parts) if part == "runs"):
+            if is_audit(Path(*parts[:at], "params.json")):
+                return Path(*parts[:at]), "runs"
+        marks = [at for at, part in enumerate(parts) if part in PARTS or part == "kd" or part.startswith("kd_")]
+        return (Path(*parts[:marks[-1]]), parts[marks[-1]]) if marks else (self.experiment.parent, "")
 
     @property
     def subset(self) -> int | None:
@@ -172,6 +182,11 @@ class Collection:
     title: str
     dataset: str
     cells: Sequence[Cell]
+
+
+def has_started(cell: Cell) -> bool:
+    """True if a run has finished an epoch."""
+    return any(run.history or run.finished for run in cell.runs)
 
 
 def mean_std(values: Iterable[float], sign: str = "", digits: int = 2) -> str:
@@ -300,7 +315,7 @@ def collections(cells: Sequence[Cell]) -> list[Collection]:
 
     groups: dict[tuple[str, Path], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.params["dataset"], _parts(cell.experiment)[0]), []).append(cell)
+        groups.setdefault((cell.params["dataset"], cell._place[0]), []).append(cell)
     found = []
     for (dataset, root), members in groups.items():
         words = DATASETS.entry(dataset).display_name if dataset in DATASETS else dataset
@@ -308,14 +323,3 @@ def collections(cells: Sequence[Cell]) -> list[Collection]:
         found.append(Collection(dataset, words, dataset, members) if is_only else
                      Collection(f"{dataset} {root}", f"{words}, {root}", dataset, members))
     return found
-
-
-@cache
-def _parts(place: Path) -> tuple[Path, str]:
-    """Directory of a collection, and the subdirectory that contains an experiment."""
-    parts = place.parent.parts
-    for at in (at for at, part in enumerate(parts) if part == "runs"):
-        if is_audit(Path(*parts[:at], "params.json")):
-            return Path(*parts[:at]), "runs"
-    marks = [at for at, part in enumerate(parts) if part in PARTS or part == "kd" or part.startswith("kd_")]
-    return (Path(*parts[:marks[-1]]), parts[marks[-1]]) if marks else (place.parent, "")

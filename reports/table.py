@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from reports.cells import Cell, mean_std
+from reports.cells import Cell, has_started, mean_std
 
 EPOCHS = {"last": "last epoch", "best": "best epoch"}
 
@@ -58,8 +58,7 @@ class Table:
 
         references: rows that are shown in every column, so that they do not count for columns.
         """
-        started = {place for place, cell in self.cells.items() if any(run.history or run.finished for run in cell.runs)}
-        started |= self.published.keys()
+        started = {place for place, cell in self.cells.items() if has_started(cell)} | self.published.keys()
         columns = {column for row, column in started if row not in references}
         rows = {row for row, column in started if column in columns}
         self.rows = [row for row in self.rows if row in rows]

@@ -8,7 +8,7 @@ from typing import Any
 
 from reports.attacks import attacks, is_theft
 from reports.backdoors import backdoors
-from reports.cells import Collection
+from reports.cells import Collection, has_started
 from reports.students import fill
 from reports.table import Table
 
@@ -34,8 +34,7 @@ def _tables(collection: Collection) -> list[Table]:
     with_data = [cell for cell in students if cell.description.uses_data]
     without = [cell for cell in students if not cell.description.uses_data]
     published = PUBLISHED["datafree"].get(collection.dataset, {})
-    if not published.keys() & {cell.teacher for cell in without} and not any(
-            run.history or run.finished for cell in without for run in cell.runs):
+    if not published.keys() & {cell.teacher for cell in without} and not any(map(has_started, without)):
         without = []
     sources, data_free_sources = {cell.source for cell in with_data}, {cell.source for cell in without}
     teachers = [cell for cell in own if cell.kind not in ("normal", "student")]

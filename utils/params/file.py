@@ -64,11 +64,16 @@ def parse_overrides(assignments: list[str]) -> dict[str, Any]:
             raise UserError(f"--set takes KEY=VALUE, not {assignment!r}")
         if key in overrides:
             raise UserError(f"--set gives {key} twice")
-        try:
-            overrides[key] = json.loads(text)
-        except json.JSONDecodeError:
-            overrides[key] = text
+        overrides[key] = _value(text)
     return overrides
+
+
+def _value(text: str) -> Any:
+    """Value of a text: JSON or, if it is not valid JSON, a string."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def changed_keys(old: dict[str, Any], new: Params) -> list[str]:
@@ -103,16 +108,8 @@ def describe_problem(problem: Any, kind: type[MethodParams]) -> str:
 
 def _as_list(given: Any) -> str:
     """The list that was meant by `3,4`, `[label]` or a single value, as JSON."""
-    words = given.strip("[] ").split(",") if isinstance(given, str) else [json.dumps(given)]
-    return "[" + ",".join(word.strip() if _is_json(word) else json.dumps(word.strip()) for word in words) + "]"
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return False
-    return True
+    values = [_value(word.strip()) for word in given.strip("[] ").split(",")] if isinstance(given, str) else [given]
+    return json.dumps(values, separators=(",", ":"))
 
 
 def _hint(key: str, kind: type[MethodParams]) -> str:
