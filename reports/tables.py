@@ -41,7 +41,9 @@ def _tables(collection: Collection) -> list[Table]:
     normal = [cell for cell in own if cell.kind == "normal"]
     made = []
     networks = normal + [cell for cell in teachers if cell.experiment not in data_free_sources - sources]
-    if with_data or (networks and not without):
+    in_attacks = {cell.experiment for table in of_attacks for cell in table.cells.values()}
+    if with_data or (not without and any(cell.kind != "normal" or cell.experiment not in in_attacks
+                                         for cell in networks)):
         table = Table(f"students {collection.name}", f"Students with data, {collection.title}")
         made.append(fill(table, with_data, networks, PUBLISHED["students"].get(collection.dataset, {})))
     if without:
