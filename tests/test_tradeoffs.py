@@ -2,7 +2,7 @@
 import json
 
 import pytest
-from test_report import SCRATCH, report, student, teachers, write
+from report_helpers import SCRATCH, report, student, teachers, write
 
 import defenses
 from reports import figures

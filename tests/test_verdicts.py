@@ -1,6 +1,6 @@
 """Verdicts on defenses from plain numbers, and the reference networks of a table of attacks."""
 import pytest
-from test_report import SCRATCH, report, student, teachers, write
+from report_helpers import SCRATCH, report, student, teachers, write
 
 from reports.verdicts import Attempt, efficiency, format_efficiency, judge
 
