@@ -42,6 +42,7 @@ def _tables(collection: Collection) -> list[Table]:
     made = []
     networks = normal + [cell for cell in teachers if cell.experiment not in data_free_sources - sources]
     in_attacks = {cell.experiment for table in of_attacks for cell in table.cells.values()}
+    # Normal networks are the first row of this table, which alone would repeat references of the attacks.
     if with_data or (not without and any(cell.kind != "normal" or cell.experiment not in in_attacks
                                          for cell in networks)):
         table = Table(f"students {collection.name}", f"Students with data, {collection.title}")
