@@ -41,12 +41,13 @@ def _tables(collection: Collection) -> list[Table]:
     normal = [cell for cell in own if cell.kind == "normal"]
     made = []
     networks = normal + [cell for cell in teachers if cell.experiment not in data_free_sources - sources]
-    in_attacks = {cell.experiment for table in of_attacks for cell in table.cells.values()}
-    # Normal networks are the first row of this table, which alone would repeat references of the attacks.
-    if with_data or (not without and any(cell.kind != "normal" or cell.experiment not in in_attacks
-                                         for cell in networks)):
+    if with_data or (networks and not without):
         table = Table(f"students {collection.name}", f"Students with data, {collection.title}")
-        made.append(fill(table, with_data, networks, PUBLISHED["students"].get(collection.dataset, {})))
+        fill(table, with_data, networks, PUBLISHED["students"].get(collection.dataset, {}))
+        shown = {cell.experiment for each in of_attacks for cell in each.cells.values()}
+        repeated = all(cell.kind == "normal" and cell.experiment in shown for cell in networks)
+        if with_data or table.published or not repeated:  # otherwise the tables of attacks show all of it
+            made.append(table)
     if without:
         networks = normal + [cell for cell in teachers if cell.experiment in data_free_sources]
         table = Table(f"datafree {collection.name}", f"Students without data, {collection.title}")

@@ -1,4 +1,4 @@
-"""Runs on disk as reports read them, without training, and a look into the tables of their reports."""
+"""Write runs to disk without training, and read the tables of their reports."""
 import json
 
 from reports.document import Report

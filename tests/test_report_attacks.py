@@ -1,6 +1,5 @@
 """Tables of thefts: one row per attack, one column per teacher."""
-import csv
-import json
+import shutil
 
 import pytest
 from report_helpers import SCRATCH, report, rows, student, teachers, write
@@ -15,6 +14,26 @@ def test_finished_networks_stay_in_a_table_before_the_first_attack(tmp_path):
     assert not report(tmp_path).hidden
 
 
+def test_networks_that_a_table_of_attacks_shows_have_no_second_table(tmp_path):
+    def titles(root):
+        return [table.title.split(",")[0] for table in report(root).tables]
+
+    runs = tmp_path / "runs"
+    write(runs / "labels", SCRATCH | {"model_name": "net", "num_channels": 8}, 60.0)
+    write(runs / "hard_label", SCRATCH | {
+        "model_name": "net", "num_channels": 8, "teacher_model": "net", "attack": "hard_label", "labels": 0,
+        "queries": "once", "teacher_resume": f"{tmp_path}/elsewhere/last_model.tar"}, 70.0)
+    assert titles(runs) == ["Attacks"]
+    write(runs / "other", SCRATCH | {"model_name": "net", "num_channels": 4}, 50.0)  # in no table of attacks
+    assert titles(runs) == ["Students with data", "Attacks"]
+    shutil.rmtree(runs / "other")
+    write(runs / "published", SCRATCH | {"model_name": "resnet18"}, 95.0)
+    write(runs / "of_published", SCRATCH | {
+        "model_name": "resnet18", "teacher_model": "resnet18", "attack": "hard_label", "labels": 0, "queries": "once",
+        "teacher_resume": f"{runs}/published/last_model.tar"}, 94.0)
+    assert titles(runs)[0] == "Students with data"
+
+
 def test_the_runs_of_an_audit_are_one_collection(tmp_path):
     audit, teacher = tmp_path / "audit", tmp_path / "normal"
     write(teacher, SCRATCH | {"model_name": "net"}, 90.0)
@@ -26,7 +45,7 @@ def test_the_runs_of_an_audit_are_one_collection(tmp_path):
     write(runs / "unlabeled/logits/hard_label", SCRATCH | {
         "model_name": "net", "teacher_model": "net", "attack": "hard_label", "labels": 0, "queries": "once",
         "teacher_resume": f"{teacher}/last_model.tar"}, 70.0)
-    table, = report(audit).tables  # none of the network without a teacher alone
+    table, = report(audit).tables
     assert [line[0] for line in table.lines()[1:]] == [
         "no teacher: labels", "no teacher: label smoothing 0.1", "Hard label"]
     for run in ("a", "b"):
@@ -35,61 +54,8 @@ def test_the_runs_of_an_audit_are_one_collection(tmp_path):
     assert len(report(tmp_path / "run/runs").collections) == 2
 
 
-def test_another_attack_is_a_column_of_its_own(tmp_path):
-    """The column is beside the default attack, and its reference is the same network without a teacher."""
-    _, nasty = teachers(tmp_path)
-    plain = student(nasty)
-    del plain["alpha"]
-    write(tmp_path / "kd_nasty_resnet18/cnn_dkd", plain | {"attack": "dkd", "beta": 2.0}, 84.0)
-    write(tmp_path / "kd_nasty_resnet18/cnn_dkd/seed1", plain | {"attack": "dkd", "beta": 2.0, "seed": 1}, 86.0)
-    found = rows(tmp_path)
-    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
-    assert found["nasty ResNet-18", "last epoch"]["CNN, DKD"] == "85.00 ± 1.41 (-2.00, 1 of 2 seeds)"
-    assert found["no teacher", "last epoch"]["CNN, DKD"] == "86.00"
-    assert found["nasty ResNet-18", "paper, unchecked"]["CNN, DKD"] == ""
-    assert not [table for table in report(tmp_path).tables if table.title.startswith("Students without")]
-    told = report(tmp_path)
-    told.write(tmp_path / "out")
-    with open(tmp_path / "out/results.csv") as file:
-        lines = {(line["row"], line["column"]): line for line in csv.DictReader(file)}
-    line = lines["nasty ResNet-18", "CNN, DKD"]
-    assert (line["method"], line["kind"], line["teacher"], line["runs"]) == ("dkd", "student", "nasty resnet18", "2")
-
-
-def test_another_interface_is_a_row_of_its_own_without_the_published_values(tmp_path):
-    _, nasty = teachers(tmp_path)
-    directory = tmp_path / "kd_nasty_resnet18/cnn_probabilities"
-    write(directory, student(nasty, interface="probabilities"), 80.0)
-    results = json.loads((directory / "results.json").read_text())
-    (directory / "results.json").write_text(json.dumps(results | {"evaluated_before": {
-        "teacher network, frozen": {"test_accuracy": 94.0}, "teacher as it answers (probabilities)": {
-            "test_accuracy": 93.5}}}))  # not the network itself, but its answers to clients
-    found = rows(tmp_path)
-    row = "nasty ResNet-18, answers probabilities"
-    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
-    assert found["nasty ResNet-18", "paper, unchecked"]["CNN"] == "82.46 (-4.18)"
-    assert found[row, "last epoch"] == {"teacher": "93.50 (-1.50)", "CNN": "80.00 (-6.00)", "ResNetC-20": "",
-                                        "ResNetC-32": "", "ResNet-18": ""}
-    assert (row, "paper, unchecked") not in found
-    report(tmp_path).write(tmp_path / "out")
-    with open(tmp_path / "out/results.csv") as file:
-        assert {(line["row"], line["answers"]) for line in csv.DictReader(file) if line["kind"] == "student"
-                and line["teacher"].startswith("nasty")} == {("nasty ResNet-18", ""), (row, "probabilities")}
-
-
-def test_attack_and_interface_together_are_a_cell_of_their_own(tmp_path):
-    normal, _ = teachers(tmp_path)
-    plain = student(normal, interface="probabilities", attack="dkd")
-    del plain["alpha"]
-    write(tmp_path / "kd_normal_resnet18/cnn_dkd", plain, 88.0)
-    found = rows(tmp_path)
-    assert found["normal ResNet-18, answers probabilities", "last epoch"]["CNN, DKD"] == "88.00 (+2.00)"
-    assert found["normal ResNet-18, answers probabilities", "last epoch"]["CNN"] == ""
-    assert found["normal ResNet-18", "last epoch"]["CNN, DKD"] == ""
-
-
 class TestAttacks:
-    """Tables of thefts: one row per attack, one column per teacher."""
+    """Attacks on a normal and on a nasty teacher, with and without labels."""
 
     @pytest.fixture
     def root(self, tmp_path):

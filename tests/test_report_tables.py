@@ -1,4 +1,5 @@
-"""Tables of students and of backdoors: seeds are one cell, published values are below."""
+"""Tables of students, backdoors and prices, and sweeps: seeds are one cell, published values are below."""
+import csv
 import json
 import os
 import shutil
@@ -190,6 +191,59 @@ def test_published_values_are_shown_before_anything_has_run(tmp_path):
         "teacher_resume": f"{tmp_path}/baseline/resnet34/last_model.tar"})
     for title in ("Students with data", "Students without data"):
         assert any(name == "paper, unchecked" for _, name in rows(tmp_path, title)), title
+
+
+def test_another_attack_is_a_column_of_its_own(tmp_path):
+    """The column is beside the default attack, and its reference is the same network without a teacher."""
+    _, nasty = teachers(tmp_path)
+    plain = student(nasty)
+    del plain["alpha"]
+    write(tmp_path / "kd_nasty_resnet18/cnn_dkd", plain | {"attack": "dkd", "beta": 2.0}, 84.0)
+    write(tmp_path / "kd_nasty_resnet18/cnn_dkd/seed1", plain | {"attack": "dkd", "beta": 2.0, "seed": 1}, 86.0)
+    found = rows(tmp_path)
+    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
+    assert found["nasty ResNet-18", "last epoch"]["CNN, DKD"] == "85.00 ± 1.41 (-2.00, 1 of 2 seeds)"
+    assert found["no teacher", "last epoch"]["CNN, DKD"] == "86.00"
+    assert found["nasty ResNet-18", "paper, unchecked"]["CNN, DKD"] == ""
+    assert not [table for table in report(tmp_path).tables if table.title.startswith("Students without")]
+    told = report(tmp_path)
+    told.write(tmp_path / "out")
+    with open(tmp_path / "out/results.csv") as file:
+        lines = {(line["row"], line["column"]): line for line in csv.DictReader(file)}
+    line = lines["nasty ResNet-18", "CNN, DKD"]
+    assert (line["method"], line["kind"], line["teacher"], line["runs"]) == ("dkd", "student", "nasty resnet18", "2")
+
+
+def test_another_interface_is_a_row_of_its_own_without_the_published_values(tmp_path):
+    _, nasty = teachers(tmp_path)
+    directory = tmp_path / "kd_nasty_resnet18/cnn_probabilities"
+    write(directory, student(nasty, interface="probabilities"), 80.0)
+    results = json.loads((directory / "results.json").read_text())
+    (directory / "results.json").write_text(json.dumps(results | {"evaluated_before": {
+        "teacher network, frozen": {"test_accuracy": 94.0}, "teacher as it answers (probabilities)": {
+            "test_accuracy": 93.5}}}))  # not the network itself, but its answers to clients
+    found = rows(tmp_path)
+    row = "nasty ResNet-18, answers probabilities"
+    assert found["nasty ResNet-18", "last epoch"]["CNN"] == "82.00 (-4.00)"
+    assert found["nasty ResNet-18", "paper, unchecked"]["CNN"] == "82.46 (-4.18)"
+    assert found[row, "last epoch"] == {"teacher": "93.50 (-1.50)", "CNN": "80.00 (-6.00)", "ResNetC-20": "",
+                                        "ResNetC-32": "", "ResNet-18": ""}
+    assert (row, "paper, unchecked") not in found
+    report(tmp_path).write(tmp_path / "out")
+    with open(tmp_path / "out/results.csv") as file:
+        assert {(line["row"], line["answers"]) for line in csv.DictReader(file) if line["kind"] == "student"
+                and line["teacher"].startswith("nasty")} == {("nasty ResNet-18", ""), (row, "probabilities")}
+
+
+def test_attack_and_interface_together_are_a_cell_of_their_own(tmp_path):
+    normal, _ = teachers(tmp_path)
+    plain = student(normal, interface="probabilities", attack="dkd")
+    del plain["alpha"]
+    write(tmp_path / "kd_normal_resnet18/cnn_dkd", plain, 88.0)
+    found = rows(tmp_path)
+    assert found["normal ResNet-18, answers probabilities", "last epoch"]["CNN, DKD"] == "88.00 (+2.00)"
+    assert found["normal ResNet-18, answers probabilities", "last epoch"]["CNN"] == ""
+    assert found["normal ResNet-18", "last epoch"]["CNN, DKD"] == ""
 
 
 def test_backdoor_tables_show_accuracy_and_success_rate(tmp_path):
