@@ -211,8 +211,9 @@ _LEGEND = (
     "with labels, the better of labels alone and smoothed. *Headroom*: unprotected minus the unprotected model's "
     "floor; below 0, the answers are worth less than what the thief has already. *Left*: the strongest attack minus "
     "this model's own floor. *Efficiency*: (unprotected - strongest attack) / headroom, the fraction of the headroom "
-    "that protection takes; above 1, the best student is below the unprotected model's floor. *Control*: for "
-    "a strongest attack that reads labels, the same attack on answers that do not depend on the image. *Margin*: "
+    "that protection takes; above 1, the best student is below the unprotected model's floor; no headroom: the "
+    "strongest attack on the unprotected model does not exceed its floor and its control by more than the margin. "
+    "*Control*: for an attack that reads labels, the same attack on answers that do not depend on the image. *Margin*: "
     "smaller differences are noise; it is the standard deviation over seeds or the standard error of a difference on "
     "this number of test images and seeds, whichever is larger.")
 

@@ -82,8 +82,9 @@ class ThiefVerdict(BaseModel):
                                                     "labels or, for a thief with labels, the better student without a "
                                                     "teacher), percentage points")
     efficiency: float | None = Field(description="fraction of the headroom that protection takes; null if the "
-                                                 "headroom is within the margin; above 1, the best student is below "
-                                                 "the unprotected model's floor")
+                                                 "strongest attack on the unprotected model exceeds its floor or its "
+                                                 "control by no more than the margin; above 1, the best student is "
+                                                 "below the unprotected model's floor")
     margin: float = Field(description="differences within this number of percentage points are not significant: the "
                                       "standard deviation over seeds or the standard error of a difference on that "
                                       "number of test images, whichever is larger")
@@ -158,14 +159,15 @@ def _judge(students: Sequence[Student], network: str, images: int | None, thief:
     unprotected = _verdict(plain, alone_floor or _hard_label(peers, plain))
     assert verdict is not None
     compared = unprotected is not None and plain != own
+    controls = {each.attack: each.accuracy for each in peers if each.victim == "control"}
     found = ThiefVerdict(
         network=network, images=images, count=own[verdict.attack].count, thief=thief, answers=answers,
         attack=verdict.attack, accuracy=own[verdict.attack].accuracy, labels=labels, label_smoothing=smoothed,
         hard_label=hard_label, unprotected=plain[unprotected.attack].accuracy if unprotected and compared else None,
-        control=next((each.accuracy for each in peers if each.victim == "control" and each.attack == verdict.attack),
-                     None),
+        control=controls.get(verdict.attack),
         headroom=unprotected.headroom if unprotected else None, headroom_left=verdict.headroom,
-        efficiency=_efficiency(unprotected, verdict, test_images) if unprotected and compared else None,
+        efficiency=_efficiency(unprotected, controls.get(unprotected.attack), verdict, test_images)
+        if unprotected and compared else None,
         margin=margin(verdict, test_images), sentence="")
     return found.model_copy(update={"sentence": _sentence(found)})
 
@@ -178,9 +180,12 @@ def margin(verdict: Verdict[str], test_images: int) -> float:
     return max(verdict.noise, error)
 
 
-def _efficiency(unprotected: Verdict[str], verdict: Verdict[str], test_images: int) -> float | None:
-    """Fraction of the headroom that protection takes; None if the headroom is within the unprotected model's margin."""
-    if (unprotected.headroom or 0.0) <= margin(unprotected, test_images):
+def _efficiency(unprotected: Verdict[str], control: MeanStd | None, verdict: Verdict[str],
+                test_images: int) -> float | None:
+    """Fraction of the headroom that protection takes; None if the strongest attack on the unprotected model exceeds its
+    floor or its control by no more than the margin: then there is no theft to prevent."""
+    gains = [unprotected.headroom or 0.0, *([mean(unprotected.student) - control.mean] if control else [])]
+    if min(gains) <= margin(unprotected, test_images):
         return None
     return verdicts.efficiency(unprotected, verdict)
 

@@ -225,6 +225,15 @@ def test_an_attack_that_does_not_beat_its_control_is_no_theft():
     assert found.sentence.startswith("no attack tried beats the same attack on answers that do not depend on the image")
 
 
+def test_there_is_no_efficiency_if_the_unprotected_model_is_not_stolen_either():
+    """A headroom of 4 points, of which the control of the strongest attack leaves 3 or none."""
+    students = [student(82.0, "labels", thief=LABELED, victim="none", answers=""),
+                student(86.0, thief=LABELED, victim="unprotected"), student(84.0, thief=LABELED)]
+    for control, efficiency in ((83.0, 0.5), (86.5, None), (85.9, None)):
+        found = verdict_on(*students, student(control, thief=LABELED, victim="control"))
+        assert (found.headroom, found.efficiency) == (4.0, efficiency)
+
+
 def test_differences_within_the_margin_are_no_theft():
     seeds = [student([80.0, 84.0]), hard([80.0, 81.0])]
     assert verdict_on(*seeds).sentence.startswith("no attack tried beats hard labels")
