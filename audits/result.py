@@ -184,8 +184,8 @@ def _efficiency(unprotected: Verdict[str], control: MeanStd | None, verdict: Ver
                 test_images: int) -> float | None:
     """Fraction of the headroom that protection takes; None if the strongest attack on the unprotected model exceeds its
     floor or its control by no more than the margin: then there is no theft to prevent."""
-    gains = [unprotected.headroom or 0.0, *([mean(unprotected.student) - control.mean] if control else [])]
-    if min(gains) <= margin(unprotected, test_images):
+    beyond_control = mean(unprotected.student) - control.mean if control else math.inf
+    if min(unprotected.headroom or 0.0, beyond_control) <= margin(unprotected, test_images):
         return None
     return verdicts.efficiency(unprotected, verdict)
 

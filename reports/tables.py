@@ -42,8 +42,8 @@ def _tables(collection: Collection) -> list[Table]:
     made = []
     networks = normal + [cell for cell in teachers if cell.experiment not in data_free_sources - sources]
     if with_data or (networks and not without):
-        table = Table(f"students {collection.name}", f"Students with data, {collection.title}")
-        fill(table, with_data, networks, PUBLISHED["students"].get(collection.dataset, {}))
+        table = fill(Table(f"students {collection.name}", f"Students with data, {collection.title}"), with_data,
+                     networks, PUBLISHED["students"].get(collection.dataset, {}))
         shown = {cell.experiment for each in of_attacks for cell in each.cells.values()}
         repeated = all(cell.kind == "normal" and cell.experiment in shown for cell in networks)
         if with_data or table.published or not repeated:  # otherwise the tables of attacks show all of it
